@@ -1,0 +1,98 @@
+# clonecluster: N machines, one IP address, one MAC address, no load balancer.
+# `make demo` and `make test` do all their own set-up.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+GO       ?= go
+BOARD    ?= qemu-x86_64
+NODES    ?= 3
+ARGS     ?=
+OUT      := build
+CLONECTL := $(OUT)/bin/clonectl
+# Pinned (release 2026.2.2): a linter that changes by itself breaks builds by itself.
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# Nothing that runs on a node, and nothing here, uses cgo (but the race detector does).
+export CGO_ENABLED := 0
+
+DEPS_BUILD := gcc libc6-dev make patch flex bison bc libelf-dev zstd xz-utils linux-source-6.12 qemu-system-x86 ca-certificates
+DEPS_TEST  := iproute2 tshark curl iputils-ping iputils-arping ethtool ndisc6 procps
+
+##@ Use
+
+help: ## show this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '\nVariables: BOARD=%s NODES=%s ARGS="--once --pcap demo.pcapng"\n' '$(BOARD)' '$(NODES)'
+
+demo: deps image ## build everything, boot a cluster in QEMU, watch it answer on http://127.0.0.1:8080/
+	@$(CLONECTL) qemu up --nodes $(NODES) --image $(OUT)/$(BOARD) $(ARGS)
+
+image: $(CLONECTL) kernel ## kernel + initramfs + manifest in build/BOARD
+	@$(CLONECTL) image --board $(BOARD) --out $(OUT)/$(BOARD)
+
+kernel: $(CLONECTL) ## only the patched kernel (cached; the first build takes minutes)
+	@$(CLONECTL) kernel --board $(BOARD) --out $(OUT)/$(BOARD)
+
+sizes: image ## table of sizes, boot times and memory, against the budgets
+	@$(CLONECTL) sizes --image $(OUT)/$(BOARD) --boot $(ARGS)
+
+##@ Work on it
+
+test: deps-test image ## all tests; those that need root, namespaces or QEMU say so when they skip
+	@mkdir -p $(OUT)
+	CLONECLUSTER_TEST_KERNEL=$(CURDIR)/$(OUT)/$(BOARD)/bzImage $(GO) test -count=1 -p 1 -timeout 40m ./...
+	CGO_ENABLED=1 $(GO) test -count=1 -p 1 -race -short -timeout 20m $(RACE)
+
+# The packages with goroutines that run without a kernel of their own.
+RACE := ./config/... ./netcore/filter/... ./netcore/presence/... ./qemu/vswitch/... ./uinit/...
+
+lint: ## gofmt, go vet, staticcheck
+	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "gofmt would change: $$out" >&2; exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+
+bench: deps-test ## benchmarks of the datapath
+	$(GO) test -run '^$$' -bench . -benchmem ./netcore/...
+
+fuzz: ## every fuzz target for FUZZTIME (10s)
+	@for p in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
+	  for f in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' $$p/*_test.go | cut -c6-); do \
+	    echo "== $$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $${FUZZTIME:-10s} $$p; done; done
+
+clean: ## remove build/ (the cache of kernels outside the checkout stays)
+	rm -rf $(OUT)
+
+##@ Set-up
+
+deps: ## install what building and the demo need, or print the one command that does
+	@$(call install,$(DEPS_BUILD))
+
+deps-test: ## the same for the tests
+	@$(call install,$(DEPS_BUILD) $(DEPS_TEST))
+
+$(CLONECTL): FORCE
+	@mkdir -p $(@D)
+	@$(GO) build -trimpath -buildvcs=false -o $@ ./cmd/clonectl
+
+# Only what is missing is installed. Without root or password-free sudo the command is printed.
+define install
+missing=""; \
+command -v $(GO) >/dev/null || { echo "Go 1.26 or newer is needed: https://go.dev/dl/" >&2; exit 1; }; \
+if command -v dpkg-query >/dev/null; then \
+  for p in $(1); do dpkg-query -W -f '$${db:Status-Abbrev}' $$p 2>/dev/null | grep -q '^ii' || missing="$$missing $$p"; done; \
+fi; \
+if [ -n "$$missing" ]; then \
+  cmd="apt-get install -y --no-install-recommends$$missing"; \
+  if [ "$$(id -u)" = 0 ]; then sudo=""; \
+  elif sudo -n true 2>/dev/null; then sudo="sudo"; \
+  else printf 'These Debian packages are missing. Install them, then try again:\n\n  sudo apt-get update && sudo %s\n\n' "$$cmd" >&2; exit 1; fi; \
+  echo "installing:$$missing"; \
+  $$sudo apt-get update -qq; \
+  $$sudo env DEBIAN_FRONTEND=noninteractive $$cmd -qq >/dev/null; \
+fi
+endef
+
+FORCE:
+.PHONY: help demo image kernel sizes test lint bench fuzz clean deps deps-test FORCE
