@@ -1,10 +1,77 @@
-// Package filter decides what one node does with one frame.
+// Package filter decides what one node of a cluster does with one frame, so
+// that of all the nodes that hear a flooded frame exactly the right ones take
+// it. It is the reference to which the BPF datapath is compared bit by bit:
+// hence bounded loops, fixed layouts, numbers that never change, and no clock,
+// socket or goroutine inside.
+//
+// # The table
+//
+// Every flow falls into one of 1024 buckets, and the node is in one State
+// towards each. New flows also need a lease; flows that exist do not.
+//
+//	state     TCP SYN        TCP other       UDP, ICMP echo  ICMP error
+//	Foreign   drop-foreign   drop-foreign    drop-foreign    drop-foreign
+//	Settled   accept-new     accept-flow     accept-new      accept-error
+//	Shared    accept-new     by the socket   accept-new      by the socket
+//	Draining  drop-draining  by the socket   drop-draining   by the socket
+//
+// A SYN has neither ACK, RST nor FIN. UDP and echo have no flow to be part of,
+// so each of their packets counts as new. "By the socket" asks Sockets: a
+// socket of that tuple takes the segment; a listener alone takes one with ACK,
+// which may end a SYN-cookie handshake; otherwise it is dropped. Without
+// Sockets all are let through: the kernel knows no socket, and Egress swallows
+// its RST, so that costs time and breaks nothing.
+//
+// # What has no ports
+//
+// Echo requests, ARP requests and neighbour solicitations fall into the
+// bucket of the client's address: one node answers all of a client's pings,
+// whatever identifier they carry, so a ping shows neither loss nor DUP when
+// traffic is healthy. ICMP errors fall into the bucket of the packet they
+// quote, which the VIP sent, so source and destination swap; the router that
+// sent the error does not matter. Fragments after the first have no ports and
+// are accepted by every node; the first one goes where its ports say, so only
+// that node can put the packet together. What the others keep until it times
+// out is bounded by the kernel (ipfrag_high_thresh, ip6frag_high_thresh).
+//
+// # Flows that nodes open from the VIP
+//
+// Their answers come to a bucket whose owner knows nothing of them, and whose
+// kernel would reset them. So what comes to a local port (LocalPorts, and no
+// Rule) is taken by the nodes that hold the bucket, and by no owner: a TCP
+// segment that is no SYN, and an echo reply; a datagram is taken by both. A
+// bucket is held from the packet that opened a flow (SendOpen) until HoldTCP
+// after the last segment, or HoldDatagram after the last datagram. On other ports, a held foreign
+// bucket is Draining. A service should therefore have a Rule if it listens
+// within LocalPorts.
+//
+// # Speaking for the VIP
+//
+// A request for the VIP is answered by the owner of the asker's bucket
+// (AnswerNeighbor) and never reaches the kernel; nor does anything that says
+// "I have the VIP", whether a node of the cluster says it or a stranger (I8).
+// Duplicate-address probes are answered, which defends the address. What other
+// hosts say of their own addresses goes to every node's kernel. Router
+// advertisements and redirects never do: the VIP's routes are configured, and
+// one forged redirect would poison every node at once. Listener queries do, so
+// that a snooping switch keeps sending solicited-node multicast; IPv4
+// multicast and broadcast do not, the VIP being in no group.
+//
+// Frames with a VLAN identifier are not ours, but Linux takes the outer tag
+// off before a packet socket sees the frame. A caller must test for it there.
 package filter
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
+	"sync"
 	"sync/atomic"
+	"time"
 )
+
+// Buckets is the number of equal slices of the flow space.
+const Buckets = 1024
 
 // State is what a node is to one bucket. The zero value is Foreign, so that a
 // table nobody has filled in accepts nothing.
@@ -16,10 +83,19 @@ const (
 	Settled               // mine, nobody else holds flows
 	Shared                // mine, but a live former owner still holds flows
 	Draining              // no longer mine, but I hold flows
+	states   = iota
 )
 
-// Buckets is the number of equal slices of the flow space.
-const Buckets = 1024
+// String gives the name of the state, "settled".
+func (s State) String() string {
+	if s >= states {
+		return "invalid"
+	}
+	return [states]string{"foreign", "settled", "shared", "draining"}[s]
+}
+
+// Owned reports whether new flows of the bucket belong to this node.
+func (s State) Owned() bool { return s == Settled || s == Shared }
 
 // Table is a node's state in every bucket.
 type Table [Buckets]State
@@ -27,20 +103,14 @@ type Table [Buckets]State
 // Affinity says which fields of a flow choose its bucket.
 type Affinity uint8
 
-// The affinities.
+// The affinities. The zero value is the default.
 const (
 	AffinityNone    Affinity = iota // addresses and ports
 	AffinityClient                  // the client's address
 	AffinityNetwork                 // the client's /24 or /64
 	AffinitySingle                  // a constant: one node takes all
+	affinities      = iota
 )
-
-// Rule gives the ports PortLo to PortHi of one protocol an affinity.
-type Rule struct {
-	Proto          uint8 // ProtoTCP or ProtoUDP
-	PortLo, PortHi uint16
-	Affinity       Affinity
-}
 
 // The IP protocol numbers of Rule.Proto and Tuple.Proto.
 const (
@@ -48,20 +118,43 @@ const (
 	ProtoUDP = 17
 )
 
+// Times, in nanoseconds of CLOCK_MONOTONIC.
+const (
+	// Quarantine is the life of a half-open connection (tcp_synack_retries 5:
+	// 1+2+4+8+16+32 s). So long after a live hand-over no pure RST leaves.
+	Quarantine = int64(63 * time.Second)
+	// HoldTCP is how long a bucket stays held after a segment of a flow the
+	// node opened: what RFC 5382 demands of a NAT for established connections.
+	HoldTCP = int64(2*time.Hour + 4*time.Minute)
+	// HoldDatagram is the same for UDP (RFC 4787) and echo requests.
+	HoldDatagram = int64(2 * time.Minute)
+
+	// holdSlack keeps a busy flow from writing its deadline at every segment.
+	holdSlack = int64(time.Second)
+)
+
+// Rule gives the ports PortLo to PortHi of one protocol an affinity.
+type Rule struct {
+	Proto          uint8  // ProtoTCP or ProtoUDP
+	PortLo, PortHi uint16 // 1 to 65535, both included
+	Affinity       Affinity
+}
+
 // Config is what a Filter is built from; it is the same on every node.
 type Config struct {
-	CloneMAC   [6]byte
+	CloneMAC   [6]byte    // unicast
 	VIP4, VIP6 netip.Addr // at least one is valid
-	HashKey    [16]byte
-	Rules      []Rule
-	// LocalPorts is the kernel's ip_local_port_range: ports without a rule
-	// from which nodes open flows of their own. Zero: 32768 to 60999.
+	HashKey    [16]byte   // secret: nobody can craft flows that fall on one node
+	Rules      []Rule     // must not overlap; ports without one have AffinityNone
+	// LocalPorts is the kernel's ip_local_port_range: where the flows that
+	// nodes open from the VIP have their port. Zero: 32768 to 60999.
 	LocalPorts [2]uint16
-	// MaxFrame is the longest frame, Ethernet header included. Zero: 65550.
+	// MaxFrame is the longest frame in bytes, Ethernet header included; with
+	// segmentation offload frames are longer than any MTU. Zero: 65550.
 	MaxFrame int
 }
 
-// Tuple names one TCP flow as the kernel of this node knows it.
+// Tuple names one flow as the kernel of this node knows it.
 type Tuple struct {
 	Proto  uint8
 	VIP    netip.AddrPort // the local end
@@ -73,40 +166,205 @@ type SocketState uint8
 
 // The socket states.
 const (
-	SocketNone        SocketState = iota // nothing
-	SocketListener                       // a listener alone
-	SocketEstablished                    // a socket of that very tuple, in any TCP state
+	SocketNone SocketState = iota // nothing
+	// SocketListener is a listener alone. Where SYN cookies can be checked, it
+	// means a valid cookie, and SocketNone an invalid one.
+	SocketListener
+	// SocketEstablished is a socket of that very tuple, in any TCP state, from
+	// the half-open request to TIME-WAIT.
+	SocketEstablished
 )
 
-// Sockets looks a flow up in the kernel's socket table. It is asked only in
-// buckets that change hands.
+// Sockets looks a TCP flow up in the kernel's socket table. It is asked only
+// in buckets that change hands.
 type Sockets interface {
 	Lookup(Tuple) SocketState
 }
 
-// Filter holds the table and gives the verdicts.
+// What portTable knows of a port.
+const (
+	portAffinity = 0x03
+	portLocal    = 0x80 // nodes open flows from it
+)
+
+type portTable [65536]uint8
+
+// Filter holds a node's table and gives the verdicts. All methods may be
+// called at any time from any goroutine.
 type Filter struct {
-	table atomic.Pointer[Table]
-	lease atomic.Int64
+	clone      uint64 // as mac gives it
+	vip4, vip6 addr   // unspecified if there is none, which no packet is sent to
+	maxFrame   int
+	hash       hasher
+	tcp, udp   *portTable
+
+	change sync.Mutex // of table and quarantine together
+	table  atomic.Pointer[Table]
+	lease  atomic.Int64
+	// Deadlines by bucket.
+	quarantine, held [Buckets]atomic.Int64
+
+	ingress, egress counters
 }
 
-// New checks the configuration and gives a Filter whose buckets are all Foreign.
-func New(Config) (*Filter, error) { return &Filter{}, nil }
+// New checks the configuration and gives a Filter whose buckets are all
+// Foreign and whose lease has run out.
+func New(cfg Config) (*Filter, error) {
+	f := &Filter{
+		clone:    mac(cfg.CloneMAC[:]),
+		maxFrame: cfg.MaxFrame,
+		hash:     newHasher(cfg.HashKey),
+		tcp:      new(portTable),
+		udp:      new(portTable),
+	}
+	if f.clone == 0 || isGroup(f.clone) {
+		return nil, fmt.Errorf("clone MAC %x is not a unicast address", cfg.CloneMAC)
+	}
+	if !cfg.VIP4.IsValid() && !cfg.VIP6.IsValid() {
+		return nil, errors.New("there is no VIP")
+	}
+	if cfg.VIP4.IsValid() {
+		f.vip4 = cfg.VIP4.As16()
+		if !cfg.VIP4.Is4() || !isUnicast(&f.vip4) {
+			return nil, fmt.Errorf("VIP %v is not an IPv4 unicast address", cfg.VIP4)
+		}
+	}
+	if cfg.VIP6.IsValid() {
+		f.vip6 = cfg.VIP6.As16()
+		if !cfg.VIP6.Is6() || cfg.VIP6.Is4In6() || cfg.VIP6.Zone() != "" || !isUnicast(&f.vip6) {
+			return nil, fmt.Errorf("VIP %v is not an IPv6 unicast address", cfg.VIP6)
+		}
+	}
+	switch {
+	case f.maxFrame == 0:
+		f.maxFrame = 65550
+	case f.maxFrame < etherHeader:
+		return nil, fmt.Errorf("longest frame of %d bytes is less than an Ethernet header", f.maxFrame)
+	}
+	if err := f.setPorts(cfg.Rules, cfg.LocalPorts); err != nil {
+		return nil, err
+	}
+	f.table.Store(new(Table))
+	return f, nil
+}
 
-// SetTable installs a table; nowMono is CLOCK_MONOTONIC in nanoseconds.
-func (f *Filter) SetTable(t *Table, nowMono int64) { f.table.Store(t) }
+func (f *Filter) setPorts(rules []Rule, local [2]uint16) error {
+	if local == [2]uint16{} {
+		local = [2]uint16{32768, 60999}
+	}
+	if local[0] > local[1] {
+		return fmt.Errorf("local ports %d to %d: first is above last", local[0], local[1])
+	}
+	for p := int(local[0]); p <= int(local[1]); p++ {
+		f.tcp[p], f.udp[p] = portLocal, portLocal
+	}
+	const covered = 0x40
+	for _, r := range rules {
+		if r.Proto != ProtoTCP && r.Proto != ProtoUDP || r.PortLo == 0 || r.PortLo > r.PortHi || r.Affinity >= affinities {
+			return fmt.Errorf("rule %+v is not valid", r)
+		}
+		for p := int(r.PortLo); p <= int(r.PortHi); p++ {
+			t := f.ports(r.Proto)
+			if t[p]&covered != 0 {
+				return fmt.Errorf("rule %+v: port %d has a rule already", r, p)
+			}
+			t[p] = covered | uint8(r.Affinity)
+		}
+	}
+	return nil
+}
 
-// SetLease lets new flows in before monoNs (CLOCK_MONOTONIC, nanoseconds).
-func (f *Filter) SetLease(monoNs int64) { f.lease.Store(monoNs) }
+func (f *Filter) ports(proto uint8) *portTable {
+	if proto == ProtoTCP {
+		return f.tcp
+	}
+	return f.udp
+}
 
-// Ingress gives the verdict on a frame from the wire (no virtio header).
-func (f *Filter) Ingress(frame []byte, nowMono int64, s Sockets) Verdict { return DropNotOurs }
+func (f *Filter) port(proto uint8, port uint16) uint8 { return f.ports(proto)[port] }
 
-// Egress gives the verdict on a frame from clone0 (no virtio header).
-func (f *Filter) Egress(frame []byte, nowMono int64) Verdict { return Send }
+// SetTable installs a copy of t at nowMono (CLOCK_MONOTONIC, nanoseconds). A
+// value that is no State becomes Foreign. A bucket that changes hands between
+// live nodes is quarantined: one that becomes Shared or Draining, or Foreign
+// straight from an owned state. One that goes from Foreign to Settled is not:
+// its former owner is dead, and the orphans shall have their RST (I6).
+func (f *Filter) SetTable(t *Table, nowMono int64) {
+	f.change.Lock()
+	defer f.change.Unlock()
+	next, last := *t, f.table.Load()
+	for b := range next {
+		if next[b] >= states {
+			next[b] = Foreign
+		}
+		is, was := next[b], last[b]
+		if is == was {
+			continue
+		}
+		if is == Shared || is == Draining || is == Foreign && was.Owned() {
+			f.quarantine[b].Store(nowMono + Quarantine)
+		}
+	}
+	f.table.Store(&next)
+}
+
+// EndQuarantine says that the former owner of a bucket has died within
+// Quarantine of handing it over, so that its orphans get their RST now.
+func (f *Filter) EndQuarantine(bucket int) {
+	f.change.Lock()
+	defer f.change.Unlock()
+	f.quarantine[bucket].Store(0)
+}
+
+// Table gives a copy of the table in force.
+func (f *Filter) Table() Table { return *f.table.Load() }
+
+// SetLease lets new flows in before untilMono (CLOCK_MONOTONIC, nanoseconds).
+func (f *Filter) SetLease(untilMono int64) { f.lease.Store(untilMono) }
+
+// Held gives the buckets in which this node has opened flows from the VIP, one
+// bit each (bucket b is bit b%8 of byte b/8), for its peers to know.
+func (f *Filter) Held(nowMono int64) (bits [Buckets / 8]byte) {
+	for b := range f.held {
+		if nowMono < f.held[b].Load() {
+			bits[b/8] |= 1 << (b % 8)
+		}
+	}
+	return bits
+}
+
+func (f *Filter) isHeld(bucket int, nowMono int64) bool { return nowMono < f.held[bucket].Load() }
+
+// hold holds a bucket, for longer if it is held already, and tells whether it
+// was free until now.
+func (f *Filter) hold(bucket int, nowMono, hold int64) bool {
+	d := &f.held[bucket]
+	until := d.Load()
+	if until < nowMono+hold-holdSlack {
+		d.Store(nowMono + hold)
+	}
+	return until <= nowMono
+}
 
 // Counters counts frames by verdict.
 type Counters [Verdicts]uint64
 
-// Counters gives a snapshot.
-func (f *Filter) Counters() Counters { return Counters{} }
+// Counters gives a snapshot. Verdicts on frames in flight may be missing.
+func (f *Filter) Counters() (c Counters) {
+	for v := range c {
+		c[v] = f.ingress.n[v].Load() + f.egress.n[v].Load()
+	}
+	return c
+}
+
+// counters has cache lines of its own: one goroutine receives while another
+// sends.
+type counters struct {
+	_ [64]byte
+	n [Verdicts]atomic.Uint64
+	_ [64]byte
+}
+
+func (c *counters) count(v Verdict) Verdict {
+	c.n[v].Add(1)
+	return v
+}

@@ -65,7 +65,7 @@ const (
 
 	// Send: a frame from clone0 that may leave.
 	Send
-	// SendOpen: an outgoing packet that opens a flow; its bucket is now held.
+	// SendOpen: the same, and it opens a flow in a bucket not held until now.
 	SendOpen
 	// DropRST: a pure RST in a bucket where a live peer may hold the flow.
 	DropRST

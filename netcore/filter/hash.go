@@ -1,0 +1,130 @@
+package filter
+
+import (
+	"encoding/binary"
+	"math/bits"
+	"net/netip"
+)
+
+// flowKey is what the bucket hash reads, the same 40 bytes on every datapath:
+//
+//	 0  16  client address; IPv4 as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2)
+//	16  16  VIP, in the same form
+//	32   2  client port, big endian
+//	34   2  VIP port, big endian
+//	36   1  IP protocol: 6 or 17
+//	37   1  affinity
+//	38   2  zero
+//
+// What an affinity leaves out is zero. AffinityNone has every field.
+// AffinityClient has neither ports nor protocol, so that a client finds all
+// ports with that affinity, its pings and its neighbour requests at one node.
+// AffinityNetwork also clears the last byte of an IPv4 client and the last
+// eight of an IPv6 one. AffinitySingle has only the affinity byte: one node
+// for both IP versions.
+//
+// The key is not symmetric: it is written as a frame from the client shows it,
+// and egress swaps source and destination.
+type flowKey [40]byte
+
+func makeFlowKey(a Affinity, client, vip *[16]byte, clientPort, vipPort uint16, proto uint8) flowKey {
+	var k flowKey
+	k[37] = uint8(a)
+	if a == AffinitySingle {
+		return k
+	}
+	*(*[16]byte)(k[0:16]) = *client
+	*(*[16]byte)(k[16:32]) = *vip
+	switch a {
+	case AffinityNone:
+		binary.BigEndian.PutUint16(k[32:], clientPort)
+		binary.BigEndian.PutUint16(k[34:], vipPort)
+		k[36] = proto
+	case AffinityNetwork:
+		if isMapped(client) {
+			k[15] = 0
+		} else {
+			clear(k[8:16])
+		}
+	}
+	return k
+}
+
+// hasher is SipHash-1-3 (Aumasson, Bernstein: "SipHash: a fast short-input
+// PRF", 2012) over a flowKey. One compression and three finalisation rounds
+// are what hash tables open to the network use (Rust, CPython): nobody sees
+// more of the output than which node answered, and SipHash-2-4 costs nearly
+// twice the rounds for a margin that only a MAC needs.
+type hasher struct{ k0, k1 uint64 }
+
+func newHasher(key [16]byte) hasher {
+	return hasher{binary.LittleEndian.Uint64(key[0:]), binary.LittleEndian.Uint64(key[8:])}
+}
+
+func (h hasher) bucket(k *flowKey) int { return int(h.sum(k) % Buckets) }
+
+func (h hasher) sum(k *flowKey) uint64 {
+	v0, v1, v2, v3 := h.k0^0x736f6d6570736575, h.k1^0x646f72616e646f6d, h.k0^0x6c7967656e657261, h.k1^0x7465646279746573
+	for i := 0; i < len(k); i += 8 {
+		m := binary.LittleEndian.Uint64(k[i:])
+		v3 ^= m
+		v0, v1, v2, v3 = sipRound(v0, v1, v2, v3)
+		v0 ^= m
+	}
+	const tail = uint64(len(flowKey{})) << 56
+	v3 ^= tail
+	v0, v1, v2, v3 = sipRound(v0, v1, v2, v3)
+	v0 ^= tail
+	v2 ^= 0xff
+	v0, v1, v2, v3 = sipRound(v0, v1, v2, v3)
+	v0, v1, v2, v3 = sipRound(v0, v1, v2, v3)
+	v0, v1, v2, v3 = sipRound(v0, v1, v2, v3)
+	return v0 ^ v1 ^ v2 ^ v3
+}
+
+func sipRound(v0, v1, v2, v3 uint64) (uint64, uint64, uint64, uint64) {
+	v0 += v1
+	v1 = bits.RotateLeft64(v1, 13) ^ v0
+	v0 = bits.RotateLeft64(v0, 32)
+	v2 += v3
+	v3 = bits.RotateLeft64(v3, 16) ^ v2
+	v0 += v3
+	v3 = bits.RotateLeft64(v3, 21) ^ v0
+	v2 += v1
+	v1 = bits.RotateLeft64(v1, 17) ^ v2
+	v2 = bits.RotateLeft64(v2, 32)
+	return v0, v1, v2, v3
+}
+
+// Bucket gives the bucket of a flow, 0 to Buckets-1, under the rules of the
+// configuration.
+func (f *Filter) Bucket(t Tuple) int {
+	client, vip := t.Client.Addr().As16(), t.VIP.Addr().As16()
+	return f.flowBucket(&client, &vip, t.Client.Port(), t.VIP.Port(), t.Proto)
+}
+
+// ClientBucket gives the bucket of all that has no port: a client's pings and
+// its ARP requests or neighbour solicitations. An unspecified address is that
+// of every duplicate-address probe.
+func (f *Filter) ClientBucket(client netip.Addr) int {
+	a := client.As16()
+	if client.Is4() || client.Is4In6() {
+		return f.clientBucket(&a, &f.vip4)
+	}
+	return f.clientBucket(&a, &f.vip6)
+}
+
+func (f *Filter) flowBucket(client, vip *[16]byte, clientPort, vipPort uint16, proto uint8) int {
+	a := Affinity(f.port(proto, vipPort) & portAffinity)
+	k := makeFlowKey(a, client, vip, clientPort, vipPort, proto)
+	return f.hash.bucket(&k)
+}
+
+func (f *Filter) clientBucket(client, vip *[16]byte) int {
+	k := makeFlowKey(AffinityClient, client, vip, 0, 0, 0)
+	return f.hash.bucket(&k)
+}
+
+func isMapped(a *[16]byte) bool {
+	return [12]byte(a[:12]) == [12]byte{10: 0xff, 11: 0xff}
+}
