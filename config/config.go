@@ -1,59 +1,99 @@
 // Package config gives the cluster's one configuration file, cluster.yaml, as
 // Go values. The same file, bit for bit, goes to every node: nothing in it may
 // name a single node.
+//
+// The file is read strictly, because a typing error in it would otherwise show
+// as an outage: an unknown key, a value of the wrong kind or out of range, and
+// values that contradict each other are all errors, and each names its line,
+// its column and what would have been right. The types below are the only
+// description of the file; the decoder, the JSON schema and the reference page
+// all read their struct tags:
+//
+//	yaml      the key
+//	default   the value when the key is left out, as it would be written
+//	enum      the allowed values, separated by commas
+//	format    the name of a text format (see formats)
+//	min, max  the range of a duration, or the number of items of a list or map
+//	zero      "off": the duration 0 is allowed although it is below min
+//	required  "true": the key must be there
 package config
 
 import (
+	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
+	"strconv"
 	"time"
 )
 
-// Config is the whole of cluster.yaml with every default filled in.
+//go:generate go run ./schema/generate
+
+// Config is the whole of cluster.yaml with every default filled in. Values come
+// from Load and its relatives; a Config is not changed after that.
 type Config struct {
-	Cluster    Cluster    `yaml:"cluster"`
-	VIP        VIP        `yaml:"vip"`
+	Cluster    Cluster    `yaml:"cluster" required:"true"`
+	VIP        VIP        `yaml:"vip" required:"true"`
 	Interface  Interface  `yaml:"interface"`
 	Management Management `yaml:"management"`
-	Services   []Service  `yaml:"services"`
-	System     System     `yaml:"system"`
+	// Services are the programs that every node runs.
+	Services []Service `yaml:"services" max:"32"`
+	System   System    `yaml:"system"`
+
+	origins origins // where each value came from, by path
 }
 
 // Cluster names the cluster and holds its secret.
 type Cluster struct {
-	// Name tells clusters on one segment apart in logs and metrics: 1 to 63
-	// letters, digits and hyphens (a DNS label, RFC 1035).
-	Name string `yaml:"name"`
-	// Key is the cluster's shared secret, 32 bytes, base64 in the file. The
-	// keys of the flow hash and of the presence frames are derived from it.
-	Key Key `yaml:"key"`
+	// Name tells clusters on one segment apart in logs, metrics and host
+	// names: 1 to 63 lower-case letters, digits and inner hyphens (a DNS
+	// label, RFC 1035).
+	Name string `yaml:"name" required:"true" format:"dns-label"`
+	// Key is the cluster's shared secret: 32 random bytes, base64. The keys of
+	// the flow hash and of the frames between nodes are derived from it. Make
+	// one with: head -c 32 /dev/urandom | base64
+	Key Key `yaml:"key" required:"true"`
 }
 
-// Key is the cluster's shared secret. It prints as "(secret)".
-type Key [32]byte
-
-// VIP is the shared address of the cluster. At least one of IPv4, IPv6 is set.
+// VIP is the shared address of the cluster. At least one of ipv4 and ipv6 is
+// needed.
 type VIP struct {
-	IPv4        netip.Prefix `yaml:"ipv4"` // address with its subnet, 10.77.0.10/24
-	IPv4Gateway netip.Addr   `yaml:"ipv4-gateway"`
-	IPv6        netip.Prefix `yaml:"ipv6"`
-	IPv6Gateway netip.Addr   `yaml:"ipv6-gateway"`
-	// CloneMAC is what clients' ARP and NDP caches hold for the VIP. Default:
-	// DefaultCloneMAC of the VIP.
+	// IPv4 is the shared IPv4 address with the length of its subnet's prefix,
+	// such as 10.77.0.10/24.
+	IPv4 netip.Prefix `yaml:"ipv4"`
+	// IPv4Gateway is the router of that subnet. Left out, only clients on the
+	// subnet itself are answered.
+	IPv4Gateway netip.Addr `yaml:"ipv4-gateway"`
+	// IPv6 is the shared IPv6 address with the length of its subnet's prefix,
+	// such as fd77::10/64.
+	IPv6 netip.Prefix `yaml:"ipv6"`
+	// IPv6Gateway is the IPv6 router: an address of that subnet, or a
+	// link-local one.
+	IPv6Gateway netip.Addr `yaml:"ipv6-gateway"`
+	// CloneMAC is what clients' ARP and NDP caches hold for the VIP: a locally
+	// administered unicast address that no device on the segment uses. Left
+	// out, it is derived from the VIP: 02:cc and the four bytes of the IPv4
+	// address, or the first four bytes of the SHA-256 of the IPv6 address.
 	CloneMAC net.HardwareAddr `yaml:"clone-mac"`
 }
 
 // Interface says which NIC of a machine carries the cluster. The criteria that
 // are set must all match; among several matches the first with carrier, then
 // the lowest PCI path, wins. None set: the first Ethernet NIC with carrier.
+// In the patterns * stands for any text and ? for one character.
 type Interface struct {
-	Name   string `yaml:"name"`   // glob on the kernel's name, "eth*"
-	Driver string `yaml:"driver"` // glob on the driver, "virtio_net"
-	PCI    string `yaml:"pci"`    // glob on the PCI address, "0000:03:00.*"
-	MAC    string `yaml:"mac"`    // glob on the permanent address, "52:54:00:*"
+	// Name is a pattern on the kernel's name, such as eth*.
+	Name string `yaml:"name" format:"glob"`
+	// Driver is a pattern on the driver's name, such as virtio_net.
+	Driver string `yaml:"driver" format:"glob"`
+	// PCI is a pattern on the PCI address, such as 0000:03:00.*.
+	PCI string `yaml:"pci" format:"glob"`
+	// MAC is a pattern on the permanent address, in lower case, such as
+	// 52:54:00:*.
+	MAC string `yaml:"mac" format:"glob"`
 	// WaitCarrier is how long a node waits for a carrier before it goes on
-	// with a NIC that has none. 0 to 5m, default 10s.
-	WaitCarrier time.Duration `yaml:"wait-carrier"`
+	// with a NIC that has none.
+	WaitCarrier time.Duration `yaml:"wait-carrier" default:"10s" min:"0s" max:"5m"`
 }
 
 // ManagementMode says how the NIC itself gets an address.
@@ -67,12 +107,17 @@ const (
 	ManagementLinkLocal ManagementMode = "link-local"
 )
 
-// Management is the address by which one node is reached.
+// Management is the address by which one node is reached, and from which it
+// opens connections of its own.
 type Management struct {
-	Mode ManagementMode `yaml:"mode"`
-	// Pattern is, for ManagementStatic, a prefix whose host part is filled from
-	// the NIC's permanent MAC (so that one file serves every node): the low
-	// bits of the MAC replace the host bits. 10.78.0.0/16.
+	// Mode is how a node gets its own address: dhcp asks for one (and uses an
+	// IPv4 link-local one until it has one), static computes one from the
+	// pattern, link-local takes none but the link-local ones.
+	Mode ManagementMode `yaml:"mode" default:"dhcp" enum:"dhcp,static,link-local"`
+	// Pattern is the prefix whose host part static fills from the NIC's
+	// permanent MAC, so that one file serves every node: the low bits of the
+	// MAC become the host bits. IPv4 with /8 to /24 or IPv6 with /16 to /80,
+	// such as 10.78.0.0/16.
 	Pattern netip.Prefix `yaml:"pattern"`
 }
 
@@ -89,12 +134,23 @@ const (
 
 // Service is a program that every node runs on the VIP.
 type Service struct {
-	Name     string            `yaml:"name"`     // a DNS label, unique
-	Run      []string          `yaml:"run"`      // program and arguments, no shell
-	Env      map[string]string `yaml:"env"`      // added to a minimal environment
-	Ports    []Port            `yaml:"ports"`    // what the service listens on, "80/tcp"
-	Affinity Affinity          `yaml:"affinity"` // of these ports
-	Health   Health            `yaml:"health"`
+	// Name tells services apart in logs and metrics: a DNS label, unique.
+	Name string `yaml:"name" required:"true" format:"dns-label"`
+	// Run is the program, with its full path in the image, and its arguments.
+	// No shell reads it.
+	Run []string `yaml:"run" required:"true" format:"text" min:"1" max:"64"`
+	// Env is added to a minimal environment (PATH, NOTIFY_SOCKET and
+	// CLONECLUSTER_NODE, the node's wire MAC).
+	Env map[string]string `yaml:"env" format:"text" max:"64"`
+	// Ports are what the service listens on, such as 80/tcp or 53/udp. No two
+	// services share one.
+	Ports []Port `yaml:"ports" max:"64"`
+	// Affinity is what keeps a client on one node: none spreads every
+	// connection by itself, client keeps the connections of one client
+	// address together, network those of one /24 (IPv6 /64), and single gives
+	// all of them to one node.
+	Affinity Affinity `yaml:"affinity" default:"none" enum:"none,client,network,single"`
+	Health   Health   `yaml:"health"`
 }
 
 // Port is a transport port, written "80/tcp" or "53/udp".
@@ -103,23 +159,71 @@ type Port struct {
 	Protocol string // "tcp" or "udp"
 }
 
-// Health is how a node finds out that its service works. At most one of HTTP
-// and TCP is set; neither means the process being alive is enough.
+// Health is how a node finds out that its service works. At most one of http
+// and tcp is set; with neither, a living process is healthy.
 type Health struct {
-	HTTP     string        `yaml:"http"`     // URL; 2xx is healthy
-	TCP      string        `yaml:"tcp"`      // host:port; a connection is healthy
-	Interval time.Duration `yaml:"interval"` // 100ms to 1h, default 1s
-	Timeout  time.Duration `yaml:"timeout"`  // 10ms to Interval, default 500ms
+	// HTTP is a URL that answers 2xx when the service is healthy, such as
+	// http://127.0.0.1/healthz.
+	HTTP string `yaml:"http" format:"http-url"`
+	// TCP is an address and port that accepts a connection when the service is
+	// healthy, such as 127.0.0.1:25.
+	TCP string `yaml:"tcp" format:"host-port"`
+	// Interval is the time between two checks.
+	Interval time.Duration `yaml:"interval" default:"1s" min:"100ms" max:"1h"`
+	// Timeout is how long an answer may take; at most the interval.
+	Timeout time.Duration `yaml:"timeout" default:"500ms" min:"10ms" max:"1h"`
 }
 
 // System is how the appliance itself behaves.
 type System struct {
-	// Console is the kernel console the init writes to, "ttyS0"; empty means
-	// the board's.
-	Console string `yaml:"console"`
-	// LogLevel is debug, info, warn or error; default info.
-	LogLevel string `yaml:"log-level"`
-	// Watchdog resets a machine whose data plane has stopped for this long.
-	// 0 turns it off; otherwise 5s to 5m; default 30s.
-	Watchdog time.Duration `yaml:"watchdog"`
+	// Console is the kernel console that init writes to, such as ttyS0. Left
+	// out, it is the one the kernel was started with.
+	Console string `yaml:"console" format:"tty"`
+	// LogLevel is the least severity that is logged.
+	LogLevel string `yaml:"log-level" default:"info" enum:"debug,info,warn,error"`
+	// Watchdog resets a machine whose data plane has stopped for this long;
+	// 0 turns it off.
+	Watchdog time.Duration `yaml:"watchdog" default:"30s" min:"5s" max:"5m" zero:"off"`
+}
+
+// Level is LogLevel for log/slog.
+func (s System) Level() slog.Level {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(s.LogLevel)); err != nil {
+		return slog.LevelInfo
+	}
+	return l
+}
+
+// String gives the port as it is written in the file.
+func (p Port) String() string { return strconv.Itoa(int(p.Number)) + "/" + p.Protocol }
+
+// MarshalText gives the port as it is written in the file.
+func (p Port) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// ManagementAddress is the address of the node whose NIC has this permanent
+// MAC, with the prefix length of its subnet, for ManagementStatic. It is an
+// error when the MAC's low bits happen to give an address of the VIP, of a
+// gateway, or the subnet's network or broadcast address.
+func (c *Config) ManagementAddress(mac net.HardwareAddr) (netip.Prefix, error) {
+	pattern := c.Management.Pattern
+	if !pattern.IsValid() || len(mac) != 6 {
+		return netip.Prefix{}, fmt.Errorf("computing the management address of %v: no pattern, or not an Ethernet address", mac)
+	}
+	b := pattern.Masked().Addr().AsSlice()
+	for i := range min(len(mac)*8, len(b)*8-pattern.Bits()) { // bit i, counted from the lowest
+		bit := mac[len(mac)-1-i/8] >> (i % 8) & 1
+		b[len(b)-1-i/8] |= bit << (i % 8)
+	}
+	addr, _ := netip.AddrFromSlice(b)
+	got := netip.PrefixFrom(addr, pattern.Bits())
+	if what := notAHost(got); what != "" {
+		return netip.Prefix{}, fmt.Errorf("the low bits of %v give %v, %s", mac, addr, what)
+	}
+	for _, taken := range []netip.Addr{c.VIP.IPv4.Addr(), c.VIP.IPv6.Addr(), c.VIP.IPv4Gateway, c.VIP.IPv6Gateway} {
+		if addr == taken {
+			return netip.Prefix{}, fmt.Errorf("the low bits of %v give %v, which is the address of the VIP or of a gateway", mac, addr)
+		}
+	}
+	return got, nil
 }
