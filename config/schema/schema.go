@@ -60,7 +60,7 @@ func reflectTypes(root string) (*jsonschema.Schema, error) {
 	comments := map[string]string{}
 	for k, v := range r.CommentMap {
 		if i := strings.LastIndex("/"+k, "/config."); i >= 0 {
-			comments["clonecluster"+("/"+k)[i:]] = strings.Join(strings.Fields(v), " ")
+			comments["clonecluster"+("/" + k)[i:]] = strings.Join(strings.Fields(v), " ")
 		}
 	}
 	r.CommentMap = comments
