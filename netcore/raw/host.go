@@ -1,0 +1,382 @@
+package raw
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"clonecluster/netcore/nic"
+)
+
+// Table is the routing table of what the VIP sends, and the preference of the
+// rules that lead to it. Protocol marks those rules and routes as ours.
+const (
+	Table    = 3264
+	Protocol = 0xcc
+)
+
+// host is everything the datapath sets on the machine outside its sockets. Each
+// step can be repeated, so that an engine that comes after a crash brings the
+// machine to the same state from wherever the other left it.
+type host struct {
+	device string // name of the TAP
+	cfg    Config
+	log    *slog.Logger
+}
+
+// hostNote is what clone0's alias says. It is kept with the device, so it lives
+// exactly as long as what it describes: the marks of a crashed engine can be
+// taken back by the next one, and another's TAP of the same name is not touched.
+const hostNote = "clonecluster"
+
+// nicSettings are what the NIC needs while the VIP is on another interface of
+// the machine: it must not answer ARP for the VIP, nor ask with it (ip-sysctl.rst).
+var nicSettings = []struct {
+	key  string
+	want string
+	keep []string // values that do as well
+}{
+	{"arp_ignore", "1", []string{"2", "8"}},
+	{"arp_announce", "2", nil},
+}
+
+// cloneSettings make clone0 silent: the engine answers for the VIP, and there
+// is nothing to detect, autoconfigure or announce.
+func cloneSettings(v6 bool) [][3]string {
+	s := [][3]string{
+		{"ipv4", "arp_ignore", "8"},
+		{"ipv4", "arp_announce", "2"},
+		{"ipv4", "arp_notify", "0"},
+		{"ipv4", "rp_filter", "2"},
+	}
+	if !v6 {
+		return append(s, [3]string{"ipv6", "disable_ipv6", "1"})
+	}
+	return append(s,
+		[3]string{"ipv6", "disable_ipv6", "0"},
+		// No link-local address: it would be the same on every node.
+		[3]string{"ipv6", "addr_gen_mode", "1"},
+		[3]string{"ipv6", "accept_dad", "0"},
+		[3]string{"ipv6", "dad_transmits", "0"},
+		[3]string{"ipv6", "accept_ra", "0"},
+		[3]string{"ipv6", "autoconf", "0"},
+		[3]string{"ipv6", "ndisc_notify", "0"},
+	)
+}
+
+// claim finds out whether clone0 may be ours. It removes one that a former
+// engine left with another configuration, and restores the NIC that one used.
+func (h *host) claim() error {
+	link, err := netlink.LinkByName(h.device)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("looking for %s: %w", h.device, err)
+	}
+	if !strings.HasPrefix(link.Attrs().Alias, hostNote) {
+		return fmt.Errorf("interface %s (%s) exists and was not made by clonecluster: remove it or give it another name", h.device, link.Type())
+	}
+	if note, _, _ := strings.Cut(link.Attrs().Alias, " was"); note == h.note() {
+		return nil
+	}
+	h.log.Info("replacing an interface left with another configuration", "interface", h.device, "left", link.Attrs().Alias)
+	if err := h.restoreNIC(link.Attrs().Alias); err != nil {
+		return err
+	}
+	if err := netlink.LinkDel(link); err != nil {
+		return fmt.Errorf("removing %s: %w", h.device, err)
+	}
+	return nil
+}
+
+// note names what clone0 is configured for.
+func (h *host) note() string {
+	c := h.cfg
+	return fmt.Sprintf("%s nic=%s mac=%v v4=%v,%v v6=%v,%v", hostNote, c.NIC.Name, net.HardwareAddr(c.CloneMAC[:]), c.VIP4, c.Gateway4, c.VIP6, c.Gateway6)
+}
+
+// guardNIC sets the NIC's ARP behaviour and writes the former values to
+// clone0's alias first.
+func (h *host) guardNIC(clone netlink.Link) error {
+	if clone.Attrs().Alias == "" {
+		alias := h.note() + " was"
+		for _, s := range nicSettings {
+			value, err := h.nicSysctl(h.cfg.NIC.Name, s.key).Get()
+			if err != nil {
+				return err
+			}
+			alias += " " + s.key + "=" + value
+		}
+		if err := netlink.LinkSetAlias(clone, alias); err != nil {
+			return fmt.Errorf("setting the alias of %s: %w", h.device, err)
+		}
+		clone.Attrs().Alias = alias
+	}
+next:
+	for _, s := range nicSettings {
+		ctl := h.nicSysctl(h.cfg.NIC.Name, s.key)
+		value, err := ctl.Get()
+		if err != nil {
+			return err
+		}
+		for _, keep := range s.keep {
+			if value == keep {
+				continue next
+			}
+		}
+		if err := ctl.Set(s.want); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// restoreNIC undoes guardNIC from the alias.
+func (h *host) restoreNIC(alias string) error {
+	note, was, _ := strings.Cut(alias, " was")
+	var name string
+	for _, field := range strings.Fields(note) {
+		if v, ok := strings.CutPrefix(field, "nic="); ok {
+			name = v
+		}
+	}
+	for _, field := range strings.Fields(was) {
+		key, value, _ := strings.Cut(field, "=")
+		if err := h.nicSysctl(name, key).Set(value); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *host) nicSysctl(name, key string) nic.Sysctl {
+	return nic.Sysctl{Family: "ipv4", Interface: name, Key: key}
+}
+
+// prepareClone gives clone0, which is still down, its address and settings.
+func (h *host) prepareClone(clone netlink.Link) error {
+	if a := clone.Attrs(); a.HardwareAddr.String() != net.HardwareAddr(h.cfg.CloneMAC[:]).String() {
+		if err := netlink.LinkSetHardwareAddr(clone, h.cfg.CloneMAC[:]); err != nil {
+			return fmt.Errorf("setting the address of %s: %w", h.device, err)
+		}
+	}
+	if err := netlink.LinkSetMTU(clone, h.cfg.NIC.MTU); err != nil {
+		return fmt.Errorf("setting the MTU of %s to %d: %w", h.device, h.cfg.NIC.MTU, err)
+	}
+	for _, s := range cloneSettings(h.cfg.VIP6.IsValid()) {
+		err := nic.Sysctl{Family: s[0], Interface: h.device, Key: s[1]}.Set(s[2])
+		if errors.Is(err, os.ErrNotExist) && s[0] == "ipv6" && !h.cfg.VIP6.IsValid() {
+			continue // a kernel without IPv6
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// family is what differs between the two VIPs.
+type family struct {
+	netlink int
+	vip     netip.Prefix
+	gateway netip.Addr
+}
+
+func (h *host) families() []family {
+	var fs []family
+	if h.cfg.VIP4.IsValid() {
+		fs = append(fs, family{unix.AF_INET, h.cfg.VIP4, h.cfg.Gateway4})
+	}
+	if h.cfg.VIP6.IsValid() {
+		fs = append(fs, family{unix.AF_INET6, h.cfg.VIP6, h.cfg.Gateway6})
+	}
+	return fs
+}
+
+// hostPrefix is the VIP alone, without its subnet: the NIC may have an address
+// in the same subnet, and the machine's own traffic is to go by the NIC. (With
+// the subnet, the kernel would also put its broadcast address on clone0.)
+func (f family) hostPrefix() netip.Prefix {
+	return netip.PrefixFrom(f.vip.Addr(), f.vip.Addr().BitLen())
+}
+
+// divert leads what the VIP sends to a table of its own, which ends in
+// "unreachable": without clone0 nothing of the VIP may leave by another way.
+func (h *host) divert() error {
+	if err := h.dropRules(); err != nil {
+		return err
+	}
+	for _, f := range h.families() {
+		if err := netlink.RouteReplace(f.fallback()); err != nil {
+			return fmt.Errorf("adding the fallback route of table %d: %w", Table, err)
+		}
+		for _, r := range h.rules(f) {
+			if err := netlink.RuleAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
+				return fmt.Errorf("adding %v: %w", r, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (h *host) rules(f family) []*netlink.Rule {
+	fromVIP, byDevice := netlink.NewRule(), netlink.NewRule()
+	for _, r := range []*netlink.Rule{fromVIP, byDevice} {
+		r.Family, r.Table, r.Priority, r.Protocol = f.netlink, Table, Table, Protocol
+	}
+	fromVIP.Src = ipNet(f.hostPrefix())
+	byDevice.OifName = h.device // for sockets bound to clone0
+	return []*netlink.Rule{fromVIP, byDevice}
+}
+
+func (f family) fallback() *netlink.Route {
+	everywhere := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	if f.netlink == unix.AF_INET6 {
+		everywhere = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	return &netlink.Route{
+		Family: f.netlink, Dst: ipNet(everywhere), Table: Table, Protocol: Protocol,
+		Type: unix.RTN_UNREACHABLE, Priority: 1 << 30,
+	}
+}
+
+// dropRules removes our rules that the configuration does not ask for (any
+// more), so that a former VIP leaves nothing behind.
+func (h *host) dropRules() error {
+	wanted := map[string]bool{}
+	for _, f := range h.families() {
+		for _, r := range h.rules(f) {
+			wanted[ruleID(r)] = true
+		}
+	}
+	return eachRule(func(r *netlink.Rule) error {
+		if wanted[ruleID(r)] {
+			return nil
+		}
+		return netlink.RuleDel(r)
+	})
+}
+
+func ruleID(r *netlink.Rule) string { return fmt.Sprint(r.Family, r.Src, r.OifName) }
+
+// eachRule calls do with every rule that leads to our table.
+func eachRule(do func(*netlink.Rule) error) error {
+	for _, fam := range []int{unix.AF_INET, unix.AF_INET6} {
+		rules, err := netlink.RuleListFiltered(fam, &netlink.Rule{Table: Table}, netlink.RT_FILTER_TABLE)
+		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) {
+			continue // no IPv6
+		}
+		if err != nil {
+			return fmt.Errorf("listing routing rules: %w", err)
+		}
+		for i := range rules {
+			rules[i].Family = fam
+			if err := do(&rules[i]); err != nil && !errors.Is(err, unix.ENOENT) {
+				return fmt.Errorf("removing %v: %w", rules[i], err)
+			}
+		}
+	}
+	return nil
+}
+
+// address puts the VIP on clone0, which is up, and its routes into the table.
+func (h *host) address(clone netlink.Link) error {
+	for _, f := range h.families() {
+		addr := &netlink.Addr{
+			IPNet: ipNet(f.hostPrefix()),
+			// DAD would hear the other nodes and take the address down (I8).
+			Flags:     unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE,
+			Broadcast: net.IPv4zero,
+		}
+		if err := netlink.AddrReplace(clone, addr); err != nil {
+			return fmt.Errorf("adding %v to %s: %w", f.hostPrefix(), h.device, err)
+		}
+		for _, r := range f.routes(clone.Attrs().Index) {
+			if err := netlink.RouteReplace(r); err != nil {
+				return fmt.Errorf("adding route %v: %w", r, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (f family) routes(ifindex int) []*netlink.Route {
+	src := f.vip.Addr().AsSlice()
+	subnet := &netlink.Route{
+		Family: f.netlink, LinkIndex: ifindex, Table: Table, Protocol: Protocol,
+		Dst: ipNet(f.vip.Masked()), Src: src, Scope: netlink.SCOPE_LINK,
+	}
+	if !f.gateway.IsValid() {
+		return []*netlink.Route{subnet}
+	}
+	def := &netlink.Route{
+		Family: f.netlink, LinkIndex: ifindex, Table: Table, Protocol: Protocol,
+		Dst: f.fallback().Dst, Gw: f.gateway.AsSlice(), Src: src, Priority: 1,
+	}
+	if !f.vip.Contains(f.gateway) {
+		def.SetFlag(netlink.FLAG_ONLINK)
+	}
+	return []*netlink.Route{subnet, def}
+}
+
+// release takes everything back. It goes on after an error and returns all.
+func (h *host) release(alias string) error {
+	var errs []error
+	for _, f := range h.families() {
+		if err := netlink.RouteDel(f.fallback()); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("removing the fallback route of table %d: %w", Table, err))
+		}
+	}
+	errs = append(errs, eachRule(netlink.RuleDel), h.restoreNIC(alias))
+	return errors.Join(errs...)
+}
+
+// cloneMACElsewhere returns the name of another interface that has the clone
+// MAC, which the kernel would send with (I1).
+func cloneMACElsewhere(device string, mac [6]byte) (string, error) {
+	nics, err := nic.List()
+	if err != nil {
+		return "", err
+	}
+	for _, n := range nics {
+		if n.Name != device && len(n.MAC) == 6 && [6]byte(n.MAC) == mac {
+			return n.Name, nil
+		}
+	}
+	return "", nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// joinSolicitedNode makes the NIC a member of the VIP's solicited-node group,
+// so that its stack sends the listener reports by which a snooping switch
+// forwards neighbour solicitations (RFC 4541, RFC 3810); clone0's own reports
+// have no source address, which some switches ignore. The membership ends with
+// the socket. Without IPv6 on the NIC there is none.
+func joinSolicitedNode(ctx context.Context, ifindex int, vip6 netip.Addr) (*os.File, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	a := vip6.As16()
+	mreq := &unix.IPv6Mreq{Interface: uint32(ifindex), Multiaddr: [16]byte{0xff, 2, 11: 1, 12: 0xff, 13: a[13], 14: a[14], 15: a[15]}}
+	if err := unix.SetsockoptIPv6Mreq(fd, unix.IPPROTO_IPV6, unix.IPV6_JOIN_GROUP, mreq); err != nil {
+		_ = unix.Close(fd)
+		return nil, os.NewSyscallError("IPV6_JOIN_GROUP", err)
+	}
+	return os.NewFile(uintptr(fd), "mld"), nil
+}
