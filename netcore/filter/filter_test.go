@@ -270,6 +270,7 @@ func ipv6Cases() []frameCase {
 		b := netip.MustParseAddr(a).As16()
 		return patch(syn, l3+24, b[:]...)
 	}
+	mappedClient := client4.As16()
 	six := []([8]byte){pad(extHopByHop), pad(extDest), pad(extDest), pad(extDest), pad(extDest), pad(extDest)}
 	cases := []frameCase{
 		{name: "hop-by-hop", frame: extend6(syn, pad(extHopByHop)), want: "accept-new"},
