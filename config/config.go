@@ -110,9 +110,9 @@ const (
 // Management is the address by which one node is reached, and from which it
 // opens connections of its own.
 type Management struct {
-	// Mode is how a node gets its own address: dhcp asks for one (and uses an
-	// IPv4 link-local one until it has one), static computes one from the
-	// pattern, link-local takes none but the link-local ones.
+	// Mode is how a node gets its own address: dhcp asks for one (and
+	// goes on asking), static computes one from the pattern, link-local takes
+	// none but the IPv6 link-local one, which the other modes have as well.
 	Mode ManagementMode `yaml:"mode" default:"dhcp" enum:"dhcp,static,link-local"`
 	// Pattern is the prefix whose host part static fills from the NIC's
 	// permanent MAC, so that one file serves every node: the low bits of the

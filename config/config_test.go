@@ -261,6 +261,37 @@ services:
 	}
 }
 
+// TestClear reads back what Clear writes, with every value set.
+func TestClear(t *testing.T) {
+	full := minimal + `  ipv4-gateway: 10.77.0.1
+  ipv6: fd77::10/64
+  ipv6-gateway: fe80::1
+  clone-mac: 0a:cc:00:00:00:01
+interface: {name: "e*", driver: virtio_net, pci: "0000:*", mac: "52:54:*", wait-carrier: 0s}
+management: {mode: static, pattern: 10.78.0.0/16}
+system: {watchdog: 0, console: ttyS0, log-level: warn}
+services:
+  - name: "1"
+    run: [/bin/x, "--a=\"b\" c: #é\u2028", "", "*x", "\\"]
+    env: {A: "1", B: "it's: {x}, [y]"}
+    ports: [53/udp, 53/tcp]
+    affinity: single
+    health: {tcp: "[::1]:53", interval: 90s, timeout: 1m}
+  - {name: on, run: ["/bin/y"]}
+`
+	for _, text := range []string{minimal, full, string(DemoYAML)} {
+		c := load(t, text)
+		again, err := Load(c.Clear(), "clear")
+		if err != nil {
+			t.Fatalf("%v\n%s", err, c.Clear())
+		}
+		again.origins, c.origins = nil, nil
+		if again.Cluster.Key != c.Cluster.Key || !reflect.DeepEqual(c, again) {
+			t.Errorf("got  %+v\nwant %+v", again, c)
+		}
+	}
+}
+
 func TestCRLFAndBOM(t *testing.T) {
 	load(t, "\ufeff"+strings.ReplaceAll(minimal, "\n", "\r\n"))
 }
@@ -502,6 +533,9 @@ func FuzzLoad(f *testing.F) {
 			if e.Source == "" || e.Path == "" {
 				t.Errorf("entry %+v", e)
 			}
+		}
+		if again, err := Load(c.Clear(), "clear"); err != nil || again.Cluster.Key != c.Cluster.Key || len(again.Services) != len(c.Services) {
+			t.Errorf("Clear is not read back: %v\n%s", err, c.Clear())
 		}
 		if !c.VIP.IPv4.IsValid() && !c.VIP.IPv6.IsValid() || len(c.VIP.CloneMAC) != 6 || c.VIP.CloneMAC[0]&3 != 2 {
 			t.Errorf("accepted VIP %+v", c.VIP)
