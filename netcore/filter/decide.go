@@ -76,20 +76,20 @@ func (f *Filter) fromWire(frame []byte, now int64, s Sockets) Verdict {
 		return f.control(&p, dst)
 	}
 	switch {
-	case dst != f.clone || !f.isVIP(&p, &p.dst):
+	case dst != f.clone || !f.isVIP(&p, p.dst):
 		return DropNotOurs
-	case p.src == p.dst || !isUnicast(&p.src) || p.v6 && isMapped(&p.src):
+	case p.src == p.dst || !isUnicast(p.src) || p.v6 && isMapped(p.src):
 		return DropSpoofed
 	}
 	return f.flow(&p, now, s)
 }
 
 // isVIP tells whether a is the VIP of the packet's IP version.
-func (f *Filter) isVIP(p *packet, a *addr) bool {
+func (f *Filter) isVIP(p *packet, a addr) bool {
 	if p.v6 {
-		return *a == f.vip6 && f.vip6 != addr{}
+		return a == f.vip6 && f.vip6 != addr{}
 	}
-	return *a == f.vip4
+	return a == f.vip4
 }
 
 // flow decides on a packet to the VIP.
@@ -102,17 +102,17 @@ func (f *Filter) flow(p *packet, now int64, s Sockets) Verdict {
 	case kindError:
 		return f.icmpError(p, now, s)
 	case kindEchoReply:
-		if f.isHeld(f.clientBucket(&p.src, &p.dst), now) {
+		if f.isHeld(f.clientBucket(p.src, p.dst), now) {
 			return AcceptOwn
 		}
 		return DropNoSocket
 	case kindEcho:
-		return f.decide(kindEcho, f.clientBucket(&p.src, &p.dst), now, nil, p)
+		return f.decide(kindEcho, f.clientBucket(p.src, p.dst), now, nil, p)
 	case kindSYN, kindTCP, kindUDP:
 	default:
 		return DropProtocol
 	}
-	bucket := f.flowBucket(&p.src, &p.dst, p.srcPort, p.dstPort, p.proto)
+	bucket := f.flowBucket(p.src, p.dst, p.srcPort, p.dstPort, p.proto)
 	if p.kind != kindSYN && f.port(p.proto, p.dstPort)&portLocal != 0 {
 		if f.isHeld(bucket, now) {
 			return AcceptOwn
@@ -131,7 +131,7 @@ func (f *Filter) icmpError(p *packet, now int64, s Sockets) Verdict {
 	if !parseQuote(p, &q) {
 		return DropMalformed
 	}
-	if !f.isVIP(&q, &q.src) || !isUnicast(&q.dst) || q.v6 && isMapped(&q.dst) {
+	if !f.isVIP(&q, q.src) || !isUnicast(q.dst) || q.v6 && isMapped(q.dst) {
 		return DropQuote
 	}
 	q.src, q.dst, q.srcPort, q.dstPort = q.dst, q.src, q.dstPort, q.srcPort
@@ -139,10 +139,10 @@ func (f *Filter) icmpError(p *packet, now int64, s Sockets) Verdict {
 	own := false
 	switch q.kind {
 	case kindTCP, kindUDP:
-		bucket = f.flowBucket(&q.src, &q.dst, q.srcPort, q.dstPort, q.proto)
+		bucket = f.flowBucket(q.src, q.dst, q.srcPort, q.dstPort, q.proto)
 		own = f.port(q.proto, q.dstPort)&portLocal != 0
 	case kindEcho, kindEchoReply:
-		bucket = f.clientBucket(&q.src, &q.dst)
+		bucket = f.clientBucket(q.src, q.dst)
 		own = q.kind == kindEcho
 	default:
 		return DropQuote
@@ -211,8 +211,8 @@ func segment(p *packet, s Sockets) Verdict {
 func tuple(p *packet) Tuple {
 	return Tuple{
 		Proto:  p.proto,
-		VIP:    netip.AddrPortFrom(netip.AddrFrom16(p.dst).Unmap(), p.dstPort),
-		Client: netip.AddrPortFrom(netip.AddrFrom16(p.src).Unmap(), p.srcPort),
+		VIP:    netip.AddrPortFrom(p.dst.addr(), p.dstPort),
+		Client: netip.AddrPortFrom(p.src.addr(), p.srcPort),
 	}
 }
 
@@ -227,13 +227,13 @@ func (f *Filter) arp(b []byte) Verdict {
 	switch {
 	case f.vip4 == addr{}:
 		return DropNotOurs
-	case fromClone && (fromVIP || isZero4(&a.sender)):
+	case fromClone && (fromVIP || a.sender == zero4):
 		return DropOwnAnnouncement
 	case fromClone || fromVIP:
 		return DropConflict
 	case a.request && a.target == f.vip4:
-		return f.answer(&a.sender, &f.vip4)
-	case isZero4(&a.sender):
+		return f.answer(a.sender, f.vip4)
+	case a.sender == zero4:
 		return DropNotOurs
 	case a.sender == a.target, !a.request && a.target == f.vip4:
 		return AcceptNeighbor
@@ -243,7 +243,7 @@ func (f *Filter) arp(b []byte) Verdict {
 
 // answer gives the verdict on a request for the VIP. No lease is needed: two
 // nodes that answer say the same.
-func (f *Filter) answer(asker, vip *addr) Verdict {
+func (f *Filter) answer(asker, vip addr) Verdict {
 	if f.table.Load()[f.clientBucket(asker, vip)].Owned() {
 		return AnswerNeighbor
 	}
@@ -262,7 +262,7 @@ func (f *Filter) control(p *packet, dst uint64) Verdict {
 	}
 	if p.kind == kindQuery {
 		// RFC 3810, 5.1.14 and 6.2.
-		if len(p.payload) < ndpLength || p.hopLimit != mldHopLimit || !isLinkLocal(&p.src) {
+		if len(p.payload) < ndpLength || p.hopLimit != mldHopLimit || !isLinkLocal(p.src) {
 			return DropMalformed
 		}
 		if toVIP {
@@ -292,7 +292,7 @@ func (f *Filter) control(p *packet, dst uint64) Verdict {
 	case n.target != f.vip6 || p.dst == allNodes:
 		return DropNotOurs
 	}
-	return f.answer(&p.src, &f.vip6)
+	return f.answer(p.src, f.vip6)
 }
 
 // fromClone decides on a frame that the kernel sends by clone0. Only what
@@ -325,7 +325,7 @@ func (f *Filter) fromClone(frame []byte, now int64) Verdict {
 	default:
 		return DropEgressSource
 	}
-	if !f.isVIP(&p, &p.src) {
+	if !f.isVIP(&p, p.src) {
 		// Without a link-local address the kernel reports its groups from the
 		// unspecified one (RFC 3590).
 		if p.v6 && p.kind == kindReport && p.src == (addr{}) && f.vip6 != (addr{}) {
@@ -349,7 +349,7 @@ func (f *Filter) speak(p *packet, now int64) Verdict {
 		}
 		return Send
 	case kindEcho:
-		return f.open(f.clientBucket(&p.dst, &p.src), now, HoldDatagram)
+		return f.open(f.clientBucket(p.dst, p.src), now, HoldDatagram)
 	case kindSYN, kindTCP, kindUDP:
 	default:
 		return Send
@@ -359,7 +359,7 @@ func (f *Filter) speak(p *packet, now int64) Verdict {
 	if !local && !reset && p.kind != kindSYN {
 		return Send
 	}
-	bucket := f.flowBucket(&p.dst, &p.src, p.dstPort, p.srcPort, p.proto)
+	bucket := f.flowBucket(p.dst, p.src, p.dstPort, p.srcPort, p.proto)
 	switch {
 	case !reset && p.kind == kindUDP:
 		return f.open(bucket, now, HoldDatagram)

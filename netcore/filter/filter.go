@@ -224,14 +224,14 @@ func New(cfg Config) (*Filter, error) {
 		return nil, errors.New("there is no VIP")
 	}
 	if cfg.VIP4.IsValid() {
-		f.vip4 = cfg.VIP4.As16()
-		if !cfg.VIP4.Is4() || !isUnicast(&f.vip4) {
+		f.vip4 = addrOf(cfg.VIP4)
+		if !cfg.VIP4.Is4() || !isUnicast(f.vip4) {
 			return nil, fmt.Errorf("VIP %v is not an IPv4 unicast address", cfg.VIP4)
 		}
 	}
 	if cfg.VIP6.IsValid() {
-		f.vip6 = cfg.VIP6.As16()
-		if !cfg.VIP6.Is6() || cfg.VIP6.Is4In6() || cfg.VIP6.Zone() != "" || !isUnicast(&f.vip6) {
+		f.vip6 = addrOf(cfg.VIP6)
+		if !cfg.VIP6.Is6() || cfg.VIP6.Is4In6() || cfg.VIP6.Zone() != "" || !isUnicast(f.vip6) {
 			return nil, fmt.Errorf("VIP %v is not an IPv6 unicast address", cfg.VIP6)
 		}
 	}

@@ -183,8 +183,8 @@ func na(target netip.Addr, link net.HardwareAddr, flags uint8) *layers.ICMPv6Nei
 
 // groupOf gives the solicited-node group of a, and its Ethernet address.
 func groupOf(a netip.Addr) (netip.Addr, net.HardwareAddr) {
-	g := solicitedNode(a.As16())
-	return netip.AddrFrom16(g), net.HardwareAddr{0x33, 0x33, g[12], g[13], g[14], g[15]}
+	b := a.As16()
+	return netip.AddrFrom16([16]byte{0xff, 0x02, 11: 1, 12: 0xff, 13: b[13], 14: b[14], 15: b[15]}), net.HardwareAddr{0x33, 0x33, 0xff, b[13], b[14], b[15]}
 }
 
 var allMAC = net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}

@@ -25,29 +25,30 @@ import (
 //
 // The key is not symmetric: it is written as a frame from the client shows it,
 // and egress swaps source and destination.
-type flowKey [40]byte
+//
+// Here they are kept as the five words of eight bytes, little endian, which
+// SipHash takes.
+type flowKey [5]uint64
 
-func makeFlowKey(a Affinity, client, vip *[16]byte, clientPort, vipPort uint16, proto uint8) flowKey {
-	var k flowKey
-	k[37] = uint8(a)
-	if a == AffinitySingle {
-		return k
-	}
-	*(*[16]byte)(k[0:16]) = *client
-	*(*[16]byte)(k[16:32]) = *vip
+func makeFlowKey(a Affinity, client, vip addr, clientPort, vipPort uint16, proto uint8) flowKey {
+	last := uint64(a) << 40
 	switch a {
+	case AffinitySingle:
+		return flowKey{4: last}
 	case AffinityNone:
-		binary.BigEndian.PutUint16(k[32:], clientPort)
-		binary.BigEndian.PutUint16(k[34:], vipPort)
-		k[36] = proto
+		last |= uint64(bits.ReverseBytes16(clientPort)) | uint64(bits.ReverseBytes16(vipPort))<<16 | uint64(proto)<<32
 	case AffinityNetwork:
 		if isMapped(client) {
-			k[15] = 0
+			client.lo &^= 0xff
 		} else {
-			clear(k[8:16])
+			client.lo = 0
 		}
 	}
-	return k
+	return flowKey{
+		bits.ReverseBytes64(client.hi), bits.ReverseBytes64(client.lo),
+		bits.ReverseBytes64(vip.hi), bits.ReverseBytes64(vip.lo),
+		last,
+	}
 }
 
 // hasher is SipHash-1-3 (Aumasson, Bernstein: "SipHash: a fast short-input
@@ -65,13 +66,12 @@ func (h hasher) bucket(k *flowKey) int { return int(h.sum(k) % Buckets) }
 
 func (h hasher) sum(k *flowKey) uint64 {
 	v0, v1, v2, v3 := h.k0^0x736f6d6570736575, h.k1^0x646f72616e646f6d, h.k0^0x6c7967656e657261, h.k1^0x7465646279746573
-	for i := 0; i < len(k); i += 8 {
-		m := binary.LittleEndian.Uint64(k[i:])
+	for _, m := range k {
 		v3 ^= m
 		v0, v1, v2, v3 = sipRound(v0, v1, v2, v3)
 		v0 ^= m
 	}
-	const tail = uint64(len(flowKey{})) << 56
+	const tail = 8 * uint64(len(flowKey{})) << 56
 	v3 ^= tail
 	v0, v1, v2, v3 = sipRound(v0, v1, v2, v3)
 	v0 ^= tail
@@ -99,32 +99,27 @@ func sipRound(v0, v1, v2, v3 uint64) (uint64, uint64, uint64, uint64) {
 // Bucket gives the bucket of a flow, 0 to Buckets-1, under the rules of the
 // configuration.
 func (f *Filter) Bucket(t Tuple) int {
-	client, vip := t.Client.Addr().As16(), t.VIP.Addr().As16()
-	return f.flowBucket(&client, &vip, t.Client.Port(), t.VIP.Port(), t.Proto)
+	return f.flowBucket(addrOf(t.Client.Addr()), addrOf(t.VIP.Addr()), t.Client.Port(), t.VIP.Port(), t.Proto)
 }
 
 // ClientBucket gives the bucket of all that has no port: a client's pings and
 // its ARP requests or neighbour solicitations. An unspecified address is that
 // of every duplicate-address probe.
 func (f *Filter) ClientBucket(client netip.Addr) int {
-	a := client.As16()
-	if client.Is4() || client.Is4In6() {
-		return f.clientBucket(&a, &f.vip4)
+	a := addrOf(client)
+	if isMapped(a) {
+		return f.clientBucket(a, f.vip4)
 	}
-	return f.clientBucket(&a, &f.vip6)
+	return f.clientBucket(a, f.vip6)
 }
 
-func (f *Filter) flowBucket(client, vip *[16]byte, clientPort, vipPort uint16, proto uint8) int {
+func (f *Filter) flowBucket(client, vip addr, clientPort, vipPort uint16, proto uint8) int {
 	a := Affinity(f.port(proto, vipPort) & portAffinity)
 	k := makeFlowKey(a, client, vip, clientPort, vipPort, proto)
 	return f.hash.bucket(&k)
 }
 
-func (f *Filter) clientBucket(client, vip *[16]byte) int {
+func (f *Filter) clientBucket(client, vip addr) int {
 	k := makeFlowKey(AffinityClient, client, vip, 0, 0, 0)
 	return f.hash.bucket(&k)
-}
-
-func isMapped(a *[16]byte) bool {
-	return [12]byte(a[:12]) == [12]byte{10: 0xff, 11: 0xff}
 }

@@ -1,6 +1,9 @@
 package filter
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"net/netip"
+)
 
 // Numbers of IEEE 802, RFC 826, RFC 791, RFC 8200, RFC 792, RFC 4443, RFC 4861
 // and RFC 3810 that the parser knows.
@@ -85,8 +88,34 @@ const (
 	kinds        = int(kindError) + 1
 )
 
-// addr is an address as flowKey has it.
-type addr = [16]byte
+// addr is an address as two numbers, most significant first; IPv4 is
+// ::ffff:a.b.c.d.
+type addr struct{ hi, lo uint64 }
+
+const (
+	mappedPrefix = 0x0000_ffff << 32
+	groupPrefix  = 0xff02 << 48 // link-local multicast
+)
+
+var allNodes = addr{groupPrefix, 1}
+
+func addrOf(a netip.Addr) addr {
+	b := a.As16()
+	return addr6(b[:])
+}
+
+func (a addr) addr() netip.Addr {
+	var b [16]byte
+	binary.BigEndian.PutUint64(b[:], a.hi)
+	binary.BigEndian.PutUint64(b[8:], a.lo)
+	return netip.AddrFrom16(b).Unmap()
+}
+
+func addr4(b []byte) addr { return addr{0, mappedPrefix | uint64(binary.BigEndian.Uint32(b))} }
+
+func addr6(b []byte) addr {
+	return addr{binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:])}
+}
 
 // packet is what the parser finds in an IP packet. Addresses and ports are
 // those of the packet, whichever way it goes.
@@ -107,11 +136,6 @@ type packet struct {
 func mac(b []byte) uint64 {
 	_ = b[5]
 	return uint64(binary.BigEndian.Uint32(b))<<16 | uint64(binary.BigEndian.Uint16(b[4:]))
-}
-
-func mapped(v4 []byte) addr {
-	_ = v4[3]
-	return addr{10: 0xff, 11: 0xff, 12: v4[0], 13: v4[1], 14: v4[2], 15: v4[3]}
 }
 
 // untag steps over priority tags (802.1Q with identifier 0), of which there
@@ -151,7 +175,7 @@ func parseIPv4(b []byte, quoted bool, p *packet) bool {
 	} else if total > len(b) && !quoted {
 		return false
 	}
-	p.v6, p.src, p.dst = false, mapped(b[12:]), mapped(b[16:])
+	p.v6, p.src, p.dst = false, addr4(b[12:]), addr4(b[16:])
 	p.hopLimit, p.proto = b[8], b[9]
 	fragment := binary.BigEndian.Uint16(b[6:])
 	p.payload = b[header:]
@@ -163,7 +187,7 @@ func parseIPv6(b []byte, quoted bool, p *packet) bool {
 	if len(b) < 40 || b[0]>>4 != 6 {
 		return false
 	}
-	p.v6, p.src, p.dst = true, addr(b[8:24]), addr(b[24:40])
+	p.v6, p.src, p.dst = true, addr6(b[8:]), addr6(b[24:])
 	p.proto, p.hopLimit = b[6], b[7]
 	length := int(binary.BigEndian.Uint16(b[4:]))
 	b = b[40:]
@@ -308,9 +332,9 @@ func parseARP(b []byte, a *arp) bool {
 		return false
 	}
 	a.request = op == arpRequest
-	a.senderMAC, a.sender = mac(b[8:]), mapped(b[14:])
-	a.targetMAC, a.target = mac(b[18:]), mapped(b[24:])
-	return !isGroup(a.senderMAC) && (isUnicast(&a.sender) || isZero4(&a.sender))
+	a.senderMAC, a.sender = mac(b[8:]), addr4(b[14:])
+	a.targetMAC, a.target = mac(b[18:]), addr4(b[24:])
+	return !isGroup(a.senderMAC) && (isUnicast(a.sender) || a.sender == zero4)
 }
 
 // neighbor is a neighbour solicitation or advertisement (RFC 4861).
@@ -333,7 +357,7 @@ func parseNeighbor(p *packet, n *neighbor) bool {
 		want = optionTargetLL
 		n.solicited = b[4]&0x40 != 0
 	}
-	n.target = addr(b[8:24])
+	n.target = addr6(b[8:])
 	b = b[ndpLength:]
 	for range maxOptions {
 		if len(b) == 0 {
@@ -350,43 +374,40 @@ func parseNeighbor(p *packet, n *neighbor) bool {
 		}
 		b = b[int(b[1])*8:]
 	}
-	group := isMulticast(&p.dst)
+	group := isMulticast(p.dst)
 	switch {
-	case len(b) != 0 || !isUnicast(&n.target) || n.hasLink && isGroup(n.linkAddr):
+	case len(b) != 0 || !isUnicast(n.target) || n.hasLink && isGroup(n.linkAddr):
 		return false
 	case p.icmpType == icmp6NeighborAdvert:
-		return isUnicast(&p.src) && !(group && n.solicited)
-	case p.src == addr{}: // a duplicate-address probe
-		return isSolicitedNode(&p.dst) && !n.hasLink
+		return isUnicast(p.src) && !(group && n.solicited)
+	case p.src == (addr{}): // a duplicate-address probe
+		return isSolicitedNode(p.dst) && !n.hasLink
 	}
-	return isUnicast(&p.src)
+	return isUnicast(p.src)
 }
 
 func isGroup(mac uint64) bool { return mac>>40&1 != 0 }
 
-func isZero4(a *addr) bool { return *a == addr{10: 0xff, 11: 0xff} }
+// zero4 is 0.0.0.0.
+var zero4 = addr{0, mappedPrefix}
 
-func isMulticast(a *addr) bool { return a[0] == 0xff }
+func isMapped(a addr) bool { return a.hi == 0 && a.lo>>32 == mappedPrefix>>32 }
 
-func isLinkLocal(a *addr) bool { return a[0] == 0xfe && a[1]&0xc0 == 0x80 }
+func isMulticast(a addr) bool { return a.hi>>56 == 0xff }
+
+func isLinkLocal(a addr) bool { return a.hi>>54 == 0xfe80>>6 }
 
 // isUnicast tells whether a host other than this one may have the address:
 // neither unspecified, loopback, multicast, reserved nor broadcast.
-func isUnicast(a *addr) bool {
+func isUnicast(a addr) bool {
 	if isMapped(a) {
-		return a[12] != 0 && a[12] != 127 && a[12] < 224
+		first := uint8(a.lo >> 24)
+		return first != 0 && first != 127 && first < 224
 	}
-	hi, lo := binary.BigEndian.Uint64(a[:8]), binary.BigEndian.Uint64(a[8:])
-	return !isMulticast(a) && (hi != 0 || lo > 1)
-}
-
-func isSolicitedNode(a *addr) bool {
-	return [13]byte(a[:13]) == [13]byte{0: 0xff, 1: 0x02, 11: 1, 12: 0xff}
+	return !isMulticast(a) && (a.hi != 0 || a.lo > 1)
 }
 
 // solicitedNode gives the multicast address of RFC 4291, 2.7.1.
-func solicitedNode(a addr) addr {
-	return addr{0: 0xff, 1: 0x02, 11: 1, 12: 0xff, 13: a[13], 14: a[14], 15: a[15]}
-}
+func solicitedNode(a addr) addr { return addr{groupPrefix, 0x1_ff00_0000 | a.lo&0xff_ffff} }
 
-var allNodes = addr{0: 0xff, 1: 0x02, 15: 1}
+func isSolicitedNode(a addr) bool { return a == solicitedNode(a) }
