@@ -69,6 +69,8 @@ type Config struct {
 	// Flows looks up the buckets in which the kernel has flows of the VIP, and
 	// how many of them are more than a TIME-WAIT remainder.
 	Flows func() (Bits, int, error)
+	// Changed, if set, is told every change of the view.
+	Changed func(View)
 }
 
 // Counters count frames that had no effect.
@@ -83,10 +85,9 @@ type Node struct {
 	events  chan Event
 	machine *Machine
 
-	status  atomic.Pointer[View]
-	changed func(View)
-	alive   atomic.Int64
-	active  atomic.Int64 // flows at the last look
+	status atomic.Pointer[View]
+	alive  atomic.Int64
+	active atomic.Int64 // flows at the last look
 
 	drained   chan struct{}
 	drainOnce sync.Once
@@ -97,9 +98,8 @@ type Node struct {
 	logged map[string]bool
 }
 
-// NewNode prepares a node; Run starts it. changed, if set, is called after every
-// change of the view, from the goroutine of Run.
-func NewNode(cfg Config, changed func(View)) (*Node, error) {
+// NewNode prepares a node; Run starts it.
+func NewNode(cfg Config) (*Node, error) {
 	flows, _, err := cfg.Flows()
 	if err != nil {
 		return nil, err
@@ -109,7 +109,7 @@ func NewNode(cfg Config, changed func(View)) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{
-		cfg: cfg, events: make(chan Event, 64), changed: changed, logged: map[string]bool{}, drained: make(chan struct{}),
+		cfg: cfg, events: make(chan Event, 64), logged: map[string]bool{}, drained: make(chan struct{}),
 		machine: New(self, cfg.Params, flows, cfg.Now()),
 	}
 	v := n.machine.View()
@@ -295,8 +295,8 @@ func (n *Node) note(notes []Note) {
 func (n *Node) publish() {
 	v := n.machine.View()
 	last := n.status.Swap(&v)
-	if n.changed != nil && (last.State != v.State || last.Adopted != v.Adopted || !slices.Equal(last.Serving, v.Serving)) {
-		n.changed(v)
+	if n.cfg.Changed != nil && (last.State != v.State || last.Adopted != v.Adopted || !slices.Equal(last.Serving, v.Serving)) {
+		n.cfg.Changed(v)
 	}
 	if v.State == Leaving && n.machine.heldKnown && n.active.Load() == 0 {
 		n.drainOnce.Do(func() { close(n.drained) })

@@ -138,3 +138,115 @@ func parseDiagReply(b []byte, seq uint32, t filter.Tuple) (state filter.SocketSt
 	}
 	return filter.SocketEstablished, true
 }
+
+// Flow is one TCP socket of the VIP.
+type Flow struct {
+	Tuple    filter.Tuple
+	TimeWait bool // nothing but the memory of an ended connection
+}
+
+// tcpStateTimeWait and statesOfFlows are of include/net/tcp_states.h: flows are
+// in any state but CLOSE and LISTEN.
+const (
+	tcpStateTimeWait = 6
+	statesOfFlows    = 0xfff &^ (1<<7 | 1<<tcpStateListen | 1)
+)
+
+// EachFlow calls do for every TCP flow of this machine whose local address is
+// one of vips, from the half-open request to TIME-WAIT.
+func EachFlow(vips []netip.Addr, do func(Flow)) error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return fmt.Errorf("opening a sock_diag socket: %w", err)
+	}
+	defer unix.Close(fd)
+	timeout := unix.NsecToTimeval(2e9)
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
+		return os.NewSyscallError("SO_RCVTIMEO", err)
+	}
+	buf := make([]byte, 64<<10)
+	// A service that listens on [::] has IPv4 flows in IPv6 sockets, and they
+	// are listed with the latter.
+	for i, unspecified := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		var req [diagRequestLen]byte
+		seq := uint32(i + 1)
+		t := filter.Tuple{Proto: filter.ProtoTCP, VIP: netip.AddrPortFrom(unspecified, 0), Client: netip.AddrPortFrom(unspecified, 0)}
+		putDiagRequest(&req, t, 0, seq, unix.NLM_F_DUMP, statesOfFlows)
+		if err := unix.Sendto(fd, req[:], 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+			return fmt.Errorf("asking for the flows: %w", err)
+		}
+		for done := false; !done; {
+			n, _, err := unix.Recvfrom(fd, buf, 0)
+			if err == unix.EINTR {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("reading the flows: %w", err)
+			}
+			done, err = parseDiagDump(buf[:n], seq, func(f Flow) {
+				for _, vip := range vips {
+					if f.Tuple.VIP.Addr() == vip {
+						do(f)
+					}
+				}
+			})
+			if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EAFNOSUPPORT) {
+				break // no IPv6 in this kernel
+			}
+			if err != nil {
+				return fmt.Errorf("reading the flows: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+var errDiagMalformed = errors.New("malformed sock_diag message")
+
+// parseDiagDump reads the messages of one datagram of a dump; done tells that
+// it was the last.
+func parseDiagDump(b []byte, seq uint32, do func(Flow)) (done bool, err error) {
+	ne := binary.NativeEndian
+	for len(b) >= nlmsgHdrLen {
+		size := int(ne.Uint32(b))
+		if size < nlmsgHdrLen || size > len(b) {
+			return false, errDiagMalformed
+		}
+		m := b[nlmsgHdrLen:size]
+		mine := ne.Uint32(b[8:]) == seq
+		switch kind := ne.Uint16(b[4:]); {
+		case !mine:
+		case kind == unix.NLMSG_DONE:
+			return true, nil
+		case kind == unix.NLMSG_ERROR:
+			if len(m) < 4 {
+				return false, errDiagMalformed
+			}
+			return true, unix.Errno(-int32(ne.Uint32(m)))
+		case kind == sockDiagFamily:
+			if len(m) < diagReplyLen {
+				return false, errDiagMalformed
+			}
+			do(Flow{
+				Tuple: filter.Tuple{
+					Proto:  filter.ProtoTCP,
+					VIP:    diagAddrPort(m[0], m[8:24], m[4:]),
+					Client: diagAddrPort(m[0], m[24:40], m[6:]),
+				},
+				TimeWait: m[1] == tcpStateTimeWait,
+			})
+		}
+		b = b[min(len(b), (size+3)&^3):]
+	}
+	return false, nil
+}
+
+func diagAddrPort(family byte, addr, port []byte) netip.AddrPort {
+	var a netip.Addr
+	if family == unix.AF_INET {
+		a = netip.AddrFrom4([4]byte(addr))
+	} else {
+		a = netip.AddrFrom16([16]byte(addr)).Unmap()
+	}
+	return netip.AddrPortFrom(a, binary.BigEndian.Uint16(port))
+}

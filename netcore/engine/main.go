@@ -1,0 +1,171 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"clonecluster/config"
+)
+
+// The defaults of cloned's flags.
+const (
+	DefaultConfig       = "/etc/clonecluster/cluster.yaml"
+	DefaultStatusSocket = "/run/clonecluster/cloned.sock"
+)
+
+const usage = `cloned - one node's data plane of a cluster that shares one address
+
+Usage:
+  cloned [flags]
+
+It takes this machine's share of the frames for the cluster's address (the VIP)
+and runs until it gets SIGTERM. A graceful stop takes everything back that it
+set up. After a crash, start it again: established connections go on.
+
+Flags:
+`
+
+const examples = `
+Examples:
+  cloned
+        join the cluster of /etc/clonecluster/cluster.yaml
+  cloned --interface eth1 --log-level debug
+        use eth1, whatever the file says, and tell more
+  curl --unix-socket /run/clonecluster/cloned.sock http://cloned/v1/status
+        see what it does
+
+Exit codes: 0 stopped as asked, 1 could not go on, 2 wrong use.
+`
+
+// Main is the program cloned: args are its arguments without the name, and the
+// result is its exit code. It reads NOTIFY_SOCKET and WATCHDOG_USEC as
+// sd_notify(3) describes them.
+func Main(args []string) int {
+	return run(context.Background(), args, os.Getenv, os.Stderr)
+}
+
+func run(ctx context.Context, args []string, getenv func(string) string, stderr io.Writer) int {
+	flags := flag.NewFlagSet("cloned", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	file := flags.String("config", DefaultConfig, "the cluster's configuration `file`")
+	cmdline := flags.String("cmdline", "", "`file` with kernel parameters that override the configuration, /proc/cmdline")
+	iface := flags.String("interface", "", "`name` of the network interface (default: as the configuration says)")
+	status := flags.String("status-socket", DefaultStatusSocket, "`path` of the unix socket for the status; empty: none")
+	level := flags.String("log-level", "", "debug, info, warn or error (default: as the configuration says)")
+	drain := flags.Duration("drain", 2*time.Second, "how long a stop waits for this node's connections to end")
+	flags.Usage = func() {
+		fmt.Fprint(stderr, usage)
+		flags.PrintDefaults()
+		fmt.Fprint(stderr, examples)
+	}
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return 0
+	} else if err != nil {
+		return 2
+	}
+	if flags.NArg() > 0 {
+		fmt.Fprintf(stderr, "cloned: unexpected argument %q; see cloned --help\n", flags.Arg(0))
+		return 2
+	}
+	cfg, err := load(*file, *cmdline)
+	if err != nil {
+		fmt.Fprintf(stderr, "cloned: %v\n", err)
+		return 1
+	}
+	min := cfg.System.Level()
+	if *level != "" {
+		if err := min.UnmarshalText([]byte(*level)); err != nil {
+			fmt.Fprintf(stderr, "cloned: --log-level %q: want debug, info, warn or error\n", *level)
+			return 2
+		}
+	}
+	log := newLogger(stderr, min)
+	notify, err := newNotifier(getenv("NOTIFY_SOCKET"))
+	if err != nil {
+		log.Warn("no supervisor to report to", "error", err)
+	}
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	err = Run(ctx, Options{
+		Config: cfg, Interface: *iface, Logger: log, StatusSocket: *status, Drain: *drain,
+		Notify: notify, Heartbeat: heartbeat(getenv("WATCHDOG_USEC")),
+	})
+	if err != nil {
+		log.Error("cannot go on", "error", err)
+		return 1
+	}
+	return 0
+}
+
+func load(file, cmdline string) (*config.Config, error) {
+	if cmdline == "" {
+		return config.LoadFile(file)
+	}
+	data, err := config.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	params, err := os.ReadFile(cmdline)
+	if err != nil {
+		return nil, fmt.Errorf("reading kernel parameters: %w", err)
+	}
+	// What is ignored, init has told already.
+	cfg, _, err := config.LoadWithCmdline(data, file, string(params))
+	return cfg, err
+}
+
+// newLogger leaves the time to whoever collects the lines, unless that is a
+// person at a terminal.
+func newLogger(w io.Writer, level slog.Level) *slog.Logger {
+	terminal := false
+	if f, ok := w.(*os.File); ok {
+		_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+		terminal = err == nil
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{
+		Level: level,
+		ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey && len(groups) == 0 && !terminal {
+				return slog.Attr{}
+			}
+			return a
+		},
+	}))
+}
+
+// newNotifier gives a function that sends to the supervisor's socket, which may
+// be a path or an abstract name that begins with @. No socket: a no-op.
+func newNotifier(socket string) (func(string), error) {
+	if socket == "" {
+		return nil, nil
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		return nil, fmt.Errorf("connecting to NOTIFY_SOCKET: %w", err)
+	}
+	return func(state string) {
+		_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
+		_, _ = conn.Write([]byte(state))
+	}, nil
+}
+
+// heartbeat is half of what the supervisor allows, at most 1 s.
+func heartbeat(watchdogMicros string) time.Duration {
+	us, err := strconv.ParseInt(watchdogMicros, 10, 64)
+	if err != nil || us <= 0 {
+		return time.Second
+	}
+	return max(10*time.Millisecond, min(time.Second, time.Duration(us)*time.Microsecond/2))
+}
