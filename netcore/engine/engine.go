@@ -240,8 +240,8 @@ func (e *engine) run(ctx context.Context) error {
 	if e.opt.StatusSocket != "" {
 		g.Go(func() error { return serveStatus(parts, e.opt.StatusSocket, e.status) })
 	}
-	e.log.Info("engine running", "nic", e.nic.Name, "driver", e.nic.Driver, "wire-mac", e.path.WireMAC(),
-		"clone-mac", e.opt.Config.VIP.CloneMAC, "vip", e.vips, "carrier", e.nic.Carrier)
+	e.log.Info("engine running", "nic", e.nic.Name, "driver", e.nic.Driver, "wire-mac", e.path.WireMAC().String(),
+		"clone-mac", e.opt.Config.VIP.CloneMAC.String(), "vip", e.vips, "carrier", e.nic.Carrier)
 	e.opt.Notify("READY=1")
 	if !e.nic.Carrier {
 		e.node.SetCarrier(parts, false)
