@@ -1,0 +1,2 @@
+// Package qemu boots virtual machines.
+package qemu
