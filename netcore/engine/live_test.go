@@ -3,7 +3,6 @@ package engine_test
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -39,7 +38,7 @@ func httpd(args []string) int {
 	mux.HandleFunc("GET /download/{size}", func(w http.ResponseWriter, r *http.Request) {
 		size, _ := strconv.ParseInt(r.PathValue("size"), 10, 64)
 		w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
-		_, _ = io.CopyN(w, pattern{}, size)
+		_, _ = io.CopyN(w, &pattern{}, size)
 	})
 	mux.HandleFunc("POST /upload", func(w http.ResponseWriter, r *http.Request) {
 		h := sha256.New()
@@ -73,12 +72,13 @@ func httpd(args []string) int {
 	return 1
 }
 
-// pattern is an endless stream that no two offsets of share a neighbourhood.
-type pattern struct{}
+// pattern is an endless stream in which a lost, doubled or moved piece shows.
+type pattern struct{ offset int }
 
-func (pattern) Read(b []byte) (int, error) {
+func (p *pattern) Read(b []byte) (int, error) {
 	for i := range b {
-		b[i] = byte(i*7 + i>>8)
+		b[i] = byte(p.offset ^ p.offset>>8 ^ p.offset>>16)
+		p.offset++
 	}
 	return len(b), nil
 }
@@ -115,9 +115,7 @@ func newCluster(t *testing.T, n int) *cluster {
 	}
 	c := &cluster{Bed: netnstest.New(t, cloneMAC), t: t}
 	c.config = filepath.Join(c.Dir, "cluster.yaml")
-	if err := os.WriteFile(c.config, config.DemoYAML, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	writeConfig(t, c.config)
 	c.client = c.Host("client", "", "10.77.0.1/24", "fd77::1/64")
 	for i := range n {
 		mgmt := []string{fmt.Sprintf("10.77.0.%d/24", 101+i), fmt.Sprintf("fd77::%d/64", 101+i)}
@@ -125,6 +123,22 @@ func newCluster(t *testing.T, n int) *cluster {
 		c.nodes = append(c.nodes, &node{Host: h, c: c, status: filepath.Join(c.Dir, h.Name+".sock")})
 	}
 	return c
+}
+
+// writeConfig writes the demo's configuration with texts replaced, given in
+// pairs of old and new.
+func writeConfig(t *testing.T, file string, replace ...string) {
+	t.Helper()
+	text := string(config.DemoYAML)
+	for i := 0; i < len(replace); i += 2 {
+		if !strings.Contains(text, replace[i]) {
+			t.Fatalf("the demo's configuration has no %q", replace[i])
+		}
+		text = strings.ReplaceAll(text, replace[i], replace[i+1])
+	}
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // start starts all nodes and waits until they agree.
@@ -257,5 +271,3 @@ func TestClusterServes(t *testing.T) {
 		t.Errorf("%d buckets are settled; want each of the 1024 once", total)
 	}
 }
-
-var _ = hex.EncodeToString

@@ -57,7 +57,6 @@ type Bed struct {
 	prefix string
 	Switch *Host // the namespace of the bridge, br0
 	Dir    string
-	hosts  []*Host
 
 	capture *capture
 }
@@ -130,7 +129,6 @@ func removeStale(tb testing.TB) {
 func (b *Bed) Host(name, mac string, addresses ...string) *Host {
 	b.tb.Helper()
 	h := b.namespace(name)
-	b.hosts = append(b.hosts, h)
 	h.Run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", name, "netns", b.Switch.NS)
 	if mac != "" {
 		h.Run("ip", "link", "set", "eth0", "address", mac)
@@ -146,6 +144,12 @@ func (b *Bed) Host(name, mac string, addresses ...string) *Host {
 	}
 	h.MAC = strings.TrimSpace(h.Run("cat", "/sys/class/net/eth0/address"))
 	return h
+}
+
+// Detached adds a host without a cable.
+func (b *Bed) Detached(name string) *Host {
+	b.tb.Helper()
+	return b.namespace(name)
 }
 
 // Unplug and Plug take the cable of a host out of the switch and put it back:

@@ -15,8 +15,8 @@
 // the same view. Whoever gave a bucket up keeps serving the flows it holds
 // there (Draining) and reports them, until they end; the new owner treats the
 // bucket as Shared until then. A node that has not been heard for Params.Dead
-// is dead, and one that could not send for Params.Lease, or that is heard by
-// nobody though it hears others, accepts no new flows.
+// is dead; one that could not send for Params.Lease accepts no new flows, and one
+// that hears others but is heard by none gives everything up.
 //
 // Not in this rule: weights, a common numbered map, a bound on how fast buckets
 // move, and authentication of who within the cluster sent a frame.
@@ -83,8 +83,8 @@ type Actions struct {
 	Notes         []Note
 }
 
-// A Note is something for the log: Heard, Lost or Slept, or else what is wrong
-// with a beacon that had no effect.
+// A Note is something for the log: Heard, Lost, Slept or Unheard, or else what
+// is wrong with a beacon that had no effect.
 type Note struct {
 	What string
 	Peer Peer
@@ -95,6 +95,9 @@ const (
 	Heard = "heard" // and hears us
 	Lost  = "lost"
 	Slept = "slept" // this node itself, for longer than Params.Dead
+
+	// Unheard: this node hears others and none hears it.
+	Unheard = "is heard by nobody"
 )
 
 // Machine is the state of the protocol in one node: pure, without clock, socket
@@ -203,9 +206,13 @@ func (m *Machine) Step(ev Event, now int64) Actions {
 		m.state = Leaving
 		urgent = true
 	}
-	if m.state == Listening && m.up && now >= m.listenUntil {
+	switch unheard := m.unheard(now); {
+	case m.state == Listening && m.up && now >= m.listenUntil && !unheard:
 		m.state = Serving
 		urgent = true
+	case m.state == Serving && unheard:
+		a.note(Unheard, m.self)
+		m.listen(now)
 	}
 	if m.evaluate(now, &a) {
 		urgent = true
@@ -217,7 +224,7 @@ func (m *Machine) Step(ev Event, now int64) Actions {
 		a.Table = &t
 		a.Announce = !ownedBefore && owns(&t)
 	}
-	a.Lease = m.lease(now)
+	a.Lease = m.lease()
 	if now >= m.nextPoll() {
 		a.PollFlows, m.lastPoll = true, now
 	}
@@ -260,6 +267,11 @@ func (m *Machine) receive(b Beacon, now int64, a *Actions) {
 	switch {
 	case slices.Contains(p.retired, b.Incarnation):
 		a.note("replayed frame of a former incarnation", b.Peer)
+		return
+	case b.Incarnation != p.Incarnation && now-p.heard <= int64(m.params.Dead)/2:
+		// Whichever it is, the one that is there comes first. One that has
+		// restarted will be silent, and is replaced before it is taken for dead.
+		a.note("two incarnations of one node: it has restarted, or two have one wire MAC", b.Peer)
 		return
 	case b.Incarnation != p.Incarnation:
 		retired := append(p.retired, p.Incarnation)
@@ -445,19 +457,27 @@ func (m *Machine) mayBeHeld(b int) bool {
 	return false
 }
 
-func (m *Machine) lease(now int64) int64 {
-	if m.state != Serving || !m.up || m.lastSent == 0 {
+func (m *Machine) lease() int64 {
+	if m.state != Serving || m.lastSent == 0 {
 		return 0
 	}
+	return m.lastSent + int64(m.params.Lease)
+}
+
+// unheard reports whether this node hears others and none hears it. Then they
+// go on without it, and it must not own anything. Who has a two-way peer knows
+// that its own sending works, and that it is the other that is deaf.
+func (m *Machine) unheard(now int64) bool {
+	unheard := false
 	for _, p := range m.peers {
-		// A peer that is heard but does not hear thinks it is alone. Who has a
-		// two-way peer knows that its own sending works, and that it is the
-		// other that is deaf.
-		if len(m.live) == 0 && now-p.heard <= int64(m.params.Dead) && !p.hearsMe && now-p.lastTwoWay > int64(m.params.Dead) {
-			return 0
+		if m.isLive(p, now) {
+			return false
+		}
+		if now-p.heard <= int64(m.params.Dead) && (m.state == Listening || now-p.lastTwoWay > int64(m.params.Dead)) {
+			unheard = true
 		}
 	}
-	return m.lastSent + int64(m.params.Lease)
+	return unheard
 }
 
 func (m *Machine) beacon() *Beacon {
