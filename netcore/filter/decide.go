@@ -46,12 +46,14 @@ func (f *Filter) fromWire(frame []byte, now int64, s Sockets) Verdict {
 	if len(frame) > f.maxFrame {
 		return DropOversized
 	}
-	if mac(frame[6:]) == f.clone {
+	dst, src := mac(frame), mac(frame[6:])
+	switch {
+	case src == f.clone:
 		return DropCloneSource
-	}
-	dst := mac(frame)
-	if dst != f.clone && !isGroup(dst) {
+	case dst != f.clone && !isGroup(dst):
 		return DropNotOurs
+	case !isStation(src):
+		return DropMalformed
 	}
 	etherType, b, v := untag(frame)
 	if v != 0 {

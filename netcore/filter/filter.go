@@ -217,7 +217,7 @@ func New(cfg Config) (*Filter, error) {
 		tcp:      new(portTable),
 		udp:      new(portTable),
 	}
-	if f.clone == 0 || isGroup(f.clone) {
+	if !isStation(f.clone) {
 		return nil, fmt.Errorf("clone MAC %x is not a unicast address", cfg.CloneMAC)
 	}
 	if !cfg.VIP4.IsValid() && !cfg.VIP6.IsValid() {

@@ -114,6 +114,9 @@ func ownFlowCases(client, vip netip.Addr) []frameCase {
 		frameCase{name: "SYN ACK to a low port", frame: low, state: Foreign, held: true, want: "accept-transit"},
 		frameCase{name: "SYN ACK to a low port, socket", frame: low, state: Foreign, held: true, sockets: looksUp(SocketEstablished), want: "accept-flow"},
 		frameCase{name: "SYN ACK to a low port, no socket", frame: low, state: Foreign, held: true, sockets: looksUp(SocketNone), want: "drop-no-socket"},
+		frameCase{name: "segment in a held bucket", frame: tcp(client, vip, clientPort, 80, "A"), state: Settled, held: true, sockets: looksUp(SocketNone), want: "accept-flow"},
+		frameCase{name: "SYN to an own port", frame: tcp(client, vip, 443, localPort, "S"), state: Settled, held: true, want: "accept-new"},
+		frameCase{name: "SYN to an own port", frame: tcp(client, vip, 443, localPort, "S"), state: Foreign, held: true, want: "drop-draining"},
 		frameCase{name: "SYN in a held bucket", frame: tcp(client, vip, clientPort, 80, "S"), state: Foreign, held: true, want: "drop-draining"},
 		frameCase{name: "UDP in a held bucket", frame: udp(client, vip, clientPort, 53), state: Foreign, held: true, want: "drop-foreign"},
 		frameCase{name: "UDP to another node's port", frame: udp(client, vip, 53, localPort), state: Foreign, want: "drop-foreign"},
@@ -168,6 +171,7 @@ func linkCases() []frameCase {
 		{name: "oversized", frame: big[:65551], want: "drop-oversized"},
 		{name: "segmentation offload", frame: gso(), want: "accept-flow"},
 		{name: "VLAN", frame: tagged, want: "drop-vlan"},
+		{name: "VLAN 256", frame: insert(syn, 12, 0x81, 0x00, 0x01, 0x00), want: "drop-vlan"},
 		{name: "VLAN, IPv6", frame: insert(syn6, 12, 0x81, 0x00, 0x0f, 0xff), want: "drop-vlan"},
 		{name: "VLAN in a priority tag", frame: insert(tagged, 12, 0x81, 0x00, 0xe0, 0x00), want: "drop-vlan"},
 		{name: "service VLAN", frame: insert(tagged, 12, 0x88, 0xa8, 0x00, 0x07), want: "drop-vlan"},
@@ -181,6 +185,8 @@ func linkCases() []frameCase {
 		{name: "IPv6 by multicast", frame: patch(syn6, 0, allMAC...), want: "drop-not-ours"},
 		{name: "clone MAC as source", frame: patch(syn, 6, cloneMAC[:]...), want: "drop-clone-source"},
 		{name: "clone MAC as source to a client", frame: tcp(vip4, client4, 80, clientPort, "A"), want: "drop-clone-source"},
+		{name: "from a group", frame: patch(syn, 6, 0x01, 0x00, 0x5e), want: "drop-malformed"},
+		{name: "from no MAC", frame: patch(syn, 6, noMAC...), want: "drop-malformed"},
 		{name: "beacon", frame: patch(patch(syn, 12, 0x88, 0xb5), 0, 0x03, 0xcc, 0, 0, 0, 1), want: "drop-not-ours"},
 		{name: "802.3 length", frame: patch(syn, 12, 0x00, 0x26), want: "drop-not-ours"},
 		{name: "IPX to the clone MAC", frame: patch(syn, 12, 0x81, 0x37), want: "drop-not-ours"},
@@ -351,6 +357,8 @@ func arpCases() []frameCase {
 	return append(cases,
 		frameCase{name: "request for another", frame: arpFrame(broadcast, clientMAC, 1, clientMAC, client4, noMAC, other4), state: Settled, want: "drop-not-ours"},
 		frameCase{name: "probe for another", frame: arpFrame(broadcast, clientMAC, 1, clientMAC, none4, noMAC, other4), state: Settled, want: "drop-not-ours"},
+		frameCase{name: "reply from nobody", frame: arpFrame(clone(), clientMAC, 2, clientMAC, none4, clone(), vip4), state: Settled, want: "drop-not-ours"},
+		frameCase{name: "announcement of nobody", frame: arpFrame(broadcast, clientMAC, 1, clientMAC, none4, noMAC, none4), state: Settled, want: "drop-not-ours"},
 		frameCase{name: "reply to another, flooded", frame: arpFrame(broadcast, clientMAC, 2, clientMAC, client4, nodeMAC, other4), state: Settled, want: "drop-not-ours"},
 		frameCase{name: "request to another host", frame: patch(request, 0, nodeMAC...), state: Settled, want: "drop-not-ours"},
 		frameCase{name: "clone MAC as source", frame: patch(request, 6, cloneMAC[:]...), state: Settled, want: "drop-clone-source"},
@@ -361,6 +369,7 @@ func arpCases() []frameCase {
 		frameCase{name: "protocol IPv6", frame: patch(request, etherHeader+2, 0x86, 0xdd), state: Settled, want: "drop-malformed"},
 		frameCase{name: "reverse ARP", frame: patch(request, op, 0, 3), state: Settled, want: "drop-malformed"},
 		frameCase{name: "from a multicast MAC", frame: patch(request, etherHeader+8, 1), state: Settled, want: "drop-malformed"},
+		frameCase{name: "from no MAC", frame: patch(request, etherHeader+8, noMAC...), state: Settled, want: "drop-malformed"},
 		frameCase{name: "from a multicast address", frame: patch(request, etherHeader+14, 224), state: Settled, want: "drop-malformed"},
 	)
 }
@@ -426,6 +435,7 @@ func ndpCases() []frameCase {
 	drop("option cut", patch(ask, etherHeader+4, 0, 31), "drop-malformed")
 	drop("link-layer address of 14 bytes", double(ask), "drop-malformed")
 	drop("link-layer address of a group", ndp(groupMAC, clientMAC, client6, group, 255, ns(vip6, allMAC)), "drop-malformed")
+	drop("link-layer address of zeros", ndp(groupMAC, clientMAC, client6, group, 255, ns(vip6, noMAC)), "drop-malformed")
 	drop("nine options", long, "drop-malformed")
 	drop("probe with a link-layer address", ndp(groupMAC, clientMAC, none6, group, 255, ns(vip6, clientMAC)), "drop-malformed")
 	drop("probe by unicast", ndp(clone(), clientMAC, none6, vip6, 255, ns(vip6, nil)), "drop-malformed")
@@ -587,6 +597,34 @@ func TestSocketsAreAskedForTheTuple(t *testing.T) {
 			newFilter(t, testConfig(), Foreign).Ingress(frame, testNow, s)
 			if len(s.asked) != 0 {
 				t.Errorf("%s asked for %v in a bucket at rest", name, s.asked)
+			}
+		}
+	}
+}
+
+// TestClientsBucket: pings with any identifier and requests for the VIP go to
+// the owner of the client's one bucket.
+func TestClientsBucket(t *testing.T) {
+	group, groupMAC := groupOf(vip6)
+	for _, ip := range clientIPs {
+		f := newFilter(t, testConfig(), Foreign)
+		var table Table
+		table[f.ClientBucket(ip.client)] = Settled
+		f.SetTable(&table, 0)
+		frames := map[string][]byte{
+			"ping":            echo(ip.client, ip.vip),
+			"another ping":    patch(echo(ip.client, ip.vip), etherHeader+20+4, 0x56),
+			"error of a pong": quote(echoReply(ip.vip, ip.client), 100),
+			"ARP request":     arpFrame(broadcast, clientMAC, 1, clientMAC, client4, noMAC, vip4),
+		}
+		if ip.client.Is6() {
+			frames["another ping"] = patch(echo(ip.client, ip.vip), etherHeader+40+4, 0x56)
+			delete(frames, "ARP request")
+			frames["solicitation"] = ndp(groupMAC, clientMAC, client6, group, 255, ns(vip6, clientMAC))
+		}
+		for name, frame := range frames {
+			if v := f.Ingress(frame, testNow, nil); v != AcceptNew && v != AnswerNeighbor && v != AcceptError {
+				t.Errorf("%s of %v: %v; want it taken", name, ip.client, v)
 			}
 		}
 	}

@@ -334,7 +334,7 @@ func parseARP(b []byte, a *arp) bool {
 	a.request = op == arpRequest
 	a.senderMAC, a.sender = mac(b[8:]), addr4(b[14:])
 	a.targetMAC, a.target = mac(b[18:]), addr4(b[24:])
-	return !isGroup(a.senderMAC) && (isUnicast(a.sender) || a.sender == zero4)
+	return isStation(a.senderMAC) && (isUnicast(a.sender) || a.sender == zero4)
 }
 
 // neighbor is a neighbour solicitation or advertisement (RFC 4861).
@@ -376,7 +376,7 @@ func parseNeighbor(p *packet, n *neighbor) bool {
 	}
 	group := isMulticast(p.dst)
 	switch {
-	case len(b) != 0 || !isUnicast(n.target) || n.hasLink && isGroup(n.linkAddr):
+	case len(b) != 0 || !isUnicast(n.target) || n.hasLink && !isStation(n.linkAddr):
 		return false
 	case p.icmpType == icmp6NeighborAdvert:
 		return isUnicast(p.src) && !(group && n.solicited)
@@ -387,6 +387,8 @@ func parseNeighbor(p *packet, n *neighbor) bool {
 }
 
 func isGroup(mac uint64) bool { return mac>>40&1 != 0 }
+
+func isStation(mac uint64) bool { return mac != 0 && !isGroup(mac) }
 
 // zero4 is 0.0.0.0.
 var zero4 = addr{0, mappedPrefix}

@@ -234,7 +234,10 @@ func parseSolicitation(b []byte) (s solicit, err error) {
 		if len(o) < option || o[1] == 0 || int(o[1])*option > len(o) {
 			return bad("a bad option")
 		}
-		if o[0] == sourceLinkAddr && o[1] == 1 {
+		if o[0] == sourceLinkAddr {
+			if o[1] != 1 {
+				return bad("a link-layer address longer than Ethernet's")
+			}
 			s.linkAddr = net.HardwareAddr(o[2:option])
 		}
 	}
