@@ -474,9 +474,9 @@ func TestStrangers(t *testing.T) {
 		writeConfig(t, file, stranger.replace...)
 		p := h.Start("cloned", "--config", file, "--interface", "eth0", "--status-socket", "")
 		c.nodes[0].cloned.Await(0, stranger.counter)
-		for range 150 { // longer than any detection time
+		for range 60 { // longer than any detection time
 			c.get("http://" + vip4 + "/whoami")
-			time.Sleep(10 * time.Millisecond)
+			time.Sleep(25 * time.Millisecond)
 		}
 		if err := p.Stop(); err != nil {
 			t.Errorf("%s: %v", stranger.name, err)

@@ -11,8 +11,8 @@
 // share.
 //
 // A hand-over has no overlap: on a new view a node gives up what it lost at
-// once and says so, and takes what it gained when every serving peer has said
-// the same view. Whoever gave a bucket up keeps serving the flows it holds
+// once and says so, and takes what it gained when every live peer has said the
+// same view. Whoever gave a bucket up keeps serving the flows it holds
 // there (Draining) and reports them, until they end; the new owner treats the
 // bucket as Shared until then. A node that has not been heard for Params.Dead
 // is dead; one that could not send for Params.Lease accepts no new flows, and one
@@ -121,12 +121,17 @@ type Machine struct {
 	serving        []Peer // the nodes of view
 	owner          [filter.Buckets]NodeID
 	prevOwner      [filter.Buckets]NodeID
-	adopted        bool // every serving peer goes by view
+	adopted        bool // every live peer goes by view
 
 	table     filter.Table
 	held      Bits // flows in buckets not owned, as far as known
 	heldKnown bool
 	orphaned  Bits // buckets whose owner or holder died
+
+	// unsettled: something that settle reads has changed. Most beacons say
+	// what the one before said.
+	unsettled bool
+	heard     int // peers heard within Params.Dead
 }
 
 type peer struct {
@@ -160,7 +165,7 @@ func New(self Peer, params Params, flows Bits, now int64) *Machine {
 	}
 	m.held, m.heldKnown = flows, true
 	m.listen(now)
-	m.view = viewOf(nil)
+	m.view, m.unsettled = viewOf(nil), true
 	return m
 }
 
@@ -242,7 +247,7 @@ type View struct {
 	State   State
 	Serving []Peer // by id; this node is one of them when it serves
 	Live    []Peer // two-way peers, serving or not
-	Adopted bool   // all serving peers go by the same view
+	Adopted bool   // all live peers go by the same view
 }
 
 // View gives the present view.
@@ -285,6 +290,9 @@ func (m *Machine) receive(b Beacon, now int64, a *Actions) {
 	if now-p.heard > int64(m.params.Dead) {
 		p.firstHeard, p.lastTwoWay = now, now
 	}
+	if p.view != b.View || b.HeldKnown && (!p.knows || p.knowsAny != (b.State != Serving) || p.knowView != b.View || p.held != b.Held) {
+		m.unsettled = true
+	}
 	p.heard, p.sequence, p.state, p.view = now, b.Sequence, b.State, b.View
 	if p.hearsMe = slices.Contains(b.Peers, m.self); p.hearsMe {
 		p.lastTwoWay = now
@@ -310,6 +318,7 @@ func (m *Machine) forget(now int64) bool {
 }
 
 func (m *Machine) takeFlows(flows Bits) (changed bool) {
+	m.unsettled = true
 	last, lastKnown := m.held, m.heldKnown
 	m.held, m.heldKnown = Bits{}, true
 	for b := range m.table {
@@ -344,7 +353,11 @@ func (m *Machine) isLive(p *peer, now int64) bool {
 // evaluate finds out who is live and who serves, and adopts a new view.
 func (m *Machine) evaluate(now int64, a *Actions) (changed bool) {
 	var live, serving []Peer
+	heard := 0
 	for _, p := range m.peers {
+		if now-p.heard <= int64(m.params.Dead) {
+			heard++
+		}
 		if !m.isLive(p, now) {
 			continue
 		}
@@ -375,6 +388,9 @@ func (m *Machine) evaluate(now int64, a *Actions) (changed bool) {
 	if v := viewOf(serving); v != m.view {
 		m.adopt(v, serving)
 		changed = true
+	}
+	if changed || heard != m.heard {
+		m.heard, m.unsettled = heard, true
 	}
 	return changed
 }
@@ -415,9 +431,15 @@ func (m *Machine) adopt(view uint64, serving []Peer) {
 // settle takes gained buckets once all go by the view, and tells for each owned
 // bucket whether a live peer may hold flows in it.
 func (m *Machine) settle(a *Actions) {
+	if !m.unsettled {
+		return
+	}
+	m.unsettled = false
+	// Those that listen have to agree as well: one that begins to serve at this
+	// very moment does not, and so two cannot both think they are alone.
 	m.adopted = true
-	for _, s := range m.serving {
-		if s.ID != m.self.ID && m.peers[s.ID].view != m.view {
+	for _, l := range m.live {
+		if m.peers[l.ID].view != m.view {
 			m.adopted = false
 		}
 	}
