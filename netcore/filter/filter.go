@@ -1,8 +1,7 @@
 // Package filter decides what one node of a cluster does with one frame, so
 // that of all the nodes that hear a flooded frame exactly the right ones take
 // it. It is the reference to which the BPF datapath is compared bit by bit:
-// hence bounded loops, fixed layouts, numbers that never change, and no clock,
-// socket or goroutine inside.
+// hence bounded loops, fixed layouts, and no clock, socket or goroutine inside.
 //
 // # The table
 //
@@ -339,8 +338,8 @@ func (f *Filter) isHeld(bucket int, nowMono int64) bool { return nowMono < f.hel
 func (f *Filter) hold(bucket int, nowMono, hold int64) bool {
 	d := &f.held[bucket]
 	until := d.Load()
-	if until < nowMono+hold-holdSlack {
-		d.Store(nowMono + hold)
+	for until < nowMono+hold-holdSlack && !d.CompareAndSwap(until, nowMono+hold) {
+		until = d.Load()
 	}
 	return until <= nowMono
 }

@@ -1,8 +1,8 @@
 package filter
 
-// Verdict is what the filter says of one frame. The numbers are shared with
-// every datapath and the names with the metrics: append, never renumber. The
-// zero value is not a verdict.
+// Verdict is what the filter says of one frame. The names are those of the
+// metrics and stay; the numbers are those of one build, and every datapath
+// takes them from here. The zero value is not a verdict.
 type Verdict uint8
 
 // Verdicts on frames from the wire. Only those named Accept… go to the kernel.

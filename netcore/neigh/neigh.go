@@ -74,7 +74,7 @@ func (r *Responder) Reply(req, dst []byte) ([]byte, error) {
 	}
 	var f ethernet.Frame
 	if err := f.UnmarshalBinary(req); err != nil {
-		return dst, fmt.Errorf("Ethernet: %w: %w", err, ErrMalformed)
+		return dst, fmt.Errorf("frame: %w: %w", err, ErrMalformed)
 	}
 	var reply []byte
 	var err error
