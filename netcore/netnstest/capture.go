@@ -9,7 +9,9 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
+	"unsafe"
 
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
@@ -131,19 +133,18 @@ func (c *capture) run() {
 		default:
 		}
 		for {
-			n, from, err := unix.Recvfrom(c.all, buf, unix.MSG_TRUNC)
-			if err == unix.EAGAIN {
+			n, ifindex, errno := receive(c.all, buf, unix.MSG_TRUNC)
+			if errno == unix.EAGAIN {
 				break
 			}
-			if err == unix.EINTR || err == unix.ENETDOWN {
+			if errno == unix.EINTR || errno == unix.ENETDOWN {
 				continue
 			}
-			if err != nil {
-				c.err = err
+			if errno != 0 {
+				c.err = errno
 				return
 			}
-			sll, ok := from.(*unix.SockaddrLinklayer)
-			if !ok || sll.Ifindex == c.bridge || sll.Hatype != unix.ARPHRD_ETHER || n < 14 {
+			if ifindex == c.bridge || ifindex == 1 || n < 14 {
 				continue
 			}
 			c.frames++
@@ -154,22 +155,28 @@ func (c *capture) run() {
 			}
 		}
 		for {
-			n, from, err := unix.Recvfrom(c.witness, buf, unix.MSG_DONTWAIT)
-			if err != nil {
+			n, ifindex, errno := receive(c.witness, buf, unix.MSG_DONTWAIT)
+			if errno != 0 {
 				break
 			}
-			port := 0
-			if sll, ok := from.(*unix.SockaddrLinklayer); ok {
-				port = sll.Ifindex
-			}
 			if len(c.violations) < 20 {
-				c.violations = append(c.violations, fmt.Sprintf("interface %d: %s", port, hex.EncodeToString(buf[:min(n, 64)])))
+				c.violations = append(c.violations, fmt.Sprintf("interface %d: %s", ifindex, hex.EncodeToString(buf[:min(n, 64)])))
 			}
 		}
 		if last {
 			return
 		}
 	}
+}
+
+// receive is recvfrom(2) without allocations, which tests of other packages
+// count. It gives the frame's length and the interface it came by.
+func receive(fd int, buf []byte, flags int) (n, ifindex int, errno syscall.Errno) {
+	var from unix.RawSockaddrLinklayer
+	size := uint32(unsafe.Sizeof(from))
+	r, _, errno := unix.Syscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)),
+		uintptr(flags), uintptr(unsafe.Pointer(&from)), uintptr(unsafe.Pointer(&size)))
+	return int(r), int(from.Ifindex), errno
 }
 
 func (c *capture) stop() (frames, dropped int, violations []string, err error) {

@@ -89,13 +89,10 @@ func (h *host) claim() error {
 		return nil
 	}
 	h.log.Info("replacing an interface left with another configuration", "interface", h.device, "left", link.Attrs().Alias)
-	if err := h.restoreNIC(link.Attrs().Alias); err != nil {
-		return err
-	}
 	if err := netlink.LinkDel(link); err != nil {
 		return fmt.Errorf("removing %s: %w", h.device, err)
 	}
-	return nil
+	return h.release(link.Attrs().Alias)
 }
 
 // note names what clone0 is configured for.
@@ -216,7 +213,7 @@ func (h *host) divert() error {
 		return err
 	}
 	for _, f := range h.families() {
-		if err := netlink.RouteReplace(f.fallback()); err != nil {
+		if err := netlink.RouteReplace(fallback(f.netlink)); err != nil {
 			return fmt.Errorf("adding the fallback route of table %d: %w", Table, err)
 		}
 		for _, r := range h.rules(f) {
@@ -238,15 +235,18 @@ func (h *host) rules(f family) []*netlink.Rule {
 	return []*netlink.Rule{fromVIP, byDevice}
 }
 
-func (f family) fallback() *netlink.Route {
-	everywhere := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-	if f.netlink == unix.AF_INET6 {
-		everywhere = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-	}
+func fallback(fam int) *netlink.Route {
 	return &netlink.Route{
-		Family: f.netlink, Dst: ipNet(everywhere), Table: Table, Protocol: Protocol,
+		Family: fam, Dst: everywhere(fam), Table: Table, Protocol: Protocol,
 		Type: unix.RTN_UNREACHABLE, Priority: 1 << 30,
 	}
+}
+
+func everywhere(fam int) *net.IPNet {
+	if fam == unix.AF_INET6 {
+		return ipNet(netip.PrefixFrom(netip.IPv6Unspecified(), 0))
+	}
+	return ipNet(netip.PrefixFrom(netip.IPv4Unspecified(), 0))
 }
 
 // dropRules removes our rules that the configuration does not ask for (any
@@ -320,7 +320,7 @@ func (f family) routes(ifindex int) []*netlink.Route {
 	}
 	def := &netlink.Route{
 		Family: f.netlink, LinkIndex: ifindex, Table: Table, Protocol: Protocol,
-		Dst: f.fallback().Dst, Gw: f.gateway.AsSlice(), Src: src, Priority: 1,
+		Dst: everywhere(f.netlink), Gw: f.gateway.AsSlice(), Src: src, Priority: 1,
 	}
 	if !f.vip.Contains(f.gateway) {
 		def.SetFlag(netlink.FLAG_ONLINK)
@@ -328,11 +328,13 @@ func (f family) routes(ifindex int) []*netlink.Route {
 	return []*netlink.Route{subnet, def}
 }
 
-// release takes everything back. It goes on after an error and returns all.
+// release takes everything back but clone0, whose routes go with it. It goes on
+// after an error and returns all.
 func (h *host) release(alias string) error {
 	var errs []error
-	for _, f := range h.families() {
-		if err := netlink.RouteDel(f.fallback()); err != nil && !errors.Is(err, unix.ESRCH) {
+	for _, fam := range []int{unix.AF_INET, unix.AF_INET6} {
+		err := netlink.RouteDel(fallback(fam))
+		if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
 			errs = append(errs, fmt.Errorf("removing the fallback route of table %d: %w", Table, err))
 		}
 	}

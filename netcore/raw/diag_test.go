@@ -1,0 +1,196 @@
+package raw
+
+import (
+	"encoding/binary"
+	"errors"
+	"net"
+	"net/netip"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"clonecluster/netcore/filter"
+)
+
+// connection opens a TCP connection over the loopback and gives the server's
+// view of it.
+func connection(t *testing.T, listen string) (l net.Listener, server, client net.Conn) {
+	t.Helper()
+	l, err := net.Listen("tcp", listen)
+	if err != nil {
+		t.Skipf("needs a loopback with %s: %v", listen, err)
+	}
+	t.Cleanup(func() { l.Close() })
+	to := l.Addr().(*net.TCPAddr)
+	target := to.String()
+	if to.IP.IsUnspecified() {
+		target = netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), to.AddrPort().Port()).String()
+	}
+	client, err = net.Dial("tcp", target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	if server, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { server.Close() })
+	return l, server, client
+}
+
+func tupleOf(c net.Conn) filter.Tuple {
+	local, remote := c.LocalAddr().(*net.TCPAddr).AddrPort(), c.RemoteAddr().(*net.TCPAddr).AddrPort()
+	return filter.Tuple{
+		Proto:  filter.ProtoTCP,
+		VIP:    netip.AddrPortFrom(local.Addr().Unmap(), local.Port()),
+		Client: netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port()),
+	}
+}
+
+func openSockets(t testing.TB) *Sockets {
+	t.Helper()
+	s, err := OpenSockets(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// TestLookup asks the kernel about real connections. A listener on the
+// unspecified address is an IPv6 socket, and so are its IPv4 connections.
+func TestLookup(t *testing.T) {
+	for _, listen := range []string{"127.0.0.1:0", "[::1]:0", ":0"} {
+		t.Run(listen, func(t *testing.T) {
+			s := openSockets(t)
+			l, server, client := connection(t, listen)
+			there := tupleOf(server)
+			if got := s.Lookup(there); got != filter.SocketEstablished {
+				t.Errorf("Lookup(%v) = %v; want established", there, got)
+			}
+			elsewhere := there
+			elsewhere.Client = netip.AddrPortFrom(there.Client.Addr(), there.Client.Port()^1)
+			if got := s.Lookup(elsewhere); got != filter.SocketListener {
+				t.Errorf("Lookup(%v) = %v; want listener", elsewhere, got)
+			}
+			l.Close()
+			if got := s.Lookup(elsewhere); got != filter.SocketNone {
+				t.Errorf("Lookup(%v) without the listener = %v; want none", elsewhere, got)
+			}
+			// The server ends first and remembers: TIME-WAIT is a socket, too.
+			server.Close()
+			client.Close()
+			if got := s.Lookup(there); got != filter.SocketEstablished {
+				t.Errorf("Lookup(%v) in TIME-WAIT = %v; want established", there, got)
+			}
+			timeWait := false
+			if err := EachFlow([]netip.Addr{there.VIP.Addr()}, func(f Flow) {
+				if f.Tuple == there {
+					timeWait = f.TimeWait
+				}
+			}); err != nil || !timeWait {
+				t.Errorf("EachFlow says of %v that TimeWait = %v, %v", there, timeWait, err)
+			}
+		})
+	}
+}
+
+func TestEachFlow(t *testing.T) {
+	want := map[filter.Tuple]bool{}
+	for _, listen := range []string{"127.0.0.1:0", "[::1]:0", ":0"} {
+		_, server, client := connection(t, listen)
+		want[tupleOf(server)], want[tupleOf(client)] = true, true
+	}
+	vips := []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")}
+	if err := EachFlow(vips, func(f Flow) {
+		if f.TimeWait && want[f.Tuple] {
+			t.Errorf("%v is in TIME-WAIT", f.Tuple)
+		}
+		delete(want, f.Tuple)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for missing := range want {
+		t.Errorf("EachFlow does not list %v", missing)
+	}
+	if err := EachFlow([]netip.Addr{netip.MustParseAddr("192.0.2.1")}, func(f Flow) { t.Errorf("%v is not of 192.0.2.1", f.Tuple) }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestLookupAllocatesNothing(t *testing.T) {
+	s := openSockets(t)
+	_, server, _ := connection(t, "127.0.0.1:0")
+	there := tupleOf(server)
+	if n := testing.AllocsPerRun(200, func() { s.Lookup(there) }); n != 0 {
+		t.Errorf("Lookup allocates %v times; want 0", n)
+	}
+}
+
+func BenchmarkLookup(b *testing.B) {
+	s := openSockets(b)
+	nobody := filter.Tuple{Proto: filter.ProtoTCP, VIP: netip.MustParseAddrPort("127.0.0.1:1"), Client: netip.MustParseAddrPort("127.0.0.1:2")}
+	b.ReportAllocs()
+	for b.Loop() {
+		s.Lookup(nobody)
+	}
+}
+
+// diagMessage is a netlink message with a struct inet_diag_msg.
+func diagMessage(seq uint32, kind uint16, family, state byte, sport, dport uint16) []byte {
+	b := make([]byte, nlmsgHdrLen+diagReplyLen)
+	binary.NativeEndian.PutUint32(b, uint32(len(b)))
+	binary.NativeEndian.PutUint16(b[4:], kind)
+	binary.NativeEndian.PutUint32(b[8:], seq)
+	m := b[nlmsgHdrLen:]
+	m[0], m[1] = family, state
+	binary.BigEndian.PutUint16(m[4:], sport)
+	binary.BigEndian.PutUint16(m[6:], dport)
+	copy(m[8:], []byte{10, 77, 0, 10})
+	copy(m[24:], []byte{10, 77, 0, 1})
+	return b
+}
+
+func TestParseDiag(t *testing.T) {
+	tuple := filter.Tuple{Proto: 6, VIP: netip.MustParseAddrPort("10.77.0.10:80"), Client: netip.MustParseAddrPort("10.77.0.1:1234")}
+	failed := binary.NativeEndian.AppendUint32(diagMessage(7, unix.NLMSG_ERROR, 0, 0, 0, 0)[:nlmsgHdrLen], uint32(0xffffffff-uint32(unix.ENOENT)+1))
+	binary.NativeEndian.PutUint32(failed, uint32(len(failed)))
+	for _, tt := range []struct {
+		name  string
+		b     []byte
+		state filter.SocketState
+		mine  bool
+	}{
+		{"established", diagMessage(7, sockDiagFamily, unix.AF_INET, 1, 80, 1234), filter.SocketEstablished, true},
+		{"half open", diagMessage(7, sockDiagFamily, unix.AF_INET, 12, 80, 1234), filter.SocketEstablished, true},
+		{"listener", diagMessage(7, sockDiagFamily, unix.AF_INET6, 10, 80, 0), filter.SocketListener, true},
+		{"of other ports", diagMessage(7, sockDiagFamily, unix.AF_INET, 1, 80, 1235), filter.SocketNone, true},
+		{"no such socket", failed, filter.SocketNone, true},
+		{"answer to an earlier query", diagMessage(6, sockDiagFamily, unix.AF_INET, 1, 80, 1234), filter.SocketNone, false},
+		{"cut off", diagMessage(7, sockDiagFamily, unix.AF_INET, 1, 80, 1234)[:50], filter.SocketNone, true},
+		{"empty", nil, filter.SocketNone, false},
+	} {
+		if state, mine := parseDiagReply(tt.b, 7, tuple); state != tt.state || mine != tt.mine {
+			t.Errorf("parseDiagReply(%s) = %v, %v; want %v, %v", tt.name, state, mine, tt.state, tt.mine)
+		}
+	}
+	if _, err := parseDiagDump(failed, 7, nil); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("parseDiagDump(error) = %v; want ENOENT", err)
+	}
+}
+
+func FuzzParseDiag(f *testing.F) {
+	two := append(diagMessage(7, sockDiagFamily, unix.AF_INET, 1, 80, 1234), diagMessage(7, sockDiagFamily, unix.AF_INET6, 6, 80, 1234)...)
+	f.Add(two)
+	f.Add(append(two, diagMessage(7, unix.NLMSG_DONE, 0, 0, 0, 0)...))
+	f.Add(two[:len(two)-3])
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		parseDiagReply(b, 7, filter.Tuple{})
+		n := 0
+		_, _ = parseDiagDump(b, 7, func(Flow) { n++ })
+		if n*(nlmsgHdrLen+diagReplyLen) > len(b) {
+			t.Errorf("%d flows in %d bytes", n, len(b))
+		}
+	})
+}
