@@ -86,11 +86,11 @@ func Select(ctx context.Context, cfg config.Interface) (NIC, error) {
 	ctxWait, stop := context.WithTimeout(ctx, cfg.WaitCarrier)
 	defer stop()
 
-	updates, unsubscribe, err := subscribe()
+	w, err := watch()
 	if err != nil {
 		return NIC{}, err
 	}
-	defer unsubscribe()
+	defer w.close()
 
 	var raised []NIC
 	chosen := -1
@@ -133,12 +133,8 @@ func Select(ctx context.Context, cfg config.Interface) (NIC, error) {
 			}
 			return NIC{}, &NoNICError{Waited: time.Since(start).Round(time.Millisecond), Refusals: refusals}
 		}
-		select {
-		case _, ok := <-updates:
-			if !ok {
-				return NIC{}, errors.New("waiting for a network interface: the netlink subscription ended")
-			}
-		case <-ctxWait.Done():
+		if _, err := w.wait(ctxWait); err != nil && ctxWait.Err() == nil {
+			return NIC{}, err
 		}
 	}
 }
@@ -276,23 +272,49 @@ func setUp(index int, up bool) error {
 	return netlink.LinkSetDown(link)
 }
 
-func subscribe() (<-chan netlink.LinkUpdate, func(), error) {
-	// The buffer is for bursts; a lost update costs nothing because every
-	// reader lists the interfaces anew.
-	ch := make(chan netlink.LinkUpdate, 64)
-	done := make(chan struct{})
+// watcher tells when the kernel reports a change of an interface.
+type watcher struct {
+	updates chan netlink.LinkUpdate
+	done    chan struct{}
+}
+
+func watch() (*watcher, error) {
+	w := &watcher{make(chan netlink.LinkUpdate, 64), make(chan struct{})}
 	ns := netns.None()
-	err := netlink.LinkSubscribeWithOptions(ch, done, netlink.LinkSubscribeOptions{
+	err := netlink.LinkSubscribeWithOptions(w.updates, w.done, netlink.LinkSubscribeOptions{
 		Namespace: &ns, ErrorCallback: func(error) {},
 	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("subscribing to interface changes: %w", err)
+		return nil, fmt.Errorf("subscribing to interface changes: %w", err)
 	}
-	return ch, func() {
-		close(done)
-		for range ch { // the subscription's goroutine ends by closing ch
+	return w, nil
+}
+
+// wait gives the index of an interface that has changed; 0 if changes may have
+// been missed, because the kernel had no room for them and the subscription
+// had to be made anew.
+func (w *watcher) wait(ctx context.Context) (index int, err error) {
+	select {
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	case u, ok := <-w.updates:
+		if ok {
+			return u.Attrs().Index, nil
 		}
-	}, nil
+	}
+	close(w.done)
+	again, err := watch()
+	if err != nil {
+		return 0, err
+	}
+	*w = *again
+	return 0, nil
+}
+
+func (w *watcher) close() {
+	close(w.done)
+	for range w.updates { // the subscription's goroutine ends by closing it
+	}
 }
 
 // ErrRemoved is matched by the error of Follow when the interface is gone.
@@ -302,29 +324,25 @@ var ErrRemoved = errors.New("the interface was removed")
 // then whenever the kernel reports a change, until ctx ends (nil) or the
 // interface is gone (ErrRemoved).
 func Follow(ctx context.Context, index int, changed func(NIC)) error {
-	updates, unsubscribe, err := subscribe()
+	w, err := watch()
 	if err != nil {
 		return err
 	}
-	defer unsubscribe()
+	defer w.close()
 	for {
 		n, err := ByIndex(index)
+		if errors.As(err, &netlink.LinkNotFoundError{}) {
+			return ErrRemoved
+		}
 		if err != nil {
-			if errors.As(err, &netlink.LinkNotFoundError{}) {
-				return ErrRemoved
-			}
 			return err
 		}
 		changed(n)
-		for ours := false; !ours; {
-			select {
-			case <-ctx.Done():
+		for at := -1; at != index && at != 0; {
+			if at, err = w.wait(ctx); ctx.Err() != nil {
 				return nil
-			case u, ok := <-updates:
-				if !ok {
-					return errors.New("following the interface: the netlink subscription ended")
-				}
-				ours = u.Attrs().Index == index
+			} else if err != nil {
+				return err
 			}
 		}
 	}
