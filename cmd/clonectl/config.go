@@ -1,0 +1,185 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"clonecluster/config"
+	"clonecluster/config/schema"
+)
+
+func newConfigCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "config",
+		Short: "Check and explain cluster.yaml",
+		Args:  usageArgs(cobra.NoArgs),
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newConfigCheckCmd(), newConfigShowCmd(), newConfigSchemaCmd(), newConfigExampleCmd())
+	return cmd
+}
+
+// readConfig reads FILE (default cluster.yaml, "-" for standard input) with
+// the overrides that --set gives, which are those of the kernel command line.
+func readConfig(cmd *cobra.Command, args, set []string) (*config.Config, error) {
+	path := "cluster.yaml"
+	if len(args) > 0 {
+		path = args[0]
+	}
+	data, name, err := readConfigFile(cmd.InOrStdin(), path)
+	if err != nil {
+		return nil, err
+	}
+	cmdline := ""
+	for _, s := range set {
+		cmdline += config.Prefix + s + " "
+	}
+	c, ignored, err := config.LoadWithCmdline(data, name, cmdline)
+	if err != nil {
+		return nil, err
+	}
+	// A node goes on without an override that it cannot use; here it is a mistake.
+	if len(ignored) > 0 {
+		return nil, ignored
+	}
+	return c, nil
+}
+
+func readConfigFile(stdin io.Reader, path string) (data []byte, name string, err error) {
+	if path == "-" {
+		data, err = io.ReadAll(io.LimitReader(stdin, config.MaxBytes+1))
+		return data, "standard input", err
+	}
+	data, err = config.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		err = fmt.Errorf("%w; %q writes one to start from", err, "clonectl config example > cluster.yaml")
+	}
+	return data, filepath.Base(path), err
+}
+
+func completeYAML(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	return []string{"yaml", "yml"}, cobra.ShellCompDirectiveFilterFileExt
+}
+
+func setFlag(cmd *cobra.Command, set *[]string) {
+	cmd.Flags().StringArrayVar(set, "set", nil, "override a value as the kernel command line would: `PATH=VALUE`; may be repeated")
+}
+
+func newConfigCheckCmd() *cobra.Command {
+	var set []string
+	cmd := &cobra.Command{
+		Use:   "check [FILE]",
+		Short: "Say whether a configuration is right, and if not, where",
+		Long: `Check reads a configuration (cluster.yaml, or FILE; - for standard input) as a
+node will. Every problem is printed with line, column and what is allowed.`,
+		Example: `  clonectl config check cluster.yaml
+  clonectl config check --set system.log-level=debug`,
+		Args:              usageArgs(cobra.MaximumNArgs(1)),
+		ValidArgsFunction: completeYAML,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := readConfig(cmd, args, set)
+			if err != nil {
+				return fmt.Errorf("the configuration is not right:\n%w", err)
+			}
+			for _, w := range c.Warnings() {
+				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "ok: cluster %q, VIP %s, clone MAC %s, %d service(s)\n",
+				c.Cluster.Name, strings.Join(vips(c), " and "), c.VIP.CloneMAC, len(c.Services))
+			return nil
+		},
+	}
+	setFlag(cmd, &set)
+	return cmd
+}
+
+func vips(c *config.Config) []string {
+	var list []string
+	if c.VIP.IPv4.IsValid() {
+		list = append(list, c.VIP.IPv4.Addr().String())
+	}
+	if c.VIP.IPv6.IsValid() {
+		list = append(list, c.VIP.IPv6.Addr().String())
+	}
+	return list
+}
+
+func newConfigShowCmd() *cobra.Command {
+	var set []string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "show [FILE]",
+		Short: "Print every effective value and where it came from",
+		Long: `Show prints every value that a node will use, and whether it is a default, was
+derived from another one, or stands in the file (with its line). The key is
+masked.`,
+		Example: `  clonectl config show cluster.yaml
+  clonectl config show --json | jq '.[] | select(.source != "default")'`,
+		Args:              usageArgs(cobra.MaximumNArgs(1)),
+		ValidArgsFunction: completeYAML,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := readConfig(cmd, args, set)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), c.Effective())
+			}
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "VALUE\t\tFROM")
+			for _, e := range c.Effective() {
+				value := e.Value
+				if value == "" {
+					value = "-"
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\n", e.Path, value, e.Source)
+			}
+			return w.Flush()
+		},
+	}
+	setFlag(cmd, &set)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func newConfigSchemaCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "schema",
+		Short: "Print the JSON Schema of cluster.yaml, for an editor",
+		Example: `  clonectl config schema > cluster.schema.json
+  # then, as the first line of cluster.yaml, for editors with a YAML language server:
+  # yaml-language-server: $schema=cluster.schema.json`,
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := cmd.OutOrStdout().Write(schema.JSON)
+			return err
+		},
+	}
+}
+
+func newConfigExampleCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:     "example",
+		Short:   "Print a commented cluster.yaml to start from",
+		Example: `  clonectl config example > cluster.yaml`,
+		Args:    usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := cmd.OutOrStdout().Write(config.DemoYAML)
+			return err
+		},
+	}
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}

@@ -1,0 +1,96 @@
+// Clonectl builds, runs and inspects clone clusters.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes, documented in the root command's help.
+const (
+	exitFailure     = 1
+	exitUsage       = 2
+	exitInterrupted = 130
+)
+
+// usageError marks a mistake in how clonectl was called.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	// A second Ctrl-C does not wait for a tidy end.
+	context.AfterFunc(ctx, stop)
+
+	err := newRoot().ExecuteContext(ctx)
+	switch {
+	case err == nil:
+		return
+	case ctx.Err() != nil && errors.Is(err, context.Canceled):
+		fmt.Fprintln(os.Stderr, "clonectl: interrupted")
+		os.Exit(exitInterrupted)
+	}
+	fmt.Fprintln(os.Stderr, "clonectl:", err)
+	if errors.As(err, new(usageError)) {
+		os.Exit(exitUsage)
+	}
+	os.Exit(exitFailure)
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "clonectl",
+		Short: "Build, run and inspect clone clusters",
+		Long: `Clonectl builds the appliance image of a clone cluster (N machines that answer
+for one IP address with one MAC address, with nothing in front of them), runs
+it in QEMU, and checks its configuration.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.`,
+		Example: `  clonectl image                         # kernel and initramfs for QEMU
+  clonectl qemu up --nodes 3             # boot a cluster, answer on http://127.0.0.1:8080/
+  clonectl config check cluster.yaml     # is this file right?`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          usageArgs(cobra.NoArgs),
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w; see %q", err, cmd.CommandPath()+" --help")}
+	})
+	root.AddGroup(
+		&cobra.Group{ID: "build", Title: "Build:"},
+		&cobra.Group{ID: "run", Title: "Run:"},
+		&cobra.Group{ID: "configure", Title: "Configure:"},
+	)
+	root.AddCommand(
+		grouped("build", newKernelCmd()),
+		grouped("build", newImageCmd()),
+		grouped("build", newSizesCmd()),
+		grouped("run", newQEMUCmd()),
+		grouped("configure", newConfigCmd()),
+	)
+	return root
+}
+
+func grouped(id string, cmd *cobra.Command) *cobra.Command {
+	cmd.GroupID = id
+	return cmd
+}
+
+// usageArgs makes a wrong number of arguments exit with the usage code, and
+// say where help is.
+func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return usageError{fmt.Errorf("%w; see %q", err, cmd.CommandPath()+" --help")}
+		}
+		return nil
+	}
+}

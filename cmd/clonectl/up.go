@@ -1,0 +1,378 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"clonecluster/config"
+	"clonecluster/qemu/lab"
+)
+
+const (
+	// bootTimeout is ten times what a loaded two-core machine took to emulate
+	// three nodes.
+	bootTimeout = 5 * time.Minute
+	// shutdownTimeout is how long nodes may take to power off before they are
+	// killed. A power button makes a node drain first.
+	shutdownTimeout = 45 * time.Second
+	askInterval     = 400 * time.Millisecond
+	drawInterval    = 200 * time.Millisecond
+)
+
+// up is a running "qemu up".
+type up struct {
+	o     upOptions
+	cfg   *config.Config
+	lab   *lab.Lab
+	view  *view
+	log   io.Writer // for lines that stay
+	nodes []nodeRef
+	asker *asker
+	begin time.Time
+	hint  string
+
+	mu    sync.Mutex
+	state []nodeSnapshot
+	first time.Duration // until the first HTTP answer; 0: none yet
+}
+
+// report is what "qemu up --once --json" prints.
+type report struct {
+	OK     bool    `json:"ok"`
+	Checks []check `json:"checks"`
+	// FirstAnswer is the time from the start of the first machine to the first
+	// HTTP answer, in seconds.
+	FirstAnswer float64                   `json:"first_answer_seconds"`
+	Timeline    map[string][]stageSeconds `json:"timeline"`
+	Accel       string                    `json:"accel"`
+}
+
+type stageSeconds struct {
+	Stage   string  `json:"stage"`
+	Seconds float64 `json:"seconds"`
+}
+
+var errChecksFailed = errors.New("not every check held")
+
+func runUp(ctx context.Context, o upOptions, stdout io.Writer) error {
+	img, err := openImage(o.image, o.append)
+	if err != nil {
+		return err
+	}
+	cache, err := cacheDir()
+	if err != nil {
+		return err
+	}
+	labCfg, err := labConfig(img, o, cache)
+	if err != nil {
+		return err
+	}
+	u := &up{o: o, cfg: img.config, view: newView(os.Stderr), log: os.Stderr, begin: time.Now()}
+	for _, n := range labCfg.Nodes {
+		u.nodes = append(u.nodes, nodeRef{n.Name, n.MAC})
+		u.state = append(u.state, nodeSnapshot{name: n.Name, mac: n.MAC.String()})
+	}
+	labCfg.OnEvent = u.event
+	u.say("booting %d nodes; the first time after an update of QEMU it is tried whether KVM works", o.nodes)
+	if u.lab, err = lab.Start(ctx, labCfg); err != nil {
+		return err
+	}
+	defer u.lab.Close()
+	u.say("accelerator: %s (%s)", u.lab.Accel().Accel, u.lab.Accel().Reason)
+	if o.listen != "" {
+		u.hint = "http://" + u.lab.ForwardAddr(0).String() + "/"
+	}
+	target, err := webAddress(u.cfg)
+	if err != nil {
+		return err
+	}
+	u.asker = newAsker(u.lab.Client(), target.Port())
+
+	drawn := u.startDrawing(ctx)
+	err = u.run(ctx, stdout)
+	drawn()
+	return errors.Join(err, u.lab.Close())
+}
+
+func (u *up) run(ctx context.Context, stdout io.Writer) error {
+	bootCtx, cancel := context.WithTimeout(ctx, bootTimeout)
+	defer cancel()
+	if err := u.lab.WaitAll(bootCtx, "ready"); err != nil {
+		return u.bootError(ctx, err)
+	}
+	if _, err := u.firstAnswer(bootCtx); err != nil {
+		return u.bootError(ctx, err)
+	}
+	u.say("first HTTP answer from the VIP after %s", seconds(u.first))
+	if u.o.once {
+		return u.once(ctx, stdout)
+	}
+	u.say("the cluster answers on %s   (try: curl %swhoami)   Ctrl-C ends it", u.hint, u.hint)
+	u.status("%s   Ctrl-C ends it", u.hint)
+	return u.stay(ctx)
+}
+
+// bootError adds what the consoles said, unless the user ended it.
+func (u *up) bootError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return fmt.Errorf("the cluster did not come up: %w\n%s", err, u.lab.Report())
+}
+
+// firstAnswer asks until the VIP answers: the moment that counts for a user.
+func (u *up) firstAnswer(ctx context.Context) (time.Duration, error) {
+	vip, _ := webAddress(u.cfg)
+	for {
+		_, err := u.asker.get(ctx, vip.Addr())
+		if err == nil {
+			u.mu.Lock()
+			defer u.mu.Unlock()
+			u.first = time.Since(u.begin)
+			return u.first, nil
+		}
+		select {
+		case <-ctx.Done():
+			return 0, fmt.Errorf("no HTTP answer from %v: %w", vip, err)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// once checks everything, stops the nodes, and checks I1 over all of it.
+func (u *up) once(ctx context.Context, stdout io.Writer) error {
+	checks := []check{{"every node came up", true, fmt.Sprintf("%d of %d", len(u.nodes), len(u.nodes))}}
+	more, err := checkTraffic(ctx, u.asker, u.cfg, u.nodes, u.o.requests, u.status)
+	if err != nil {
+		return err
+	}
+	checks = append(checks, more...)
+	checks = append(checks, checkSwitch(u.lab.Switch(), u.cfg.VIP.CloneMAC, u.nodes)...)
+
+	u.status("stopping the nodes by their power buttons")
+	stopCtx, cancel := context.WithTimeout(ctx, shutdownTimeout)
+	defer cancel()
+	off := check{"every node powered off when asked", true, fmt.Sprintf("%d of %d", len(u.nodes), len(u.nodes))}
+	if err := u.lab.Shutdown(stopCtx); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		off.OK, off.Detail = false, err.Error()
+	}
+	checks = append(checks, off, checkGuard(u.lab.Switch()))
+	u.view.erase()
+
+	r := report{OK: true, Checks: checks, FirstAnswer: u.first.Seconds(), Accel: string(u.lab.Accel().Accel), Timeline: u.timelines()}
+	failed := 0
+	for _, c := range checks {
+		if !c.OK {
+			failed++
+			r.OK = false
+		}
+		if !u.o.asJSON {
+			fmt.Fprintln(stdout, c)
+		}
+	}
+	if u.o.asJSON {
+		if err := printJSON(stdout, r); err != nil {
+			return err
+		}
+	}
+	if u.o.pcap != "" {
+		u.say("every frame that crossed the switch is in %s", u.o.pcap)
+	}
+	if failed > 0 {
+		return fmt.Errorf("%w: %d of %d failed\n%s", errChecksFailed, failed, len(checks), u.lab.Report())
+	}
+	return nil
+}
+
+func (u *up) timelines() map[string][]stageSeconds {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	all := map[string][]stageSeconds{}
+	for _, n := range u.state {
+		for _, s := range n.stages {
+			all[n.name] = append(all[n.name], stageSeconds{s.name, s.at.Seconds()})
+		}
+	}
+	return all
+}
+
+// stay asks now and then until the user ends it.
+func (u *up) stay(ctx context.Context) error {
+	vips := []netip.Addr{}
+	for _, p := range []netip.Prefix{u.cfg.VIP.IPv4, u.cfg.VIP.IPv6} {
+		if p.IsValid() {
+			vips = append(vips, p.Addr())
+		}
+	}
+	tick := time.NewTicker(askInterval)
+	defer tick.Stop()
+	for i := 0; ; i++ {
+		select {
+		case <-ctx.Done():
+			u.view.erase()
+			return u.goodbye()
+		case <-tick.C:
+		}
+		got, err := u.asker.ask(ctx, vips[i%len(vips)])
+		if !u.view.tty && ctx.Err() == nil {
+			u.sayAnswer(i, vips[i%len(vips)], got, err)
+		}
+	}
+}
+
+// sayAnswer prints the first answers, all failures, and a sum now and then: a
+// log that somebody may keep for hours.
+func (u *up) sayAnswer(i int, vip netip.Addr, got answer, err error) {
+	switch {
+	case err != nil:
+		u.say("%s: %v", vip, err)
+	case i < 10:
+		u.say("%s answered by %s (%s)", vip, got.Hostname, got.Node)
+	case i%75 == 0:
+		s := u.snapshot()
+		u.say("%d answered, %d failed; %d frames flooded; clone MAC in the switch's table: %v; I1 violations: %d",
+			s.asked, s.failed, s.flooded, s.learned, s.breaches)
+	}
+}
+
+// goodbye says what was seen. A user's Ctrl-C is a good end, unless I1 was broken.
+func (u *up) goodbye() error {
+	s := u.snapshot()
+	u.say("%d requests answered, %d failed, %d frames flooded", s.asked, s.failed, s.flooded)
+	if c := checkGuard(u.lab.Switch()); !c.OK {
+		return fmt.Errorf("%w: %s", errChecksFailed, c)
+	}
+	return nil
+}
+
+// event is called by the lab for everything that happens to a node.
+func (u *up) event(e lab.Event) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	i := slices.IndexFunc(u.state, func(n nodeSnapshot) bool { return n.name == e.Node })
+	if i < 0 {
+		return
+	}
+	n := &u.state[i]
+	switch e.Kind {
+	case lab.Started:
+		n.gone, n.ready, n.stages = false, false, nil
+		if u.o.verbose {
+			u.line("%s: %s", n.name, e.Text)
+		}
+	case lab.Reset:
+		n.ready, n.stages = false, nil
+	case lab.Reached:
+		n.stages = append(n.stages, stage{e.Stage.Name, e.Stage.At})
+		if mgmt := e.Stage.Attrs["mgmt"]; mgmt != "" {
+			n.mgmt = mgmt
+		}
+		if e.Stage.Name == "ready" {
+			n.ready = true
+			if !u.view.tty {
+				u.line("%s is up: %s", n.name, timeline(n.stages))
+			}
+		}
+	case lab.Exited:
+		n.gone = true
+		if e.Err != nil {
+			u.line("%s ended: %v", n.name, firstLine(e.Err))
+		}
+	}
+}
+
+func firstLine(err error) string {
+	s, _, _ := strings.Cut(err.Error(), "\n")
+	return s
+}
+
+// say prints a line that stays, above the live view.
+func (u *up) say(format string, args ...any) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.line(format, args...)
+}
+
+func (u *up) line(format string, args ...any) {
+	u.view.erase()
+	fmt.Fprintf(u.log, format+"\n", args...)
+}
+
+// status is for what the view shows anyway in another form.
+func (u *up) status(format string, args ...any) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.hint = fmt.Sprintf(format, args...)
+}
+
+// startDrawing keeps the live view current until the function it returns is
+// called.
+func (u *up) startDrawing(ctx context.Context) (stop func()) {
+	if !u.view.tty {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(drawInterval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				s := u.snapshot()
+				u.mu.Lock()
+				if ctx.Err() == nil {
+					u.view.draw(s)
+				}
+				u.mu.Unlock()
+			}
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		u.view.erase()
+	}
+}
+
+func (u *up) snapshot() snapshot {
+	sw := u.lab.Switch()
+	st := sw.Stats()
+	score := u.asker.score()
+	clone := u.cfg.VIP.CloneMAC
+	s := snapshot{
+		title: fmt.Sprintf("cluster %s  %s", u.cfg.Cluster.Name, strings.Join(vips(u.cfg), "  ")), elapsed: time.Since(u.begin),
+		asked: score.asked, failed: len(score.failed), last: score.last,
+		clone: clone.String(), flooded: st.GuardFloods, breaches: int(st.Violations),
+	}
+	for _, e := range sw.Table() {
+		s.table = append(s.table, fmt.Sprintf("%s  %-8s %s ago", e.MAC, e.Port, e.Age.Round(100*time.Millisecond)))
+		s.learned = s.learned || slices.Equal(e.MAC, clone)
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	s.hint = u.hint
+	for i, n := range u.state {
+		n.stages = slices.Clone(n.stages)
+		n.answers = score.byNode[net.HardwareAddr(u.nodes[i].mac).String()]
+		s.nodes = append(s.nodes, n)
+	}
+	return s
+}
