@@ -415,7 +415,7 @@ func (s *supervisor) stop(how ending, now time.Duration) {
 	s.how, s.phase = how, phaseStopServices
 	s.log(slog.LevelInfo, "going to %v: stopping the services", how)
 	for _, c := range s.children {
-		if !c.Engine {
+		if !c.Engine || c.pid == 0 { // an engine that does not run is not started for the end
 			s.terminate(c, now)
 		}
 	}
@@ -427,6 +427,7 @@ func (s *supervisor) terminate(c *child, now time.Duration) {
 	if c.pid == 0 {
 		// A start that is decided and not done yet ends by startedAs.
 		if c.state != stateStarting {
+			c.due = 0
 			c.set(stateStopped, now)
 		}
 		return

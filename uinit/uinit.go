@@ -235,9 +235,7 @@ func (p *pid1) boot() {
 		return
 	}
 	p.step("arming the watchdog", p.startWatchdog)
-	if err := p.env.hostname(p.config.Cluster.Name); err != nil {
-		p.log.Warn("setting the host name", "error", err)
-	}
+	p.step("naming the host", func() { p.nameHost(p.config.Cluster.Name) })
 	p.step("starting the network", p.startNetwork)
 }
 
@@ -442,15 +440,19 @@ func (p *pid1) startNetwork() {
 
 func (p *pid1) useCard(card nic.NIC) {
 	p.card, p.hasCard = card, true
-	name := hostName(p.config.Cluster.Name, card.PermanentMAC)
-	if err := p.env.hostname(name); err != nil {
-		p.log.Warn("setting the host name", "error", err)
-	}
-	p.log.Info("node", "name", name, "nic", card.Name, "driver", card.Driver, "pci", card.PCI, "mac", card.MAC)
 	if card.Carrier {
 		p.stage("link", sinceBoot())
 	}
+	name := hostName(p.config.Cluster.Name, card.PermanentMAC)
+	p.log.Info("node", "name", name, "nic", card.Name, "driver", card.Driver, "pci", card.PCI, "mac", card.MAC)
+	p.step("naming the host", func() { p.nameHost(name) })
 	p.sup.link(sinceBoot())
+}
+
+func (p *pid1) nameHost(name string) {
+	if err := p.env.hostname(name); err != nil {
+		p.log.Warn("setting the host name", "error", err)
+	}
 }
 
 // stage notes a stage of the boot and shows it.
