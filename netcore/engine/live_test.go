@@ -94,7 +94,7 @@ var cloneMAC = net.HardwareAddr{0x02, 0xcc, 0x0a, 0x4d, 0x00, 0x0a}
 // cluster is a bed with nodes that run cloned and httpd.
 type cluster struct {
 	*netnstest.Bed
-	t      *testing.T
+	t      testing.TB
 	config string
 	nodes  []*node
 	client *netnstest.Host
@@ -108,7 +108,7 @@ type node struct {
 }
 
 // newCluster builds n nodes and a client, with nothing running yet.
-func newCluster(t *testing.T, n int) *cluster {
+func newCluster(t testing.TB, n int) *cluster {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("takes seconds: not with -short")
@@ -127,7 +127,7 @@ func newCluster(t *testing.T, n int) *cluster {
 
 // writeConfig writes the demo's configuration with texts replaced, given in
 // pairs of old and new.
-func writeConfig(t *testing.T, file string, replace ...string) {
+func writeConfig(t testing.TB, file string, replace ...string) {
 	t.Helper()
 	text := string(config.DemoYAML)
 	for i := 0; i < len(replace); i += 2 {

@@ -349,7 +349,9 @@ func (d *Datapath) receive(ctx context.Context) error {
 }
 
 // pump calls read in bursts until ctx ends. A deadline in the past is how Poke
-// wakes it.
+// wakes it. Waiting in the runtime's poller was compared with poll(2) on a
+// locked thread, which took 20 to 40 % more processor time a request, and with
+// one processor for both loops, which made no difference.
 func pump(ctx context.Context, rc syscall.RawConn, read func(uintptr) bool, setDeadline func(time.Time) error, after func() error) error {
 	for {
 		if err := rc.Read(read); errors.Is(err, os.ErrDeadlineExceeded) {
