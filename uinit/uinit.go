@@ -471,7 +471,20 @@ func (p *pid1) stage(name string, at time.Duration) {
 	p.journal.line("init", line)
 	if name == "ready" {
 		debug.FreeOSMemory() // what the boot needed and the rest of the life does not
+		p.journal.line("init", p.memoryLine())
 	}
+}
+
+// memoryLine says what a node that has just become ready takes, in bytes of
+// resident memory. Programs that measure an image read it.
+func (p *pid1) memoryLine() string {
+	line := fmt.Sprintf("memory init=%d", residentBytes("/proc", "self"))
+	for _, c := range p.sup.children {
+		if c.pid != 0 {
+			line += fmt.Sprintf(" %s=%d", c.Name, residentBytes("/proc", strconv.Itoa(c.pid)))
+		}
+	}
+	return line + fmt.Sprintf(" available=%d", availableBytes("/proc/meminfo"))
 }
 
 // loop is the only owner of the children: it starts, signals and reaps them, so
