@@ -329,16 +329,17 @@ func TestPowerButtons(t *testing.T) {
 	if err := unix.Mkfifo(filepath.Join(dev, "event1"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	pressed := make(chan struct{}, 8)
-	done := make(chan error, 1)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	go func() { done <- powerButtons(ctx, class, dev, func() { pressed <- struct{}{} }) }()
+	// First the writer: a pipe without one has an end, which a device has not.
 	w, err := os.OpenFile(filepath.Join(dev, "event1"), os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer w.Close()
+	pressed := make(chan struct{}, 8)
+	done := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() { done <- powerButtons(ctx, class, dev, func() { pressed <- struct{}{} }) }()
 	event := func(typ, code uint16, value uint32) []byte {
 		b := make([]byte, inputEventSize)
 		binary.NativeEndian.PutUint16(b[16:], typ)

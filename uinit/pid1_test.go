@@ -71,7 +71,7 @@ func fakeInit(dir, outerNamespace string) {
 	env.policy.BackoffMost = 20 * time.Millisecond
 	env.policy.CrashLoop = 1 << 30
 	env.policy.AliveIsReady = 10 * time.Millisecond
-	env.policy.ServiceGrace = time.Second
+	env.policy.ServiceGrace = 3 * time.Second
 	env.hostname = func(string) error {
 		if panics--; panics >= 0 {
 			panic("a panic in an event")
@@ -170,6 +170,7 @@ type machine struct {
 	mu      sync.Mutex
 	console []string
 	grown   chan struct{}
+	read    chan struct{} // closed when the console was read to its end
 }
 
 func boot(t *testing.T, configuration, cmdline string) *machine {
@@ -178,7 +179,7 @@ func boot(t *testing.T, configuration, cmdline string) *machine {
 		t.Skip("needs root, to be PID 1 of new namespaces")
 	}
 	dir := t.TempDir()
-	m := &machine{t: t, dir: dir, grown: make(chan struct{}, 1)}
+	m := &machine{t: t, dir: dir, grown: make(chan struct{}, 1), read: make(chan struct{})}
 	for _, d := range []string{"dev", "sys/class", "run"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			t.Fatal(err)
@@ -225,6 +226,7 @@ func boot(t *testing.T, configuration, cmdline string) *machine {
 	t.Cleanup(func() {
 		m.cmd.Process.Kill() // the kernel ends the whole namespace with its init
 		m.cmd.Wait()
+		<-m.read
 		r.Close()
 		if t.Failed() {
 			m.mu.Lock()
@@ -233,6 +235,7 @@ func boot(t *testing.T, configuration, cmdline string) *machine {
 		}
 	})
 	go func() {
+		defer close(m.read)
 		s := bufio.NewScanner(r)
 		s.Buffer(nil, 1<<20)
 		for s.Scan() {
@@ -371,6 +374,7 @@ func (m *machine) ends() syscall.Signal {
 	case <-time.After(patience):
 		m.t.Fatal("init does not end the machine")
 	}
+	<-m.read
 	ws := m.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	if !ws.Signaled() {
 		m.t.Fatalf("PID 1 exited with code %d", ws.ExitStatus())
