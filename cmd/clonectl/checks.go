@@ -105,6 +105,24 @@ func (a *asker) get(ctx context.Context, vip netip.Addr) (got answer, err error)
 	return got, nil
 }
 
+// first asks until vip answers: the moment that counts for a user.
+func (a *asker) first(ctx context.Context, vip netip.Addr) error {
+	for {
+		// Short, so that it is not the retransmission of a lost SYN that is measured.
+		attempt, cancel := context.WithTimeout(ctx, 2*time.Second)
+		_, err := a.get(attempt, vip)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("no HTTP answer from %v: %w", vip, err)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
 type score struct {
 	byNode map[string]int
 	asked  int

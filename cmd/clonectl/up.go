@@ -38,11 +38,13 @@ type up struct {
 	nodes []nodeRef
 	asker *asker
 	begin time.Time
-	hint  string
+	// target is where the service answers.
+	target netip.AddrPort
+	first  time.Duration // until the first HTTP answer
 
 	mu    sync.Mutex
+	hint  string
 	state []nodeSnapshot
-	first time.Duration // until the first HTTP answer; 0: none yet
 }
 
 // report is what "qemu up --once --json" prints.
@@ -91,11 +93,10 @@ func runUp(ctx context.Context, o upOptions, stdout io.Writer) error {
 	if o.listen != "" {
 		u.hint = "http://" + u.lab.ForwardAddr(0).String() + "/"
 	}
-	target, err := webAddress(u.cfg)
-	if err != nil {
+	if u.target, err = webAddress(u.cfg); err != nil {
 		return err
 	}
-	u.asker = newAsker(u.lab.Client(), target.Port())
+	u.asker = newAsker(u.lab.Client(), u.target.Port())
 
 	drawn := u.startDrawing(ctx)
 	err = u.run(ctx, stdout)
@@ -109,9 +110,10 @@ func (u *up) run(ctx context.Context, stdout io.Writer) error {
 	if err := u.lab.WaitAll(bootCtx, "ready"); err != nil {
 		return u.bootError(ctx, err)
 	}
-	if _, err := u.firstAnswer(bootCtx); err != nil {
+	if err := u.asker.first(bootCtx, u.target.Addr()); err != nil {
 		return u.bootError(ctx, err)
 	}
+	u.first = time.Since(u.begin)
 	u.say("first HTTP answer from the VIP after %s", seconds(u.first))
 	if u.o.once {
 		return u.once(ctx, stdout)
@@ -127,25 +129,6 @@ func (u *up) bootError(ctx context.Context, err error) error {
 		return ctx.Err()
 	}
 	return fmt.Errorf("the cluster did not come up: %w\n%s", err, u.lab.Report())
-}
-
-// firstAnswer asks until the VIP answers: the moment that counts for a user.
-func (u *up) firstAnswer(ctx context.Context) (time.Duration, error) {
-	vip, _ := webAddress(u.cfg)
-	for {
-		_, err := u.asker.get(ctx, vip.Addr())
-		if err == nil {
-			u.mu.Lock()
-			defer u.mu.Unlock()
-			u.first = time.Since(u.begin)
-			return u.first, nil
-		}
-		select {
-		case <-ctx.Done():
-			return 0, fmt.Errorf("no HTTP answer from %v: %w", vip, err)
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
 }
 
 // once checks everything, stops the nodes, and checks I1 over all of it.
