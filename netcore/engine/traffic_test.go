@@ -626,3 +626,26 @@ func tshark(t *testing.T, file, filter string, fields ...string) []string {
 	}
 	return strings.FieldsFunc(string(out), func(r rune) bool { return r == '\n' })
 }
+
+// TestSleep stops an engine like a paused virtual machine would, for longer than
+// the detection time. When it wakes, what has queued for it meanwhile belongs to
+// the others, and must not be reset by a kernel that knows no socket for it.
+func TestSleep(t *testing.T) {
+	c := newCluster(t, 2)
+	c.start()
+	sleeper, other := c.nodes[0], c.nodes[1]
+	sleeper.cloned.Signal(syscall.SIGSTOP)
+	c.agree(other)
+	var streams []*stream
+	for range 16 { // about half of them in buckets that the sleeper owned
+		streams = append(streams, c.openStream())
+	}
+	c.askAll(streams, "while one sleeps")
+	sleeper.cloned.Signal(syscall.SIGCONT)
+	sleeper.cloned.Await(0, "node slept")
+	c.agree(c.nodes...)
+	c.askAll(streams, "after it woke")
+	for range 20 {
+		c.get("http://" + vip4 + "/whoami")
+	}
+}

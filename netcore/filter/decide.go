@@ -367,8 +367,9 @@ func (f *Filter) speak(p *packet, now int64) Verdict {
 		return f.open(bucket, now, HoldDatagram)
 	case !reset:
 		return f.open(bucket, now, HoldTCP)
-	// Also where the node owns nothing, or cannot know whose flow it is.
-	case local || f.table.Load()[bucket] != Settled || now < f.quarantine[bucket].Load():
+	// Also where the node owns nothing, or cannot know whose flow it is: one
+	// whose lease has run out may have slept while others took over.
+	case local || f.table.Load()[bucket] != Settled || now < f.quarantine[bucket].Load() || now >= f.lease.Load():
 		return DropRST
 	}
 	return Send

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 const testNow = int64(1000e9) // long after every quarantine of SetTable(…, 0)
@@ -647,6 +648,7 @@ func TestQuarantineAfterHandOver(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		f.SetLease(now + int64(time.Hour))
 		at := now
 		for _, s := range c.path {
 			f.SetTable(uniform(s), at)
@@ -668,6 +670,24 @@ func TestQuarantineAfterHandOver(t *testing.T) {
 		if got := f.Egress(rst, c.want-1); got != Send {
 			t.Errorf("%v: RST after EndQuarantine: %v; want send", c.path, got)
 		}
+	}
+}
+
+// A node whose lease has run out may have slept while others took its buckets
+// over: what has queued for it meanwhile is theirs, and must not be reset.
+func TestNoResetWithoutLease(t *testing.T) {
+	f, err := New(testConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.SetTable(uniform(Settled), 0)
+	f.SetLease(testNow)
+	rst := tcp(vip4, client4, 80, clientPort, "R")
+	if got := f.Egress(rst, testNow-1); got != Send {
+		t.Errorf("RST before the lease ends: %v; want send", got)
+	}
+	if got := f.Egress(rst, testNow); got != DropRST {
+		t.Errorf("RST after the lease has ended: %v; want drop-rst", got)
 	}
 }
 

@@ -49,7 +49,6 @@ type simNode struct {
 	running bool
 	paused  bool
 	boots   uint64
-	held    func() Bits
 }
 
 // simFlow is a connection in a node's kernel; it outlives the engine.
