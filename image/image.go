@@ -163,7 +163,9 @@ func Compress(data []byte) ([]byte, error) {
 	return e.EncodeAll(data, nil), nil
 }
 
-const level = zstd.SpeedBestCompression
+// level: measured on this image, unpacking costs the same at every level (0.2 G
+// instructions), and the next one takes 2.3 s instead of 0.4 s for 5 % less.
+const level = zstd.SpeedBetterCompression
 
 // Unpacked is the size of what data is when unpacked: what a zstd frame's
 // header says, or len(data) for anything else.

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/goccy/go-yaml"
@@ -195,12 +194,16 @@ func (r *Report) Print(w io.Writer, format string) error {
 		}
 		return nil
 	case "plain":
-		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-		fmt.Fprintf(t, "%s\tvalue\tbudget\t\t\n", r.Board)
+		name := len(r.Board)
 		for _, row := range rows {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t\n", row.Quantity, row.Quantity.format(row.Value), row.budget(), row.remark())
+			name = max(name, len(row.Quantity))
 		}
-		return t.Flush()
+		fmt.Fprintf(w, "%-*s  %9s  %9s\n", name, r.Board, "value", "budget")
+		for _, row := range rows {
+			line := fmt.Sprintf("%-*s  %9s  %9s  %s", name, row.Quantity, row.Quantity.format(row.Value), row.budget(), row.remark())
+			fmt.Fprintln(w, strings.TrimRight(line, " "))
+		}
+		return nil
 	}
 	return fmt.Errorf("format %q: want plain, markdown or json", format)
 }

@@ -1,0 +1,162 @@
+package image_test
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"clonecluster/config"
+	"clonecluster/image"
+	"clonecluster/qemu/lab"
+	"clonecluster/qemu/qemutest"
+)
+
+// A boot takes a few seconds; the rest is for a machine with other things to do.
+const bootLimit = 4 * time.Minute
+
+// cluster builds what a node of the demo boots, and gives the files.
+func cluster(t *testing.T, debug bool) (kernel string, initrd []string) {
+	t.Helper()
+	kernel = qemutest.Kernel(t)
+	qemutest.Accel(t) // skips where no guest can run
+	dir := t.TempDir()
+	base, err := image.BuildBase(t.Context(), image.BaseOptions{OutDir: dir, Debug: debug, Progress: t.Output()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	www := filepath.Join(dir, "www")
+	if err := image.WriteFile(filepath.Join(www, "index.html"), []byte("<h1>the content of the image</h1>"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := image.WriteFile(filepath.Join(www, "large.bin"), []byte(strings.Repeat("0123456789abcdef", 1<<16)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	member, err := image.ConfigCPIO(config.DemoYAML, www, time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if member, err = image.Compress(member); err != nil { // plain is what everything else uses
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "config.cpio.zst")
+	if err := image.WriteFile(file, member, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return kernel, []string{base.Path, file}
+}
+
+// The kernel unpacks both members, init finds the configuration, and the
+// service answers at the VIP with the content that was packed.
+func TestBoot(t *testing.T) {
+	cfg := lab.Demo(1)
+	cfg.Kernel, cfg.Initrd = cluster(t, false)
+	l := qemutest.Lab(t, cfg)
+	ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
+	defer cancel()
+	ready, err := l.Node(0).WaitStage(ctx, "ready")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range l.Node(0).Stages() {
+		t.Logf("%8.3f s  %s", s.At.Seconds(), s.Name)
+	}
+	if ready.Attrs["node"] != l.Node(0).MAC().String() {
+		t.Errorf("ready = %v", ready)
+	}
+	client := l.Client().HTTPClient()
+	defer client.CloseIdleConnections()
+	get := func(path string) (string, http.Header) {
+		r, err := http.NewRequestWithContext(ctx, "GET", "http://"+lab.VIP4.String()+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil || resp.StatusCode != 200 {
+			t.Fatalf("GET %s = %s, %v", path, resp.Status, err)
+		}
+		return string(b), resp.Header
+	}
+	var who struct{ Node, Hostname string }
+	text, _ := get("/whoami")
+	if err := json.Unmarshal([]byte(text), &who); err != nil || who.Node != l.Node(0).MAC().String() || who.Hostname != "demo-770001" {
+		t.Errorf("/whoami = %s, %v", text, err)
+	}
+	if page, header := get("/"); page != "<h1>the content of the image</h1>" || header.Get("ETag") == "" {
+		t.Errorf("/ = %q with %v", page, header)
+	}
+	if large, _ := get("/large.bin"); large != strings.Repeat("0123456789abcdef", 1<<16) {
+		t.Errorf("/large.bin: %d bytes, not what was packed", len(large))
+	}
+}
+
+// The debug image's shell runs, finds its tools, and waits for no terminal.
+func TestBootDebugShell(t *testing.T) {
+	cfg := lab.Demo(1)
+	cfg.Client = nil
+	cfg.Kernel, cfg.Initrd = cluster(t, true)
+	cfg.MemoryMB = 320
+	cfg.Cmdline = `console=ttyS0 quiet panic=10 PATH=/bin rdinit=/bin/sh -- -c "ls -l /etc/clonecluster; cat /etc/hosts; echo the shell is done"`
+	l := qemutest.Lab(t, cfg)
+	ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
+	defer cancel()
+	for _, want := range []string{"-rw------- 0 cluster.yaml", "127.0.0.1 localhost", "the shell is done"} {
+		_, err := l.Node(0).VM().WaitLine(ctx, func(text string) bool {
+			for part := range strings.FieldsSeq(want) {
+				if !strings.Contains(text, part) {
+					return false
+				}
+			}
+			return true
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// What is built stays within the budgets.
+func TestBudgets(t *testing.T) {
+	kernel := qemutest.Kernel(t)
+	if testing.Short() {
+		t.Skip("compiles the image's programs: not with -short")
+	}
+	dir := t.TempDir()
+	base, err := image.BuildBase(t.Context(), image.BaseOptions{OutDir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	member, err := image.ConfigCPIO(config.DemoYAML, "", time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "config.cpio")
+	if err := os.WriteFile(file, member, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r, err := image.NewReport("qemu-x86_64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Files(kernel, base.Path, file); err != nil {
+		t.Fatal(err)
+	}
+	var table strings.Builder
+	if err := r.Print(&table, "plain"); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("\n%s", &table)
+	if err := r.Check(); err != nil {
+		t.Error(err)
+	}
+}
