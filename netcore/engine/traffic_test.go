@@ -642,7 +642,7 @@ func TestSleep(t *testing.T) {
 	}
 	c.askAll(streams, "while one sleeps")
 	sleeper.cloned.Signal(syscall.SIGCONT)
-	sleeper.cloned.Await(0, "node slept")
+	sleeper.cloned.Await(0, "node was silent")
 	c.agree(c.nodes...)
 	c.askAll(streams, "after it woke")
 	for range 20 {

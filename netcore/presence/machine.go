@@ -83,7 +83,7 @@ type Actions struct {
 	Notes         []Note
 }
 
-// A Note is something for the log: Heard, Lost, Slept or Unheard, or else what
+// A Note is something for the log: Heard, Lost, Silent or Unheard, or else what
 // is wrong with a beacon that had no effect.
 type Note struct {
 	What string
@@ -94,8 +94,8 @@ type Note struct {
 const (
 	Heard = "heard" // and hears us
 	Lost  = "lost"
-	Slept = "slept" // this node itself, for longer than Params.Dead
-
+	// Silent: this node sent nothing for so long that it may count as dead.
+	Silent = "was silent"
 	// Unheard: this node hears others and none hears it.
 	Unheard = "is heard by nobody"
 )
@@ -182,10 +182,12 @@ func (m *Machine) Step(ev Event, now int64) Actions {
 	var a Actions
 	before := m.table
 	ownedBefore := owns(&before)
-	if now-m.lastStep > int64(m.params.Dead) && m.state != Leaving {
-		// This node has slept: the others have taken it for dead.
-		a.note(Slept, m.self)
+	switch {
+	case m.state == Serving && m.silent(now):
+		a.note(Silent, m.self)
 		m.listen(now)
+	case m.state == Listening && now-m.lastStep > int64(m.params.Dead-m.params.Interval):
+		m.listen(now) // asleep is not listening
 	}
 	m.lastStep = now
 
@@ -212,7 +214,7 @@ func (m *Machine) Step(ev Event, now int64) Actions {
 		urgent = true
 	}
 	switch unheard := m.unheard(now); {
-	case m.state == Listening && m.up && now >= m.listenUntil && !unheard:
+	case m.state == Listening && m.up && now >= m.listenUntil && !unheard && !m.silent(now):
 		m.state = Serving
 		urgent = true
 	case m.state == Serving && unheard:
@@ -484,6 +486,12 @@ func (m *Machine) lease() int64 {
 		return 0
 	}
 	return m.lastSent + int64(m.params.Lease)
+}
+
+// silent reports whether this node, asleep or unable to send, has not been heard
+// for so long that the others may have taken it for dead.
+func (m *Machine) silent(now int64) bool {
+	return now-m.lastSent > int64(m.params.Dead-m.params.Interval)
 }
 
 // unheard reports whether this node hears others and none hears it. Then they

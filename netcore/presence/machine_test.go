@@ -426,6 +426,27 @@ func TestLease(t *testing.T) {
 	}
 }
 
+// TestSleep: a node that slept may count as dead, and has to listen again.
+func TestSleep(t *testing.T) {
+	for _, before := range []State{Listening, Serving} {
+		m, now := New(Peer{ID: id(1), Incarnation: 1}, DefaultParams(), Bits{}, 0), int64(0)
+		m.Step(Tick{}, now)
+		m.Step(Sent{}, now)
+		for ; m.View().State != before; now += 10 * ms {
+			m.Step(Tick{}, now)
+			m.Step(Sent{}, now)
+		}
+		now += int64(DefaultParams().Dead)
+		a := m.Step(Tick{}, now)
+		if a.Send != nil {
+			a = m.Step(Sent{}, now)
+		}
+		if v := m.View(); v.State != Listening || a.Lease != 0 || owns(&m.table) {
+			t.Errorf("asleep while %v: then %v, lease %d; want listening without any", before, v.State, a.Lease)
+		}
+	}
+}
+
 // TestNoEffect: what must not move a node does not.
 func TestNoEffect(t *testing.T) {
 	serve := func() (*Machine, int64) {

@@ -283,7 +283,7 @@ func (n *Node) send(b *Beacon) bool {
 func (n *Node) note(notes []Note) {
 	for _, note := range notes {
 		switch note.What {
-		case Heard, Lost, Slept, Unheard:
+		case Heard, Lost, Silent, Unheard:
 			n.cfg.Logger.Info("node "+note.What, "node", note.Peer.ID)
 		default:
 			n.ignored.Add(1)
