@@ -42,9 +42,10 @@ type up struct {
 	target netip.AddrPort
 	first  time.Duration // until the first HTTP answer
 
-	mu    sync.Mutex
-	hint  string
-	state []nodeSnapshot
+	mu     sync.Mutex
+	hint   string
+	state  []nodeSnapshot
+	ending bool // the nodes are ended on purpose
 }
 
 // report is what "qemu up --once --json" prints.
@@ -98,9 +99,12 @@ func runUp(ctx context.Context, o upOptions, stdout io.Writer) error {
 	}
 	u.asker = newAsker(u.lab.Client(), u.target.Port())
 
-	drawn := u.startDrawing(ctx)
+	stopDrawing := u.startDrawing(ctx)
 	err = u.run(ctx, stdout)
-	drawn()
+	stopDrawing()
+	u.mu.Lock()
+	u.ending = true
+	u.mu.Unlock()
 	return errors.Join(err, u.lab.Close())
 }
 
@@ -270,7 +274,7 @@ func (u *up) event(e lab.Event) {
 		}
 	case lab.Exited:
 		n.gone = true
-		if e.Err != nil {
+		if e.Err != nil && !u.ending {
 			u.line("%s ended: %v", n.name, firstLine(e.Err))
 		}
 	}

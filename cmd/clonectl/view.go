@@ -154,7 +154,7 @@ func (s snapshot) render(width int) []string {
 func timeline(stages []stage) string {
 	parts := make([]string, len(stages))
 	for i, s := range stages {
-		parts[i] = s.name + " " + seconds(s.at)
+		parts[i] = strings.TrimPrefix(s.name, "service:") + " " + seconds(s.at)
 	}
 	return strings.Join(parts, " · ")
 }
