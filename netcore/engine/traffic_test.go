@@ -649,3 +649,40 @@ func TestSleep(t *testing.T) {
 		c.get("http://" + vip4 + "/whoami")
 	}
 }
+
+// TestCloneMeddledWith: someone sets clone0 down, and then removes it.
+func TestCloneMeddledWith(t *testing.T) {
+	c := newCluster(t, 1)
+	c.start()
+	n := c.nodes[0]
+	n.Run("ip", "link", "set", "clone0", "down")
+	n.cloned.Await(0, "clone0 was set down")
+	for _, host := range []string{vip4, "[" + vip6 + "]"} {
+		c.get("http://" + host + "/whoami")
+	}
+	n.Run("ip", "link", "del", "clone0")
+	if err := n.cloned.Wait(); err == nil {
+		t.Errorf("without clone0 the engine ended without an error:\n%s", n.cloned.Output())
+	}
+	n.start()
+	c.agree(n)
+	c.get("http://" + vip4 + "/whoami")
+}
+
+// TestNeighborsAge makes the nodes' neighbour entries age a hundred times faster
+// than by default: asking again works as well, without a link-local address to
+// ask from.
+func TestNeighborsAge(t *testing.T) {
+	c := newCluster(t, 1)
+	c.start()
+	for _, f := range []string{"ipv4", "ipv6"} {
+		c.nodes[0].Sysctl("net."+f+".neigh.clone0.base_reachable_time_ms", "300")
+		c.nodes[0].Sysctl("net."+f+".neigh.clone0.delay_first_probe_time", "1")
+	}
+	for _, vip := range []string{vip4, vip6} {
+		out := c.client.Run("ping", "-c", "70", "-i", "0.1", "-W", "2", vip)
+		if !strings.Contains(out, "70 received, 0% packet loss") || strings.Contains(out, "DUP") {
+			t.Errorf("ping %s: %s", vip, out)
+		}
+	}
+}

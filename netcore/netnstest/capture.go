@@ -159,7 +159,7 @@ func (c *capture) run() {
 			if errno != 0 {
 				break
 			}
-			if len(c.violations) < 20 {
+			if ifindex != c.bridge && len(c.violations) < 20 {
 				c.violations = append(c.violations, fmt.Sprintf("interface %d: %s", ifindex, hex.EncodeToString(buf[:min(n, 64)])))
 			}
 		}

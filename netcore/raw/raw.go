@@ -247,7 +247,7 @@ func (d *Datapath) Announce() error {
 	}
 	for _, f := range frames {
 		b := append(make([]byte, vnetHdrLen, vnetHdrLen+len(f)), f...)
-		if errno := d.tx.send(b); errno != 0 {
+		if errno := d.tx.send(b, unix.MSG_DONTWAIT); errno != 0 {
 			return fmt.Errorf("sending an announcement: %w", errno)
 		}
 	}
@@ -260,6 +260,7 @@ func (d *Datapath) Announce() error {
 func (d *Datapath) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.follow(ctx) })
+	g.Go(func() error { return d.followClone(ctx) })
 	g.Go(func() error { return d.receive(ctx) })
 	g.Go(func() error { return d.transmit(ctx) })
 	g.Go(func() error {
@@ -348,6 +349,33 @@ func (d *Datapath) receive(ctx context.Context) error {
 	})
 }
 
+// followClone keeps clone0 as Open made it. Set down by someone, it would lose
+// the VIP's IPv6 address and routes, and the node would own buckets that it
+// cannot serve.
+func (d *Datapath) followClone(ctx context.Context) error {
+	var failed error
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	err := nic.Follow(ctx, d.tapIndex, func(n nic.NIC) {
+		if n.Up {
+			return
+		}
+		d.log.Error("clone0 was set down by someone; setting it up again")
+		link := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: d.tapIndex, Name: d.cfg.Device}}
+		failed = netlink.LinkSetUp(link)
+		if failed == nil {
+			failed = d.host.address(link)
+		}
+		if failed != nil {
+			stop()
+		}
+	})
+	if err = errors.Join(failed, err); err != nil {
+		return fmt.Errorf("following %s: %w", d.cfg.Device, err)
+	}
+	return nil
+}
+
 // pump calls read in bursts until ctx ends. A deadline in the past is how Poke
 // wakes it. Waiting in the runtime's poller was compared with poll(2) on a
 // locked thread, which took 20 to 40 % more processor time a request, and with
@@ -426,7 +454,8 @@ func (l *receiveLoop) answerNeighbor(frame []byte) {
 		l.d.count.neighErrors.Add(1)
 		return
 	}
-	l.d.send(reply)
+	// Not waiting for room: whoever asked will ask again.
+	l.d.send(reply, unix.MSG_DONTWAIT)
 }
 
 // transmit moves frames from clone0 to the wire.
@@ -478,13 +507,13 @@ func (l *transmitLoop) frame(n int) {
 	v := d.wireMAC.Load()
 	src := b[vnetHdrLen+6 : vnetHdrLen+12]
 	src[0], src[1], src[2], src[3], src[4], src[5] = byte(v>>40), byte(v>>32), byte(v>>24), byte(v>>16), byte(v>>8), byte(v)
-	d.send(b)
+	d.send(b, 0)
 }
 
 // send sends virtio_net_hdr + frame and counts what fails; a lost frame is the
 // business of the protocol above.
-func (d *Datapath) send(b []byte) {
-	switch d.tx.send(b) {
+func (d *Datapath) send(b []byte, flags int) {
+	switch d.tx.send(b, flags) {
 	case 0:
 	case unix.EMSGSIZE:
 		d.count.txTooLong.Add(1)

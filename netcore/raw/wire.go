@@ -182,7 +182,7 @@ func addressFilter(cloneMAC [6]byte, vip4, vip6 netip.Addr) []bpf.Instruction {
 // transmit queue holds the TAP back instead of losing frames.
 type sender struct{ fd int }
 
-// sendTimeout bounds how long a stuck NIC may hold the sending loop.
+// sendTimeoutMillis bounds how long a stuck NIC may hold the sending loop.
 const sendTimeoutMillis = 200
 
 func openSender(ifindex int) (*sender, error) {
@@ -211,9 +211,9 @@ func (s *sender) prepare(ifindex int) error {
 	return os.NewSyscallError("bind", unix.Bind(s.fd, &unix.SockaddrLinklayer{Ifindex: ifindex}))
 }
 
-// send sends one virtio_net_hdr + frame.
-func (s *sender) send(b []byte) syscall.Errno {
-	_, _, errno := unix.Syscall6(unix.SYS_SENDTO, uintptr(s.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0, 0, 0)
+// send sends one virtio_net_hdr + frame; flags are those of send(2).
+func (s *sender) send(b []byte, flags int) syscall.Errno {
+	_, _, errno := unix.Syscall6(unix.SYS_SENDTO, uintptr(s.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), uintptr(flags), 0, 0)
 	return errno
 }
 

@@ -1,0 +1,85 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"clonecluster/config"
+)
+
+func TestUsage(t *testing.T) {
+	dir := t.TempDir()
+	good, bad := filepath.Join(dir, "good.yaml"), filepath.Join(dir, "bad.yaml")
+	cmdline := filepath.Join(dir, "cmdline")
+	for file, text := range map[string]string{
+		good: string(config.DemoYAML), bad: "cluster: {nome: x}\n", cmdline: "quiet clonecluster.interface.name=none0 clonecluster.interface.wait-carrier=0s\n",
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct {
+		args string
+		code int
+		says string
+	}{
+		{"--help", 0, "Examples:"},
+		{"--nonsense", 2, "flag provided but not defined"},
+		{"up", 2, `unexpected argument "up"`},
+		{"--config " + filepath.Join(dir, "none.yaml"), 1, "no such file"},
+		{"--config " + bad, 1, "bad.yaml:1:"},
+		{"--config " + good + " --log-level loud", 2, `--log-level "loud"`},
+		{"--config " + good + " --cmdline " + filepath.Join(dir, "none"), 1, "reading kernel parameters"},
+		// The override is in effect: there is no such interface, and no wait.
+		{"--config " + good + " --status-socket= --cmdline " + cmdline, 1, `does not match \"none0\"`},
+	} {
+		var out bytes.Buffer
+		code := run(context.Background(), strings.Fields(tt.args), func(string) string { return "" }, &out)
+		if code != tt.code || !strings.Contains(out.String(), tt.says) {
+			t.Errorf("cloned %s: exit code %d, %s\nwant %d and %q", tt.args, code, out.String(), tt.code, tt.says)
+		}
+	}
+}
+
+func TestHeartbeat(t *testing.T) {
+	for in, want := range map[string]time.Duration{
+		"": time.Second, "x": time.Second, "-5": time.Second, "0": time.Second,
+		"30000000": time.Second, "1000000": 500 * time.Millisecond, "1": 10 * time.Millisecond,
+	} {
+		if got := heartbeat(in); got != want {
+			t.Errorf("heartbeat(%q) = %v; want %v", in, got, want)
+		}
+	}
+}
+
+func TestNotifier(t *testing.T) {
+	if notify, err := newNotifier(""); notify != nil || err != nil {
+		t.Errorf("without a socket: %p, %v; want nil, nil", notify, err)
+	}
+	for _, name := range []string{filepath.Join(t.TempDir(), "n.sock"), "@clonecluster-test-" + filepath.Base(t.TempDir())} {
+		l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		notify, err := newNotifier(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		notify("READY=1")
+		b := make([]byte, 100)
+		n, err := l.Read(b)
+		if err != nil || string(b[:n]) != "READY=1" {
+			t.Errorf("%s: got %q, %v", name, b[:n], err)
+		}
+	}
+	if _, err := newNotifier(filepath.Join(t.TempDir(), "none")); err == nil {
+		t.Error("a socket that is not there is no error")
+	}
+}
