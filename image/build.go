@@ -52,14 +52,17 @@ type program struct {
 	links []string
 }
 
-// node is the only program of an image without debugging tools.
-var node = program{pkg: "./cmd/node", name: "init", links: []string{"bin/cloned", "bin/webd"}}
+// programs are all of an image without debugging tools.
+var programs = []program{{pkg: "./cmd/node", name: "init", links: []string{"bin/cloned", "bin/webd"}}}
 
-// debugPrograms are u-root's: the cores that can be imported in one binary of
-// ours, the others as they are. goshsmall: the full line editor of gosh sends
-// queries that a serial console does not answer, and hangs.
+// debugPrograms are all of an image with them. Its /init offers a shell on the
+// console and becomes node. The tools are u-root's: the cores that can be
+// imported in one binary of ours, the others as they are. goshsmall: the full
+// line editor of gosh sends queries that a serial console does not answer, and
+// hangs.
 var debugPrograms = []program{
-	{pkg: "./cmd/node-debug", name: "bin/node-debug", links: []string{"bin/base64", "bin/cat", "bin/chmod", "bin/cp",
+	{pkg: "./cmd/node", name: "bin/node", links: []string{"bin/cloned", "bin/webd"}},
+	{pkg: "./cmd/node-debug", name: "bin/node-debug", links: []string{"init", "bin/base64", "bin/cat", "bin/chmod", "bin/cp",
 		"bin/find", "bin/ls", "bin/mkdir", "bin/mktemp", "bin/mv", "bin/rm", "bin/shasum", "bin/tar", "bin/touch", "bin/xargs"}},
 	{pkg: uroot + "gosh", tags: "goshsmall", name: "bin/gosh", links: []string{"bin/sh"}},
 	{pkg: uroot + "dmesg", name: "bin/dmesg"},
@@ -115,10 +118,10 @@ func BuildBase(ctx context.Context, opt BaseOptions) (*Base, error) {
 		}
 	}
 	base := &Base{Path: filepath.Join(opt.OutDir, "base.cpio.zst"), Arch: opt.Arch, Debug: opt.Debug, source: opt.Source}
-	programs := []program{node}
+	list := programs
 	if opt.Debug {
 		base.Path = filepath.Join(opt.OutDir, "base-debug.cpio.zst")
-		programs = append(programs, debugPrograms...)
+		list = debugPrograms
 	}
 
 	tmp, err := os.MkdirTemp("", "clonecluster-image-")
@@ -127,7 +130,7 @@ func BuildBase(ctx context.Context, opt BaseOptions) (*Base, error) {
 	}
 	defer os.RemoveAll(tmp)
 	records := skeleton()
-	for _, p := range programs {
+	for _, p := range list {
 		begin := time.Now()
 		file := filepath.Join(tmp, filepath.Base(p.name))
 		if err := compile(ctx, opt, p, file); err != nil {

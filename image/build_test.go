@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -99,11 +101,30 @@ func TestDebugImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := strings.Join(listing(t, unpack(t, packed)), "\n")
-	for _, want := range []string{"120777 bin/sh → /bin/gosh", "120777 bin/ls → /bin/node-debug", "100755 bin/ip", "100755 init"} {
+	records := unpack(t, packed)
+	all := strings.Join(listing(t, records), "\n")
+	for _, want := range []string{"120777 bin/sh → /bin/gosh", "120777 bin/ls → /bin/node-debug", "100755 bin/ip", "120777 init → /bin/node-debug", "100755 bin/node"} {
 		if !strings.Contains(all, want) {
 			t.Errorf("no %q in:\n%s", want, all)
 		}
+	}
+	// Each link to the multi-call binary is a command that it knows.
+	if runtime.GOARCH != "amd64" {
+		return
+	}
+	tool := filepath.Join(t.TempDir(), "node-debug")
+	if err := os.WriteFile(tool, []byte(content(t, records, "bin/node-debug")), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	usage, _ := exec.Command(tool).CombinedOutput()
+	var links []string
+	for _, l := range debugPrograms[1].links {
+		if name, ok := strings.CutPrefix(l, "bin/"); ok {
+			links = append(links, name)
+		}
+	}
+	if want := fmt.Sprint("commands: ", links); !strings.Contains(string(usage), want) {
+		t.Errorf("node-debug says %q; the image links to %v", usage, links)
 	}
 }
 

@@ -1,14 +1,17 @@
-// Node-debug is the busybox of the debug image: u-root's commands that can be
-// imported, in one binary that does what its name says. The default image has
-// nothing of it.
+// Node-debug is what the debug image has besides node: u-root's commands that
+// can be imported, in one binary that does what its name says, and the /init
+// that puts a shell on the console before it becomes the real one. The default
+// image has nothing of it, and init knows nothing of it.
 package main
 
 import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"syscall"
 
 	"github.com/u-root/u-root/pkg/core"
 	"github.com/u-root/u-root/pkg/core/base64"
@@ -44,7 +47,49 @@ var commands = map[string]func() core.Command{
 	"xargs":  xargs.New,
 }
 
-func main() { os.Exit(run(os.Args, os.Stderr)) }
+func main() {
+	switch {
+	case os.Getpid() == 1:
+		os.Exit(becomeInit())
+	case len(os.Args) == 2 && os.Args[1] == "console":
+		os.Exit(console(os.Stdin, os.Stdout, "/bin/sh"))
+	}
+	os.Exit(run(os.Args, os.Stderr))
+}
+
+// becomeInit starts the console's shell in a session of its own, so that
+// Ctrl-C reaches what runs in it, and executes the real init as PID 1.
+func becomeInit() int {
+	cmd := exec.Command("/bin/node-debug", "console")
+	cmd.Env = []string{"PATH=/bin", "HOME=/root", "TERM=linux"}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := cmd.Start(); err != nil {
+		fmt.Fprintf(os.Stderr, "debug: no shell on the console: %v\n", err)
+	}
+	err := syscall.Exec("/bin/node", []string{"/init"}, os.Environ())
+	fmt.Fprintf(os.Stderr, "debug: starting init: %v\n", err)
+	return 1
+}
+
+// console offers a shell to whoever presses Enter, again and again. Until then
+// nothing reads the console or asks the terminal at its other end anything.
+// It returns when the console is gone.
+func console(in, out *os.File, shell string) int {
+	line := make([]byte, 256)
+	for {
+		fmt.Fprintln(out, "debug: press Enter for a shell")
+		if n, err := in.Read(line); err != nil || n == 0 {
+			return 1
+		}
+		cmd := exec.Command(shell)
+		cmd.Dir = "/"
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = in, out, out
+		if err := cmd.Run(); err != nil {
+			fmt.Fprintf(out, "debug: %v\n", err)
+		}
+	}
+}
 
 // run does what the base name of args[0] says, or else args[1].
 func run(args []string, stderr io.Writer) int {

@@ -1,10 +1,15 @@
 package main
 
 import (
+	"bufio"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestRun(t *testing.T) {
@@ -31,5 +36,55 @@ func TestRun(t *testing.T) {
 	}
 	if !strings.Contains(out.String(), "commands: [base64 cat") {
 		t.Errorf("usage = %s", &out)
+	}
+}
+
+// A terminal, Enter, a command, end of file: the shell runs, and the offer
+// comes again.
+func TestConsole(t *testing.T) {
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Skip("no pseudo-terminals here:", err)
+	}
+	defer master.Close()
+	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slave, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan int)
+	go func() {
+		code := console(slave, slave, "/bin/sh")
+		slave.Close()
+		done <- code
+	}()
+	in := bufio.NewReader(master)
+	see := func(want string) {
+		t.Helper()
+		for {
+			line, err := in.ReadString('\n')
+			if err != nil {
+				t.Fatalf("waiting for %q: %v", want, err)
+			}
+			if strings.Contains(line, want) && !strings.Contains(line, "echo") {
+				return
+			}
+		}
+	}
+	see("press Enter")
+	io.WriteString(master, "\n")
+	io.WriteString(master, "echo in $((40+2))\n")
+	see("in 42")
+	io.WriteString(master, "exit\n")
+	see("press Enter")
+	io.WriteString(master, "\x04") // end of file: the console is gone
+	if code := <-done; code != 1 {
+		t.Errorf("console returned %d", code)
 	}
 }
