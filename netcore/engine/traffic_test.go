@@ -103,6 +103,9 @@ func TestTransfers(t *testing.T) {
 			t.Errorf("upload to %s: the server has %q; want %q", host, body, want)
 		}
 	}
+	if n := c.LongestFrame(); n < 10000 {
+		t.Errorf("the longest frame has %d bytes: no segmentation offload was in use", n)
+	}
 	for _, n := range c.nodes {
 		if s := n.Status(); s.Counters.TxTooLong+s.Counters.RxUnsupported+s.Counters.RxTruncated+s.Counters.TapWriteErrors+s.Counters.TxErrors != 0 {
 			t.Errorf("%s: %+v", n.Name, s.Counters)
@@ -684,5 +687,40 @@ func TestNeighborsAge(t *testing.T) {
 		if !strings.Contains(out, "70 received, 0% packet loss") || strings.Contains(out, "DUP") {
 			t.Errorf("ping %s: %s", vip, out)
 		}
+	}
+}
+
+// TestSnooping: a switch that forwards IPv6 multicast only where listeners have
+// reported themselves must forward solicitations for the VIP to every node.
+func TestSnooping(t *testing.T) {
+	c := newCluster(t, 3)
+	c.Switch.Sysctl("net.ipv6.conf.br0.disable_ipv6", "0") // its queries have a source
+	c.Switch.Run("ip", "link", "set", "br0", "type", "bridge", "mcast_snooping", "1", "mcast_querier", "1",
+		"mcast_query_interval", "100", "mcast_query_response_interval", "50", "mcast_startup_query_interval", "50")
+	c.start()
+	const group = "ff02::1:ff00:10"
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		mdb := c.Switch.Run("bridge", "mdb", "show", "dev", "br0")
+		ports := 0
+		for _, n := range c.nodes {
+			if strings.Contains(mdb, "port "+n.Name+" grp "+group) {
+				ports++
+			}
+		}
+		if ports == len(c.nodes) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the switch knows %d of %d nodes as listeners of %s:\n%s", ports, len(c.nodes), group, mdb)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	for range 5 {
+		out := c.client.Run("ping", "-c", "1", "-W", "5", vip6)
+		if strings.Contains(out, "DUP") {
+			t.Error(out)
+		}
+		c.client.Run("ip", "neigh", "del", vip6, "dev", "eth0")
 	}
 }

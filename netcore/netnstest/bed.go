@@ -191,6 +191,14 @@ func (b *Bed) Captured() string {
 	return b.capture.path
 }
 
+// LongestFrame ends the capture and gives the length of the longest frame: with
+// segmentation offload it is longer than any MTU.
+func (b *Bed) LongestFrame() int {
+	b.tb.Helper()
+	b.stopCapture()
+	return b.capture.longest
+}
+
 func (b *Bed) stopCapture() {
 	b.tb.Helper()
 	frames, dropped, violations, err := b.capture.stop()

@@ -38,6 +38,7 @@ type capture struct {
 	once     sync.Once
 
 	frames, dropped int
+	longest         int
 	violations      []string
 	err             error
 }
@@ -148,6 +149,7 @@ func (c *capture) run() {
 				continue
 			}
 			c.frames++
+			c.longest = max(c.longest, n)
 			info := gopacket.CaptureInfo{Timestamp: time.Now(), CaptureLength: min(n, len(buf)), Length: n}
 			if err := c.writer.WritePacket(info, buf[:info.CaptureLength]); err != nil {
 				c.err = err

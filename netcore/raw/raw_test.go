@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -322,6 +323,35 @@ func TestForwardAllocatesNothing(t *testing.T) {
 	}
 	if c := f.rx.d.Counters(); c != (Counters{}) {
 		t.Errorf("counters %+v; want zeros", c)
+	}
+}
+
+// TestVLAN: the kernel takes the tag out of a frame before a packet socket sees
+// it, so the socket's filter has to ask for it.
+func TestVLAN(t *testing.T) {
+	f := newForwarding(t)
+	for _, tt := range []struct {
+		name string
+		tag  []byte
+		want uint64
+	}{
+		{"no tag", nil, 1},
+		{"priority tag", []byte{0x81, 0x00, 0xa0, 0x00}, 1},
+		{"VLAN 5", []byte{0x81, 0x00, 0x00, 0x05}, 0},
+		{"VLAN 5 with priority", []byte{0x81, 0x00, 0xa0, 0x05}, 0},
+	} {
+		frame := slices.Concat(f.toVIP[:12], tt.tag, f.toVIP[12:])
+		before := f.rx.d.cfg.Filter.Counters()
+		send(t, f.wire, frame)
+		f.rx.burst(f.rxFD)
+		after := f.rx.d.cfg.Filter.Counters()
+		if got := after[filter.AcceptNew] - before[filter.AcceptNew]; got != tt.want {
+			t.Errorf("%s: %d frames accepted; want %d", tt.name, got, tt.want)
+		}
+		before[filter.AcceptNew] = after[filter.AcceptNew]
+		if after != before {
+			t.Errorf("%s: other verdicts: %v; want %v", tt.name, after, before)
+		}
 	}
 }
 
