@@ -98,6 +98,7 @@ type child struct {
 	probed  bool // there is an answer of the health check of this process
 	healthy bool
 	health  string // why not
+	unwell  bool   // and that was told
 }
 
 func (c *child) set(s childState, now time.Duration) { c.state, c.since = s, now }
@@ -225,7 +226,7 @@ func (s *supervisor) advance(now time.Duration) {
 func (s *supervisor) start(c *child, now time.Duration) {
 	c.set(stateStarting, now)
 	c.started, c.beat = now, now
-	c.killed, c.hung, c.probed, c.healthy = false, false, false, false
+	c.killed, c.hung, c.probed, c.healthy, c.unwell = false, false, false, false, false
 	c.health, c.status = "", ""
 	s.act(doStart{c})
 }
@@ -385,7 +386,6 @@ func (s *supervisor) checked(name string, pid int, err error, now time.Duration)
 		if c.Name != name || c.pid != pid || pid == 0 {
 			continue
 		}
-		was, known := c.healthy, c.probed
 		c.probed, c.healthy, c.health = true, err == nil, ""
 		if err != nil {
 			c.health = err.Error()
@@ -393,9 +393,11 @@ func (s *supervisor) checked(name string, pid int, err error, now time.Duration)
 		switch {
 		case err == nil && c.state == stateStarting:
 			s.up(c, now)
-		case err == nil && known && !was && c.state == stateReady:
+		case err == nil && c.unwell:
+			c.unwell = false
 			s.log(slog.LevelInfo, "%s is healthy again", c.Name)
-		case err != nil && (was || !known) && c.state == stateReady:
+		case err != nil && !c.unwell && c.state == stateReady:
+			c.unwell = true
 			s.log(slog.LevelWarn, "%s is not healthy: %v", c.Name, err)
 		}
 	}
@@ -517,7 +519,7 @@ func (s *supervisor) watch(e *child, now time.Duration) {
 		return
 	}
 	switch quiet := now - e.beat; {
-	case quiet >= hang+s.policy.KillGrace:
+	case quiet >= hang+s.abortGrace():
 		e.killed = true
 		s.act(doSignal{e, syscall.SIGKILL})
 	case quiet >= hang && !e.hung:
@@ -525,6 +527,12 @@ func (s *supervisor) watch(e *child, now time.Duration) {
 		s.log(slog.LevelError, "%s gave no heartbeat for %v: ending it", e.Name, hang)
 		s.act(doSignal{e, syscall.SIGABRT}) // a Go program tells what its goroutines do
 	}
+}
+
+// abortGrace is from SIGABRT to SIGKILL: short, so that a new engine runs before
+// the watchdog, which waits for twice the time of a hang, resets the machine.
+func (s *supervisor) abortGrace() time.Duration {
+	return min(s.policy.KillGrace, s.policy.EngineHang/4)
 }
 
 // fedByClock is whether the watchdog is fed without heartbeats: before the data
@@ -558,7 +566,7 @@ func (s *supervisor) due(now time.Duration) time.Duration {
 		if s.policy.EngineHang != 0 && e.pid != 0 && e.state == stateReady && !e.killed {
 			limit := e.beat + s.policy.EngineHang
 			if e.hung {
-				limit += s.policy.KillGrace
+				limit += s.abortGrace()
 			}
 			at(limit)
 		}
