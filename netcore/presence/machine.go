@@ -117,11 +117,11 @@ type Machine struct {
 	peers map[NodeID]*peer
 	live  []Peer // two-way, by id; what the last evaluation saw
 
-	view, prevView uint64
-	serving        []Peer // the nodes of view
-	owner          [filter.Buckets]NodeID
-	prevOwner      [filter.Buckets]NodeID
-	adopted        bool // every live peer goes by view
+	view      uint64
+	serving   []Peer // the nodes of view
+	owner     [filter.Buckets]NodeID
+	prevOwner [filter.Buckets]NodeID
+	adopted   bool // every live peer goes by view
 
 	table     filter.Table
 	held      Bits // flows in buckets not owned, as far as known
@@ -413,7 +413,7 @@ func (m *Machine) adopt(view uint64, serving []Peer) {
 	for _, p := range m.peers {
 		p.goodPrev = p.knows && (p.knowsAny || p.knowView == m.view)
 	}
-	m.prevView, m.view = m.view, view
+	m.view = view
 	m.prevOwner = m.owner
 	m.serving = serving
 	ids := make([]NodeID, len(serving))
