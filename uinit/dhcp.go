@@ -106,7 +106,7 @@ type dhcpClient struct {
 	log      *slog.Logger
 	apply    func(lease) error // sets or refreshes the address
 	remove   func(lease)       // takes it away when the lease is lost
-	listen   func() (net.PacketConn, error)
+	listen   func(source netip.Addr) (net.PacketConn, error)
 }
 
 // keep asks for a lease, renews it, and asks again when it is lost, until ctx
@@ -152,7 +152,7 @@ var errNoAnswer = errors.New("no DHCP server answers")
 
 // exchange tries once; n is how often it failed before.
 func (d *dhcpClient) exchange(ctx context.Context, n int) (lease, error) {
-	conn, err := d.listen()
+	conn, err := d.listen(netip.IPv4Unspecified())
 	if err != nil {
 		return lease{}, fmt.Errorf("opening a socket for DHCP: %w", err)
 	}
@@ -259,7 +259,7 @@ func (d *dhcpClient) renew(ctx context.Context, l lease, start time.Time) (lease
 // renewOnce sends one request, by broadcast frame in either case: it needs no
 // neighbour entry, and the packet inside goes to the server alone.
 func (d *dhcpClient) renewOnce(ctx context.Context, l lease, rebinding bool, until time.Time) (lease, error) {
-	conn, err := d.listen()
+	conn, err := d.listen(l.Address.Addr())
 	if err != nil {
 		return lease{}, err
 	}
@@ -337,14 +337,26 @@ func parseAnswer(b []byte, question *dhcpv4.DHCPv4) (answer *dhcpv4.DHCPv4) {
 }
 
 // listenDHCP is a packet socket that sees only what is for the DHCP client: the
-// NIC has no address to receive with, and every frame for the cluster comes by.
-func listenDHCP(ifi *net.Interface) (net.PacketConn, error) {
+// NIC may have no address to receive with, and every frame for the cluster comes
+// by. It sends from the source address, and receives whatever the destination:
+// refusals are broadcast even to a client that has an address.
+func listenDHCP(ifi *net.Interface, source netip.Addr) (net.PacketConn, error) {
 	conn, err := packet.Listen(ifi, packet.Datagram, unix.ETH_P_IP, &packet.Config{Filter: dhcpFilter})
 	if err != nil {
 		return nil, err
 	}
-	return nclient4.NewBroadcastUDPConn(conn, &net.UDPAddr{Port: dhcpv4.ClientPort}), nil
+	return dhcpConn{
+		PacketConn: nclient4.NewBroadcastUDPConn(conn, &net.UDPAddr{Port: dhcpv4.ClientPort}),
+		sender:     nclient4.NewBroadcastUDPConn(conn, &net.UDPAddr{IP: source.AsSlice(), Port: dhcpv4.ClientPort}),
+	}, nil
 }
+
+type dhcpConn struct {
+	net.PacketConn
+	sender net.PacketConn
+}
+
+func (c dhcpConn) WriteTo(b []byte, to net.Addr) (int, error) { return c.sender.WriteTo(b, to) }
 
 var dhcpFilter = func() []bpf.RawInstruction {
 	raw, err := bpf.Assemble([]bpf.Instruction{

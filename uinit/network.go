@@ -161,7 +161,7 @@ func (n *network) dhcp(ctx context.Context, link netlink.Link, card nic.NIC) {
 		hostname: hostName(n.config.Cluster.Name, card.PermanentMAC),
 		taken:    []netip.Addr{v.IPv4.Addr(), v.IPv4Gateway},
 		log:      n.log,
-		listen:   func() (net.PacketConn, error) { return listenDHCP(ifi) },
+		listen:   func(source netip.Addr) (net.PacketConn, error) { return listenDHCP(ifi, source) },
 		apply: func(l lease) error {
 			// The kernel takes the address away by itself when the lease
 			// ends, should nobody be there to do it.

@@ -620,7 +620,7 @@ func TestDHCPExchange(t *testing.T) {
 	d := &dhcpClient{
 		ifi: &net.Interface{Name: "x", HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 1}}, hostname: "n",
 		taken: []netip.Addr{netip.MustParseAddr("10.77.0.10")}, log: slog.New(slog.DiscardHandler),
-		listen: func() (net.PacketConn, error) { return conn, nil },
+		listen: func(netip.Addr) (net.PacketConn, error) { return conn, nil },
 	}
 	if _, err := d.exchange(t.Context(), 0); !errors.Is(err, errRefused) {
 		t.Errorf("the first exchange: %v; want a refusal", err)

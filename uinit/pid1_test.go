@@ -36,6 +36,12 @@ func TestMain(m *testing.M) {
 		switch os.Args[1] {
 		case "fake-init":
 			fakeInit(os.Args[2], os.Args[3])
+		case "fake-network":
+			if err := fakeNetwork(os.Args[2]); err != nil {
+				fmt.Println(err)
+				os.Exit(1)
+			}
+			return
 		case "fake-child":
 			fakeChild(os.Args[2], os.Args[3:])
 			return
