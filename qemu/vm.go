@@ -192,7 +192,8 @@ func (vm *VM) Pid() int { return vm.cmd.Process.Pid }
 // QMP is the machine's monitor.
 func (vm *VM) QMP() *QMP { return vm.qmp }
 
-// Done is closed when QEMU has exited and all its output has been handled.
+// Done is closed when QEMU has exited and its console has been handled; events may
+// still come until Close has returned.
 func (vm *VM) Done() <-chan struct{} { return vm.done }
 
 // Wait waits for the machine's end. It returns nil if QEMU ended in order (the
@@ -239,12 +240,13 @@ func (vm *VM) Shutdown(ctx context.Context) error {
 	return fmt.Errorf("shutting down machine %s: %w", vm.cfg.Name, err)
 }
 
-// Close kills QEMU, as a power failure would, and waits until it has gone. A
-// machine that has already ended is left alone.
+// Close kills QEMU, as a power failure would, and waits until it has gone and all
+// its output and events have been handled. A machine that has already ended is
+// left alone.
 func (vm *VM) Close() {
 	vm.cancel()
 	vm.wg.Wait()
 	if vm.qmp != nil {
-		vm.qmp.Close()
+		<-vm.qmp.done // at the end of what QEMU has sent; closing might lose the last events
 	}
 }

@@ -30,7 +30,7 @@ type Event struct {
 	Time  time.Time
 	Since time.Duration // since the machine's last start
 	Node  string
-	Text  string // Line: the line; Started: the command line
+	Text  string // Line: the line; Started and Reset: the command line
 	Stage Stage  // Reached
 	Err   error  // Exited: nil if the guest powered off
 }

@@ -161,10 +161,7 @@ func TestLab(t *testing.T) {
 	if err := node.Reset(t.Context()); err != nil {
 		t.Error(err)
 	}
-	again, err := node.WaitStage(within(t, 180*time.Second), "ready")
-	for err == nil && node.Boots() < 3 { // the reset is reported by another way than the console
-		again, err = node.WaitStage(within(t, 180*time.Second), "ready")
-	}
+	again, err := node.WaitBoot(within(t, 180*time.Second), 3, "ready")
 	if err != nil || again.Attrs["mgmt"] != s.Attrs["mgmt"] {
 		t.Errorf("after a reset: %v, %v; want the address %s again", again, err, s.Attrs["mgmt"])
 	}

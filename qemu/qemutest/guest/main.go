@@ -5,7 +5,7 @@
 //	guest.mac=MAC        before anything else, set the NIC's address (to break I1)
 //	guest.ip=PREFIX      add an address, several times
 //	guest.dhcp           ask for an address by DHCP
-//	guest.then=poweroff|reboot|panic   what to do once ready
+//	guest.then=poweroff|reboot|panic|tick   what to do once ready
 //
 // It serves HTTP on port 80 and powers off at the press of the power button.
 package main
@@ -58,7 +58,10 @@ func run() error {
 			return err
 		}
 	}
-	say("cpu time until here: %v", cpuTime())
+	ln, err := net.Listen("tcp", ":80")
+	if err != nil {
+		return err
+	}
 	if link != nil {
 		go carrier()
 		stage("ready", fmt.Sprintf(" node=%s mgmt=%s", link.Attrs().HardwareAddr, mgmt))
@@ -72,8 +75,14 @@ func run() error {
 		return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	case "panic":
 		os.Exit(3) // PID 1 must not exit
+	case "tick":
+		go func() {
+			for range time.Tick(time.Second) {
+				say("tick")
+			}
+		}()
 	}
-	return http.ListenAndServe(":80", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return http.Serve(ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if n, _ := fmt.Sscanf(r.URL.Path, "/bench/%d", new(int)); n == 1 {
 			size := 0
 			fmt.Sscanf(r.URL.Path, "/bench/%d", &size)
@@ -209,10 +218,4 @@ func uptime() float64 {
 	var ts unix.Timespec
 	unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts)
 	return time.Duration(ts.Nano()).Seconds()
-}
-
-func cpuTime() time.Duration {
-	var ru unix.Rusage
-	unix.Getrusage(unix.RUSAGE_SELF, &ru)
-	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
 }
