@@ -185,6 +185,7 @@ func compile(ctx context.Context, opt BaseOptions, p program, out string) error 
 	cmd := exec.CommandContext(ctx, "go", "build", "-mod=readonly", "-trimpath", "-buildvcs=false",
 		"-ldflags=-s -w -buildid=", "-tags="+p.tags, "-o", out, p.pkg)
 	cmd.Dir = opt.Source
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // so that go removes its scratch files
 	cmd.WaitDelay = 5 * time.Second
 	cmd.Env = append(cmd.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+opt.Arch, "GOAMD64=v1", "GOARM64=v8.0",
 		"GOFLAGS=", "GOEXPERIMENT=", "GOFIPS140=off", "GOWORK=off")

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -198,11 +199,19 @@ func TestConnectionLimit(t *testing.T) {
 	first, second := dial(t, addr), dial(t, addr)
 	get(t, first, "/whoami")
 	get(t, second, "/whoami")
-	get(t, first, "/whoami") // now second has idled longest
 	get(t, dial(t, addr), "/whoami")
-	waitClosed(t, second)
+	closed := make(chan error, 2)
+	for _, c := range []net.Conn{first, second} {
+		go func() {
+			_, err := c.Read(make([]byte, 1))
+			closed <- err
+		}()
+	}
+	if err := <-closed; errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatal("the server keeps both connections")
+	}
 
-	// Two busy ones: the newcomer waits until one of them is done.
+	// All busy: the newcomer waits until one is done.
 	opt.MaxConns = 1
 	addr, _ = start(t, opt)
 	busy := dial(t, addr)
@@ -220,6 +229,64 @@ func TestConnectionLimit(t *testing.T) {
 	third.SetReadDeadline(time.Now().Add(long))
 	if _, err := http.ReadResponse(bufio.NewReader(third), nil); err != nil {
 		t.Fatalf("the waiting connection: %v", err)
+	}
+}
+
+// pipes is a listener of connections that are handed to it.
+type pipes chan net.Conn
+
+func (p pipes) Accept() (net.Conn, error) { return <-p, nil }
+func (p pipes) Close() error              { return nil }
+func (p pipes) Addr() net.Addr            { return &net.UnixAddr{} }
+
+// Whoever has idled longest goes first, each only once, and a busy one never.
+func TestEviction(t *testing.T) {
+	in := make(pipes, 10)
+	l := newConns(in, 3)
+	peer := map[net.Conn]net.Conn{}
+	enter := func() net.Conn {
+		server, client := net.Pipe()
+		peer[server] = client
+		in <- server
+		return server
+	}
+	var have []net.Conn
+	for range 3 {
+		c := enter()
+		if got, err := l.Accept(); got != c || err != nil {
+			t.Fatalf("Accept = %v, %v", got, err)
+		}
+		l.state(c, http.StateNew)
+		l.state(c, http.StateActive)
+		have = append(have, c)
+	}
+	l.state(have[1], http.StateIdle)
+	l.state(have[0], http.StateIdle)
+	l.state(have[1], http.StateActive) // asked again: now 0 has idled longest
+	l.state(have[1], http.StateIdle)
+	for _, c := range []net.Conn{have[0], have[1], have[2]} {
+		next := enter()
+		accepted := make(chan net.Conn)
+		go func() {
+			got, _ := l.Accept()
+			accepted <- got
+		}()
+		if c == have[2] {
+			l.state(c, http.StateIdle) // while a newcomer waits
+		}
+		peer[c].SetReadDeadline(time.Now().Add(long))
+		if _, err := peer[c].Read(make([]byte, 1)); err != io.EOF {
+			t.Fatalf("connection %d: %v; want it closed", slices.Index(have, c), err)
+		}
+		l.state(c, http.StateIdle) // as a server may say that has not noticed yet
+		l.state(c, http.StateClosed)
+		if got := <-accepted; got != next {
+			t.Fatalf("Accept = %v; want the newcomer", got)
+		}
+		l.state(next, http.StateNew)
+	}
+	if l.open != 3 || l.evicting != 0 || l.idle.Len() != 0 || len(l.where) != 0 || len(l.evicted) != 0 {
+		t.Errorf("open %d, evicting %d, idle %d, known %d and %d; want 3 and nothing else", l.open, l.evicting, l.idle.Len(), len(l.where), len(l.evicted))
 	}
 }
 
