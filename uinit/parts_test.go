@@ -207,7 +207,7 @@ func TestProbeHTTP(t *testing.T) {
 		}
 	})
 	mux.HandleFunc("/no", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503) })
-	mux.HandleFunc("/moved", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/ok", 302) })
+	mux.HandleFunc("/moved", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/ok", http.StatusFound) })
 	mux.HandleFunc("/hang", func(http.ResponseWriter, *http.Request) { <-hang })
 	srv := httptest.NewServer(mux)
 	defer srv.Close()
@@ -562,8 +562,6 @@ type scripted struct {
 	answers chan []byte
 	reply   func(*dhcpv4.DHCPv4) []*dhcpv4.DHCPv4
 	sent    *[]string
-	closed  chan struct{}
-	dead    chan time.Time
 }
 
 func (s *scripted) WriteTo(b []byte, _ net.Addr) (int, error) {

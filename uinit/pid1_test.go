@@ -77,7 +77,7 @@ func fakeInit(dir, outerNamespace string) {
 	env.policy.BackoffMost = 20 * time.Millisecond
 	env.policy.CrashLoop = 1 << 30
 	env.policy.AliveIsReady = 10 * time.Millisecond
-	env.policy.ServiceGrace = 3 * time.Second
+	env.policy.ServiceGrace = 1500 * time.Millisecond
 	env.hostname = func(string) error {
 		if panics--; panics >= 0 {
 			panic("a panic in an event")
@@ -123,6 +123,9 @@ func fakeChild(what string, args []string) {
 		for {
 			select {
 			case <-term:
+				notify("STOPPING=1")
+				fmt.Println("engine leaves")
+				time.Sleep(2 * time.Second) // as if it had flows
 				fmt.Println("engine stops")
 				return
 			case <-time.After(100 * time.Millisecond):
@@ -469,8 +472,9 @@ func permute(list []string, visit func([]string)) {
 	rec(0)
 }
 
-// TestOrderlyEnd powers off by SIGTERM: the services stop first, the deaf one
-// is killed, the engine stops last, and PID 1 ends by reboot(2) alone.
+// TestOrderlyEnd powers off by SIGTERM: the engine leaves first, the services
+// stop, the deaf one is killed, the engine is awaited, and PID 1 ends by
+// reboot(2) alone.
 func TestOrderlyEnd(t *testing.T) {
 	m := boot(t, header+"services:\n"+service("web", "web", "")+service("loud", "loud", "")+service("deaf", "deaf", ""), "")
 	m.line("timeline stage=ready")
@@ -483,9 +487,9 @@ func TestOrderlyEnd(t *testing.T) {
 	}
 	last := -1
 	for _, want := range []string{
-		"init: going to power off: stopping the services", "web: web stops", "loud: loud stops",
+		"init: going to power off: the engine leaves the cluster", "engine: engine leaves", "init: stopping the services", "web: web stops", "loud: loud stops",
 		"init: warn: deaf did not stop in time: killing it", "init: deaf has stopped: killed by SIGKILL",
-		"init: the services have stopped: stopping the engine", "engine: engine stops", "init: engine has stopped: exit code 0",
+		"init: the services have stopped: waiting for the engine", "init: engine has stopped: exit code 0",
 		"init: everything has stopped",
 	} {
 		i := slices.IndexFunc(m.console, func(l string) bool { return strings.Contains(l, want) })

@@ -72,11 +72,15 @@ type WatchdogStatus struct {
 	Off      string  `json:"off,omitempty"` // why there is none
 }
 
-// MemoryStatus is resident memory in bytes.
+// MemoryStatus is memory in bytes. RSS counts the pages of the program file,
+// which every program of the node shares and which the initramfs holds anyhow;
+// Private is what a process costs on top.
 type MemoryStatus struct {
-	Init   int64 `json:"init_rss_bytes"`
-	Engine int64 `json:"engine_rss_bytes"`
-	Free   int64 `json:"available_bytes"` // of the machine
+	Init          int64 `json:"init_rss_bytes"`
+	InitPrivate   int64 `json:"init_private_bytes"`
+	Engine        int64 `json:"engine_rss_bytes"`
+	EnginePrivate int64 `json:"engine_private_bytes"`
+	Free          int64 `json:"available_bytes"` // of the machine
 }
 
 // ConfigStatus is the configuration with where each value came from.
@@ -135,6 +139,7 @@ func (p *pid1) status() Status {
 		if c.Engine {
 			cs.Beat = c.beat.Seconds()
 			s.Memory.Engine = cs.RSS
+			s.Memory.EnginePrivate = privateBytes("/proc", strconv.Itoa(c.pid))
 		}
 		s.Children = append(s.Children, cs)
 	}
@@ -143,6 +148,7 @@ func (p *pid1) status() Status {
 		s.Watchdog = WatchdogStatus{Device: p.dog.Device, Identity: p.dog.Identity, Timeout: p.dog.Timeout.Seconds(), Fed: p.sup.fed.Seconds()}
 	}
 	s.Memory.Init = residentBytes("/proc", "self")
+	s.Memory.InitPrivate = privateBytes("/proc", "self")
 	s.Memory.Free = availableBytes("/proc/meminfo")
 	return s
 }

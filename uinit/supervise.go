@@ -15,6 +15,10 @@ import (
 // the engine was ready for the first time (before that nobody can reach them).
 // Whatever ends is started again. When the engine dies the services go on: the
 // connections they hold outlive it.
+//
+// In an orderly end the engine is told first, because it is the one that makes
+// the other nodes take the new connections; then the services, which finish
+// what they have; and the engine ends last, when that has left the machine.
 
 // policy is how the supervisor waits.
 type policy struct {
@@ -23,8 +27,10 @@ type policy struct {
 	Healthy        time.Duration // a child that ran for so long has not failed fast
 	CrashLoop      int           // so many fast failures in a row are a crash loop
 	AliveIsReady   time.Duration // for a child that neither notifies nor has a check
+	LeaveMost      time.Duration // for the engine to say that it leaves
+	LeaveLead      time.Duration // from then until the services are stopped
 	ServiceGrace   time.Duration // from SIGTERM to SIGKILL
-	EngineGrace    time.Duration
+	EngineGrace    time.Duration // from the end of the services to SIGKILL
 	KillGrace      time.Duration // from SIGKILL to giving up on a process
 	EngineHang     time.Duration // without a heartbeat; 0: do not look
 	ReadyPatience  time.Duration // until a warning that the engine is not ready
@@ -37,6 +43,8 @@ var defaultPolicy = policy{
 	Healthy:        10 * time.Second,
 	CrashLoop:      5,
 	AliveIsReady:   time.Second,
+	LeaveMost:      time.Second,
+	LeaveLead:      100 * time.Millisecond,
 	ServiceGrace:   15 * time.Second,
 	EngineGrace:    10 * time.Second,
 	KillGrace:      2 * time.Second,
@@ -153,7 +161,8 @@ func (e ending) String() string {
 type phase uint8
 
 const (
-	phaseRun phase = iota
+	phaseRun   phase = iota
+	phaseLeave       // the engine was told
 	phaseStopServices
 	phaseStopEngine
 	phaseDown
@@ -166,6 +175,7 @@ type supervisor struct {
 	linked   bool // the NIC is there
 	phase    phase
 	how      ending
+	leaveDue time.Duration // in phaseLeave: when to go on
 	ready    bool          // the node was ready
 	fed      time.Duration // when the watchdog was fed last
 	warned   bool
@@ -325,6 +335,9 @@ func (s *supervisor) notified(pid int, m message, now time.Duration) bool {
 	} else if m.Stopping {
 		c.status = "stopping"
 	}
+	if m.Stopping && c.Engine && s.phase == phaseLeave {
+		s.leaveDue = min(s.leaveDue, now+s.policy.LeaveLead)
+	}
 	if m.Ready || m.Watchdog {
 		c.beat = now
 		if c.Engine && c.state != stateStopping {
@@ -407,6 +420,9 @@ func (s *supervisor) checked(name string, pid int, err error, now time.Duration)
 func (s *supervisor) stop(how ending, now time.Duration) {
 	if s.phase != phaseRun {
 		s.log(slog.LevelWarn, "asked again to %v: not waiting any longer", how)
+		if s.phase == phaseLeave {
+			s.leaveDue = now
+		}
 		for _, c := range s.children {
 			if c.pid != 0 {
 				s.kill(c, now)
@@ -414,8 +430,19 @@ func (s *supervisor) stop(how ending, now time.Duration) {
 		}
 		return
 	}
-	s.how, s.phase = how, phaseStopServices
-	s.log(slog.LevelInfo, "going to %v: stopping the services", how)
+	s.how = how
+	if e := s.engine(); e != nil && e.pid != 0 {
+		s.log(slog.LevelInfo, "going to %v: the engine leaves the cluster", how)
+		s.phase, s.leaveDue = phaseLeave, now+s.policy.LeaveMost
+		s.terminate(e, now)
+		return
+	}
+	s.stopServices(now)
+}
+
+func (s *supervisor) stopServices(now time.Duration) {
+	s.phase = phaseStopServices
+	s.log(slog.LevelInfo, "stopping the services")
 	for _, c := range s.children {
 		if !c.Engine || c.pid == 0 { // an engine that does not run is not started for the end
 			s.terminate(c, now)
@@ -436,8 +463,8 @@ func (s *supervisor) terminate(c *child, now time.Duration) {
 	}
 	c.set(stateStopping, now)
 	c.due = now + s.policy.ServiceGrace
-	if c.Engine {
-		c.due = now + s.policy.EngineGrace
+	if c.Engine { // it waits for the flows that the services finish
+		c.due = now + s.policy.LeaveMost + s.policy.ServiceGrace + s.policy.KillGrace + s.policy.EngineGrace
 	}
 	s.act(doSignal{c, syscall.SIGTERM})
 }
@@ -451,6 +478,11 @@ func (s *supervisor) kill(c *child, now time.Duration) {
 
 // stopNext goes to the next phase of the end when the present one is over.
 func (s *supervisor) stopNext(now time.Duration) {
+	e := s.engine()
+	if s.phase == phaseLeave && e.state == stateStopped {
+		s.stopServices(now)
+		return
+	}
 	if s.phase == phaseStopServices {
 		for _, c := range s.children {
 			if !c.Engine && c.state != stateStopped {
@@ -458,16 +490,12 @@ func (s *supervisor) stopNext(now time.Duration) {
 			}
 		}
 		s.phase = phaseStopEngine
-		if e := s.engine(); e != nil && (e.pid != 0 || e.state == stateStarting) {
-			s.log(slog.LevelInfo, "the services have stopped: stopping the engine")
-			s.terminate(e, now)
-			return
+		if e != nil && e.state == stateStopping && !e.killed {
+			s.log(slog.LevelInfo, "the services have stopped: waiting for the engine")
+			e.due = now + s.policy.EngineGrace
 		}
 	}
-	if s.phase == phaseStopEngine {
-		if e := s.engine(); e != nil && e.state != stateStopped && (e.pid != 0 || e.state == stateStarting) {
-			return
-		}
+	if s.phase == phaseStopEngine && (e == nil || e.state == stateStopped) {
 		s.phase = phaseDown
 		s.act(doEnd{s.how})
 	}
@@ -480,6 +508,9 @@ func (s *supervisor) tick(now time.Duration) {
 			c.due = 0
 			s.childDue(c, now)
 		}
+	}
+	if s.phase == phaseLeave && now >= s.leaveDue {
+		s.stopServices(now)
 	}
 	if e := s.engine(); e != nil {
 		s.watch(e, now)
@@ -555,6 +586,9 @@ func (s *supervisor) due(now time.Duration) time.Duration {
 	}
 	for _, c := range s.children {
 		at(c.due)
+	}
+	if s.phase == phaseLeave {
+		at(s.leaveDue)
 	}
 	if s.fedByClock(now) {
 		at(s.fed + feedPeriod)

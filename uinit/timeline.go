@@ -100,6 +100,9 @@ func parseKernelLine(b []byte) (kernelLine, bool) {
 // residentBytes is how much memory a process has now, 0 if it is not known.
 func residentBytes(proc, pid string) int64 { return kilobytes(proc+"/"+pid+"/status", "VmRSS:") }
 
+// privateBytes is the part of it that is the process's alone.
+func privateBytes(proc, pid string) int64 { return kilobytes(proc+"/"+pid+"/status", "RssAnon:") }
+
 // availableBytes is how much memory programs can still have.
 func availableBytes(meminfo string) int64 { return kilobytes(meminfo, "MemAvailable:") }
 

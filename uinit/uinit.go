@@ -98,7 +98,7 @@ func appliance() environment {
 		cmdline:    "/proc/cmdline",
 		configFile: ConfigFile,
 		runDir:     RunDir,
-		engine:     []string{EngineBinary, "--config", "CONFIG", "--interface", "NIC"},
+		engine:     []string{EngineBinary, "--config", "CONFIG", "--interface", "NIC", "--drain", defaultPolicy.ServiceGrace.String()},
 		policy:     defaultPolicy,
 		setClock:   true,
 		hostname:   func(name string) error { return unix.Sethostname([]byte(name)) },
