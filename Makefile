@@ -9,34 +9,41 @@ GO       ?= go
 BOARD    ?= qemu-x86_64
 NODES    ?= 3
 ARGS     ?=
+CONFIG   ?=
+# For hosts without Debian's source package: a kernel tree or tarball, 6.12.
+KERNEL_SOURCE ?=
+LOCKED   ?=
 OUT      := build
 CLONECTL := $(OUT)/bin/clonectl
+KERNEL_FLAGS := --board $(BOARD) --out $(OUT)/$(BOARD) $(if $(KERNEL_SOURCE),--kernel-source $(KERNEL_SOURCE)) $(if $(LOCKED),--locked)
 # Pinned (release 2026.2.2): a linter that changes by itself breaks builds by itself.
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # Nothing that runs on a node, and nothing here, uses cgo (but the race detector does).
 export CGO_ENABLED := 0
 
-DEPS_BUILD := gcc libc6-dev make patch flex bison bc libelf-dev zstd xz-utils linux-source-6.12 qemu-system-x86 ca-certificates
-DEPS_TEST  := iproute2 tshark curl iputils-ping iputils-arping ethtool ndisc6 procps
+DEPS_BUILD := gcc libc6-dev binutils make flex bison bc libelf-dev zstd xz-utils qemu-system-x86 ca-certificates $(if $(KERNEL_SOURCE),,linux-source-6.12)
+DEPS_TEST  := git iproute2 tshark curl iputils-ping iputils-arping ethtool ndisc6 procps
+# What stands for them on a host without dpkg.
+PROGRAMS   := gcc ld make flex bison bc zstd xz qemu-system-x86_64
 
 ##@ Use
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@printf '\nVariables: BOARD=%s NODES=%s ARGS="--once --pcap demo.pcapng"\n' '$(BOARD)' '$(NODES)'
+	@printf '\nVariables: BOARD=%s NODES=%s ARGS="--once --pcap demo.pcapng" CONFIG=cluster.yaml\n           KERNEL_SOURCE=linux-6.12.tar.xz LOCKED=1\n' '$(BOARD)' '$(NODES)'
 
 demo: deps image ## build everything, boot a cluster in QEMU, watch it answer on http://127.0.0.1:8080/
 	@$(CLONECTL) qemu up --nodes $(NODES) --image $(OUT)/$(BOARD) $(ARGS)
 
-image: $(CLONECTL) kernel ## kernel + initramfs + manifest in build/BOARD
-	@$(CLONECTL) image --board $(BOARD) --out $(OUT)/$(BOARD)
+image: $(CLONECTL) ## kernel + initramfs + manifest in build/BOARD
+	@$(CLONECTL) image $(KERNEL_FLAGS) $(if $(CONFIG),--config $(CONFIG))
 
 kernel: $(CLONECTL) ## only the patched kernel (cached; the first build takes minutes)
-	@$(CLONECTL) kernel --board $(BOARD) --out $(OUT)/$(BOARD)
+	@$(CLONECTL) kernel $(KERNEL_FLAGS)
 
 sizes: image ## table of sizes, boot times and memory, against the budgets
-	@$(CLONECTL) sizes --image $(OUT)/$(BOARD) --boot $(ARGS)
+	@$(CLONECTL) sizes --image $(OUT)/$(BOARD) --boot --check $(ARGS)
 
 ##@ Work on it
 
@@ -61,8 +68,9 @@ fuzz: ## every fuzz target for FUZZTIME (10s)
 	  for f in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' $$p/*_test.go | cut -c6-); do \
 	    echo "== $$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $${FUZZTIME:-10s} $$p; done; done
 
-clean: ## remove build/ (the cache of kernels outside the checkout stays)
+clean: ## remove build/; the cache outside the checkout stays
 	rm -rf $(OUT)
+	@echo "kernels are kept in $${CLONECLUSTER_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/clonecluster}; remove that folder to build them anew"
 
 ##@ Set-up
 
@@ -79,19 +87,22 @@ $(CLONECTL): FORCE
 # Only what is missing is installed. Without root or password-free sudo the command is printed.
 define install
 missing=""; \
-command -v $(GO) >/dev/null || { echo "Go 1.26 or newer is needed: https://go.dev/dl/" >&2; exit 1; }; \
-if command -v dpkg-query >/dev/null; then \
-  for p in $(1); do dpkg-query -W -f '$${db:Status-Abbrev}' $$p 2>/dev/null | grep -q '^ii' || missing="$$missing $$p"; done; \
+command -v $(GO) >/dev/null || { echo "Go is needed, as new as go.mod says: https://go.dev/dl/" >&2; exit 1; }; \
+if ! command -v dpkg-query >/dev/null; then \
+  for p in $(PROGRAMS); do command -v $$p >/dev/null || missing="$$missing $$p"; done; \
+  [ -z "$$missing" ] || { echo "This is not Debian: install what brings$$missing (and the headers of libelf), then try again." >&2; exit 1; }; \
+  [ -n "$(KERNEL_SOURCE)" ] || echo "This is not Debian: give the kernel's source as KERNEL_SOURCE=linux-6.12.tar.xz if it is not found." >&2; \
+  exit 0; \
 fi; \
-if [ -n "$$missing" ]; then \
-  cmd="apt-get install -y --no-install-recommends$$missing"; \
-  if [ "$$(id -u)" = 0 ]; then sudo=""; \
-  elif sudo -n true 2>/dev/null; then sudo="sudo"; \
-  else printf 'These Debian packages are missing. Install them, then try again:\n\n  sudo apt-get update && sudo %s\n\n' "$$cmd" >&2; exit 1; fi; \
-  echo "installing:$$missing"; \
-  $$sudo apt-get update -qq; \
-  $$sudo env DEBIAN_FRONTEND=noninteractive $$cmd -qq >/dev/null; \
-fi
+for p in $(1); do dpkg-query -W -f '$${db:Status-Abbrev}' $$p 2>/dev/null | grep -q '^ii' || missing="$$missing $$p"; done; \
+[ -n "$$missing" ] || exit 0; \
+cmd="apt-get install -y --no-install-recommends$$missing"; \
+if [ "$$(id -u)" = 0 ]; then sudo=""; \
+elif sudo -n true 2>/dev/null; then sudo="sudo"; \
+else printf 'These Debian packages are missing. Install them, then try again:\n\n  sudo apt-get update && sudo %s\n\n' "$$cmd" >&2; exit 1; fi; \
+echo "installing$$missing"; \
+$$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive $$cmd -q \
+  || { echo "If linux-source-6.12 is not to be had, get Linux 6.12 elsewhere and say: make KERNEL_SOURCE=linux-6.12.tar.xz" >&2; exit 1; }
 endef
 
 FORCE:

@@ -94,6 +94,24 @@ func skeleton() []cpio.Record {
 	)
 }
 
+// Programs gives the programs of an image, by their paths, that a service of a
+// node can run.
+func Programs(debug bool) []string {
+	list := programs
+	if debug {
+		list = debugPrograms
+	}
+	var paths []string
+	for _, p := range list {
+		for _, name := range append([]string{p.name}, p.links...) {
+			if strings.HasPrefix(name, "bin/") {
+				paths = append(paths, "/"+name)
+			}
+		}
+	}
+	return paths
+}
+
 // BuildBase compiles the programs, packs them and writes the result into
 // OutDir. Compiling uses the Go build cache; a build without changes takes
 // about two seconds. ctx ends a compilation early.

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"clonecluster/image/kernel"
 )
 
 // Manifest says what an image was made from and what came out. It holds no
@@ -23,12 +25,25 @@ type Manifest struct {
 	Outputs []File   `json:"outputs"`
 }
 
-// Kernel says which kernel an image has.
+// Kernel says which kernel an image has, and what it was made from.
 type Kernel struct {
-	Version string `json:"version"` // Debian's, "6.12.117-1~deb12u1"
-	Key     string `json:"key"`     // hash of source, patches, configuration and toolchain
-	SHA256  string `json:"sha256"`  // of the bzImage
-	Locked  bool   `json:"locked"`  // the source is the one the lock file names
+	Package string `json:"package,omitempty"` // Debian's source package; empty if the source came from elsewhere
+	Version string `json:"version,omitempty"` // of the package, "6.12.117-1~deb12u1"
+	Wanted  string `json:"wanted,omitempty"`  // the version that the lock file names
+	Locked  bool   `json:"locked"`            // the source is exactly the one the lock file names
+	SHA256  string `json:"sha256"`            // of the bzImage
+	Key     string `json:"key"`               // hash of Inputs
+	// Inputs are the source, the patches, the configuration, the tools and the
+	// environment of the build, by their hashes or as they were.
+	Inputs kernel.Inputs `json:"inputs"`
+}
+
+// KernelOf says what an image's manifest does of a built kernel.
+func KernelOf(r *kernel.Result) *Kernel {
+	return &Kernel{
+		Package: r.Source.Package, Version: r.Source.Version, Wanted: r.Source.Wanted, Locked: r.Source.Locked,
+		SHA256: r.SHA256, Key: r.Key, Inputs: r.Inputs,
+	}
 }
 
 // Module is a Go module that is in a program of the image. Sum is the

@@ -114,6 +114,25 @@ func TestAppliance(t *testing.T) {
 	life.dissect(t, o.pcap)
 }
 
+// TestBootBudgets holds what one boot takes against the budgets.
+func TestBootBudgets(t *testing.T) {
+	r, err := measure(t.Context(), testImage(t), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range r.Rows() {
+		t.Logf("%s: %d of %d", row.Quantity, row.Value, row.Budget)
+	}
+	for _, q := range []image.Quantity{image.BootToHTTPReady, image.InitRSS, image.EngineRSS, image.ServiceRSS} {
+		if !slices.ContainsFunc(r.Rows(), func(row image.Row) bool { return row.Quantity == q && row.Budget > 0 && row.Value > 0 }) {
+			t.Errorf("%s was not measured, or has no budget", q)
+		}
+	}
+	if err := r.Check(); err != nil {
+		t.Error(err)
+	}
+}
+
 type applianceLife struct {
 	lab    *lab.Lab
 	cfg    *config.Config

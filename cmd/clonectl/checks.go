@@ -170,17 +170,47 @@ func checkTraffic(ctx context.Context, a *asker, cfg *config.Config, nodes []nod
 		}
 		checks = append(checks, c)
 	}
-	s := a.score()
-	var shares []string
-	all := true
-	for _, n := range nodes {
-		count := s.byNode[n.mac.String()]
-		all = all && count > 0
-		shares = append(shares, fmt.Sprintf("%s %d", n.name, count))
+	share, err := checkShares(ctx, a, cfg, nodes, status)
+	if err != nil {
+		return checks, err
 	}
-	checks = append(checks, check{"every node took a share", all, strings.Join(shares, ", ")})
+	checks = append(checks, share)
 	checks = append(checks, checkPings(ctx, a.host, cfg)...)
 	return checks, ctx.Err()
+}
+
+// checkShares asks on until every node has answered, or until it would be a
+// wonder if one that takes its share had not. With an affinity one client has
+// one node, and there is nothing to wait for.
+func checkShares(ctx context.Context, a *asker, cfg *config.Config, nodes []nodeRef, status func(string, ...any)) (check, error) {
+	target, err := webAddress(cfg)
+	if err != nil {
+		return check{}, err
+	}
+	if target.affinity != config.AffinityNone {
+		served := len(a.score().byNode)
+		return check{"one client is served by one node (affinity " + string(target.affinity) + ")", served >= 1 && served <= 2,
+			fmt.Sprintf("%d served", served)}, nil // one per IP version
+	}
+	// That one of n nodes is left out by 20·n requests has a chance of n·e⁻²⁰.
+	most := 20 * len(nodes)
+	for asked := a.score().asked; ; asked++ {
+		s := a.score()
+		var shares []string
+		all := true
+		for _, n := range nodes {
+			count := s.byNode[n.mac.String()]
+			all = all && count > 0
+			shares = append(shares, fmt.Sprintf("%s %d", n.name, count))
+		}
+		if all || asked >= most {
+			return check{"every node took a share", all, strings.Join(shares, ", ")}, nil
+		}
+		status("asking until every node has answered: %s", strings.Join(shares, ", "))
+		if _, err := a.ask(ctx, target.Addr()); errors.Is(err, context.Canceled) {
+			return check{}, err
+		}
+	}
 }
 
 func checkPings(ctx context.Context, host *nethost.Host, cfg *config.Config) []check {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -40,6 +41,9 @@ func readConfig(cmd *cobra.Command, args, set []string) (*config.Config, error) 
 	}
 	cmdline := ""
 	for _, s := range set {
+		if path, _, ok := strings.Cut(s, "="); !ok || strings.ContainsAny(path, " \t\n") {
+			return nil, usageError{fmt.Errorf("--set %q: want PATH=VALUE, as vip.ipv4=10.0.0.9/24", s)}
+		}
 		cmdline += config.Prefix + s + " "
 	}
 	c, ignored, err := config.LoadWithCmdline(data, name, cmdline)
@@ -61,6 +65,9 @@ func readConfigFile(stdin io.Reader, path string) (data []byte, name string, err
 	data, err = config.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		err = fmt.Errorf("%w; %q writes one to start from", err, "clonectl config example > cluster.yaml")
+	}
+	if err == nil && len(bytes.TrimSpace(data)) == 0 {
+		err = fmt.Errorf("%s is empty; %q writes one to start from", path, "clonectl config example > cluster.yaml")
 	}
 	return data, filepath.Base(path), err
 }

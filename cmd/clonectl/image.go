@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -86,9 +87,16 @@ func buildImage(ctx context.Context, flags imageFlags, p *progress) (*image.Mani
 			return nil, err
 		}
 	}
+	cfg, err := config.Load(yaml, "cluster.yaml")
+	if err != nil {
+		return nil, fmt.Errorf("the configuration is not right:\n%w", err)
+	}
+	if err := checkPrograms(cfg, flags.debug); err != nil {
+		return nil, err
+	}
 	configCPIO, err := image.ConfigCPIO(yaml, flags.content, time.Time{})
 	if err != nil {
-		return nil, fmt.Errorf("packing the configuration: %w", err)
+		return nil, err
 	}
 	k, err := buildKernel(ctx, opts, out, p)
 	if err != nil {
@@ -107,6 +115,17 @@ func buildImage(ctx context.Context, flags imageFlags, p *progress) (*image.Mani
 	return writeImage(out, base, configCPIO, k, opts.Board.Name, p)
 }
 
+// checkPrograms finds services whose program the image will not have.
+func checkPrograms(c *config.Config, debug bool) error {
+	have := image.Programs(debug)
+	for _, s := range c.Services {
+		if !slices.Contains(have, s.Run[0]) {
+			return fmt.Errorf("services.%s.run: the image has no program %s; it has %s", s.Name, s.Run[0], strings.Join(have, ", "))
+		}
+	}
+	return nil
+}
+
 func writeImage(out string, base *image.Base, configCPIO []byte, k *kernel.Result, board string, p *progress) (*image.Manifest, error) {
 	packed, err := os.ReadFile(base.Path)
 	if err != nil {
@@ -120,9 +139,7 @@ func writeImage(out string, base *image.Base, configCPIO []byte, k *kernel.Resul
 	if err := image.WriteFile(filepath.Join(out, initrdName), initrd, 0o600); err != nil {
 		return nil, err
 	}
-	m, err := image.NewManifest(board, base, &image.Kernel{
-		Version: k.Source.Version, Key: k.Key, SHA256: k.SHA256, Locked: k.Source.Locked,
-	})
+	m, err := image.NewManifest(board, base, image.KernelOf(k))
 	if err != nil {
 		return nil, err
 	}

@@ -43,6 +43,30 @@ type upOptions struct {
 	requests                  int
 }
 
+func (o upOptions) validate() error {
+	if o.nodes < 1 || o.nodes > 64 {
+		return fmt.Errorf("--nodes %d: want 1 to 64", o.nodes)
+	}
+	if o.requests < 1 || o.requests > 1_000_000 {
+		return fmt.Errorf("--requests %d: want 1 to 1000000", o.requests)
+	}
+	if o.asJSON && !o.once {
+		return errors.New("--json goes with --once")
+	}
+	if !slices.Contains([]string{"auto", "kvm", "tcg"}, o.accel) {
+		return fmt.Errorf("--accel %q: want auto, kvm or tcg", o.accel)
+	}
+	if !slices.Contains([]string{"", "q35", "microvm"}, o.machine) {
+		return fmt.Errorf("--machine %q: want q35 or microvm", o.machine)
+	}
+	if o.listen != "" {
+		if _, _, err := net.SplitHostPort(o.listen); err != nil {
+			return fmt.Errorf("--listen %q: want an address and a port, as 127.0.0.1:8080", o.listen)
+		}
+	}
+	return nil
+}
+
 func newQEMUUpCmd() *cobra.Command {
 	var o upOptions
 	cmd := &cobra.Command{
@@ -60,14 +84,8 @@ their power buttons, and ends: with exit code 0 only if every check held.`,
   clonectl qemu up --once --pcap demo.pcapng        # check, and keep every frame`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if o.nodes < 1 || o.nodes > 64 {
-				return usageError{fmt.Errorf("--nodes %d: want 1 to 64", o.nodes)}
-			}
-			if o.requests < 1 || o.requests > 1_000_000 {
-				return usageError{fmt.Errorf("--requests %d: want 1 to 1000000", o.requests)}
-			}
-			if o.asJSON && !o.once {
-				return usageError{errors.New("--json goes with --once")}
+			if err := o.validate(); err != nil {
+				return usageError{err}
 			}
 			return runUp(cmd.Context(), o, cmd.OutOrStdout())
 		},
@@ -80,7 +98,7 @@ their power buttons, and ends: with exit code 0 only if every check held.`,
 	f.StringVar(&o.logs, "logs", "", "keep the nodes' console logs in `FOLDER`")
 	f.StringVar(&o.accel, "accel", "auto", "kvm, tcg, or auto: KVM if a trial guest runs under it")
 	f.StringVar(&o.machine, "machine", "", "q35 or microvm (default: the board's)")
-	f.StringVar(&o.append, "append", "", "more for the nodes' kernel command line: `\"clonecluster.system.log-level=debug\"`")
+	f.StringVar(&o.append, "append", "", "more for the nodes' kernel command line, such as clonecluster.system.log-level=debug: `WORDS`")
 	f.BoolVar(&o.once, "once", false, "check, then end; exit code 0 if every check held")
 	f.IntVar(&o.requests, "requests", 30, "with --once: how many requests to each address")
 	f.BoolVar(&o.asJSON, "json", false, "with --once: print the checks as JSON")
@@ -176,12 +194,12 @@ func labConfig(b bootable, o upOptions, cache string) (lab.Config, error) {
 		client.Addrs = append(client.Addrs, hostIn(vip.IPv6, vip.IPv6Gateway))
 	}
 	c.Client = client
-	target, err := webAddress(b.config)
+	to, err := webAddress(b.config)
 	if err != nil {
 		return c, err
 	}
 	if o.listen != "" {
-		c.Forwards = []lab.Forward{{Listen: o.listen, To: target}}
+		c.Forwards = []lab.Forward{{Listen: o.listen, To: to.AddrPort}}
 	}
 	return c, nil
 }
@@ -216,17 +234,24 @@ func dhcpIn(vip netip.Prefix) *nethost.DHCP {
 	return d
 }
 
-// webAddress is where the first TCP service answers.
-func webAddress(c *config.Config) (netip.AddrPort, error) {
+// target is where clonectl asks, and how the answers may be spread.
+type target struct {
+	netip.AddrPort
+	affinity config.Affinity
+}
+
+// webAddress is where the reference service answers: only of that one does
+// clonectl know how to ask who it is.
+func webAddress(c *config.Config) (target, error) {
 	vip := c.VIP.IPv4.Addr()
 	if !vip.IsValid() {
 		vip = c.VIP.IPv6.Addr()
 	}
 	for _, s := range c.Services {
 		i := slices.IndexFunc(s.Ports, func(p config.Port) bool { return p.Protocol == "tcp" })
-		if i >= 0 {
-			return netip.AddrPortFrom(vip, s.Ports[i].Number), nil
+		if i >= 0 && s.Run[0] == "/bin/webd" {
+			return target{netip.AddrPortFrom(vip, s.Ports[i].Number), s.Affinity}, nil
 		}
 	}
-	return netip.AddrPort{}, errors.New("the configuration has no service with a TCP port to ask")
+	return target{}, errors.New("the configuration has no service that runs /bin/webd on a TCP port, which is what is asked here")
 }

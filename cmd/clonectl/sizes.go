@@ -101,7 +101,7 @@ func measure(ctx context.Context, img bootable, boot bool) (*image.Report, error
 	r.Set(image.BootToHTTPReady, int64(took), string(l.Accel().Accel)+", one node")
 	select {
 	case line := <-memory:
-		enterMemory(r, line)
+		enterMemory(r, line, img.config.Services[0].Name)
 	case <-time.After(memoryTimeout):
 		return nil, fmt.Errorf("the node did not say how much memory it takes\n%s", l.Report())
 	}
@@ -123,20 +123,20 @@ func bootToHTTP(ctx context.Context, l *lab.Lab, img bootable) (time.Duration, e
 	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
 	defer cancel()
 	begin := time.Now()
-	target, err := webAddress(img.config)
+	to, err := webAddress(img.config)
 	if err != nil {
 		return 0, err
 	}
 	if err := l.WaitAll(ctx, "ready"); err != nil {
 		return 0, err
 	}
-	err = newAsker(l.Client(), target.Port()).first(ctx, target.Addr())
+	err = newAsker(l.Client(), to.Port()).first(ctx, to.Addr())
 	return time.Since(begin), err
 }
 
 // enterMemory enters what a node said of its programs, "init=123 engine=456".
-func enterMemory(r *image.Report, line string) {
-	quantities := map[string]image.Quantity{"init": image.InitRSS, "engine": image.EngineRSS, "web": image.ServiceRSS}
+func enterMemory(r *image.Report, line, service string) {
+	quantities := map[string]image.Quantity{"init": image.InitRSS, "engine": image.EngineRSS, service: image.ServiceRSS}
 	for _, f := range strings.Fields(line) {
 		name, value, _ := strings.Cut(f, "=")
 		n, err := strconv.ParseInt(value, 10, 64)

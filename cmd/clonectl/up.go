@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"clonecluster/config"
@@ -39,7 +40,7 @@ type up struct {
 	asker *asker
 	begin time.Time
 	// target is where the service answers.
-	target netip.AddrPort
+	target target
 	first  time.Duration // until the first HTTP answer
 
 	mu     sync.Mutex
@@ -85,8 +86,11 @@ func runUp(ctx context.Context, o upOptions, stdout io.Writer) error {
 		u.state = append(u.state, nodeSnapshot{name: n.Name, mac: n.MAC.String()})
 	}
 	labCfg.OnEvent = u.event
-	u.say("booting %d nodes; the first time after an update of QEMU it is tried whether KVM works", o.nodes)
+	u.say("booting %d nodes", o.nodes)
 	if u.lab, err = lab.Start(ctx, labCfg); err != nil {
+		if errors.Is(err, syscall.EADDRINUSE) {
+			err = fmt.Errorf("%w; choose another port with --listen", err)
+		}
 		return err
 	}
 	defer u.lab.Close()
