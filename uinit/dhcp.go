@@ -360,15 +360,15 @@ func (c dhcpConn) WriteTo(b []byte, to net.Addr) (int, error) { return c.sender.
 
 var dhcpFilter = func() []bpf.RawInstruction {
 	raw, err := bpf.Assemble([]bpf.Instruction{
-		bpf.LoadAbsolute{Off: 9, Size: 1},                                                  // protocol
-		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_UDP, SkipTrue: 5},             //
-		bpf.LoadAbsolute{Off: 6, Size: 2},                                                  // flags and fragment
-		bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: 0x1fff, SkipTrue: 3},                        //
-		bpf.LoadMemShift{Off: 0},                                                           // X = header length
-		bpf.LoadIndirect{Off: 2, Size: 2},                                                  // UDP destination
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: dhcpv4.ClientPort, SkipTrue: 1, SkipFalse: 0}, //
-		bpf.RetConstant{Val: 0},                                                            //
-		bpf.RetConstant{Val: 0x40000},                                                      //
+		bpf.LoadAbsolute{Off: 9, Size: 1}, // protocol
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_UDP, SkipTrue: 5},
+		bpf.LoadAbsolute{Off: 6, Size: 2}, // flags and fragment
+		bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: 0x1fff, SkipTrue: 3},
+		bpf.LoadMemShift{Off: 0},          // X = header length
+		bpf.LoadIndirect{Off: 2, Size: 2}, // UDP destination
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: dhcpv4.ClientPort, SkipTrue: 1, SkipFalse: 0},
+		bpf.RetConstant{Val: 0},
+		bpf.RetConstant{Val: 0x40000},
 	})
 	if err != nil {
 		panic(err) // the program is constant, and a test assembles it

@@ -572,7 +572,7 @@ func TestBrokenConfiguration(t *testing.T) {
 func TestMissingConfiguration(t *testing.T) {
 	m := boot(t, "", "")
 	m.line("no such file")
-	m.line("append one")
+	m.line("clonectl image --config")
 }
 
 // TestOverridesAndStatus looks at what the status and the log tell.

@@ -179,7 +179,7 @@ type supervisor struct {
 	ready    bool          // the node was ready
 	fed      time.Duration // when the watchdog was fed last
 	warned   bool
-	todo     []do
+	pending     []do
 }
 
 func newSupervisor(p policy, specs []spec, now time.Duration) *supervisor {
@@ -201,12 +201,12 @@ func (s *supervisor) engine() *child {
 
 // take returns what has been decided since the last call.
 func (s *supervisor) take() []do {
-	d := s.todo
-	s.todo = nil
+	d := s.pending
+	s.pending = nil
 	return d
 }
 
-func (s *supervisor) act(d do) { s.todo = append(s.todo, d) }
+func (s *supervisor) act(d do) { s.pending = append(s.pending, d) }
 
 func (s *supervisor) log(level slog.Level, format string, args ...any) {
 	s.act(doLog{level, fmt.Sprintf(format, args...)})

@@ -46,8 +46,8 @@ func (w *world) child(name string) *child {
 
 // act carries out what the supervisor decided, as the loop does.
 func (w *world) act() {
-	for todo := w.s.take(); len(todo) > 0; todo = w.s.take() {
-		for _, d := range todo {
+	for pending := w.s.take(); len(pending) > 0; pending = w.s.take() {
+		for _, d := range pending {
 			switch d := d.(type) {
 			case doStart:
 				if d.Child.pid != 0 {

@@ -291,7 +291,7 @@ func (p *pid1) reportConfig() {
 			p.log.Error("this node does nothing: its configuration cannot be used", "file", p.env.configFile)
 			p.log.Error(err.Error())
 			if errors.Is(err, os.ErrNotExist) {
-				p.log.Error("the image has no configuration: append one with its config.cpio (see clonectl config)")
+				p.log.Error("the image has no configuration; build one that has: clonectl image --config cluster.yaml")
 			}
 			time.Sleep(time.Minute)
 		}
@@ -558,8 +558,8 @@ func (p *pid1) signalled(s os.Signal) {
 
 // act does what the supervisor has decided.
 func (p *pid1) act() {
-	for todo := p.sup.take(); len(todo) > 0; todo = p.sup.take() {
-		for _, d := range todo {
+	for pending := p.sup.take(); len(pending) > 0; pending = p.sup.take() {
+		for _, d := range pending {
 			p.step("acting", func() { p.do(d) })
 		}
 	}
