@@ -179,7 +179,7 @@ type supervisor struct {
 	ready    bool          // the node was ready
 	fed      time.Duration // when the watchdog was fed last
 	warned   bool
-	pending     []do
+	pending  []do
 }
 
 func newSupervisor(p policy, specs []spec, now time.Duration) *supervisor {
