@@ -47,7 +47,8 @@ var (
 // far as a boot sector that ends QEMU: under TCG first, and then under KVM, which
 // must do it in at most twice that time plus a second, and at most in five
 // seconds. The outcome is remembered, and kept in CacheDir under the kernel's
-// release and QEMU's version.
+// release and QEMU's version; one against KVM for a day, because the computer may
+// just have been busy.
 //
 // An error means that QEMU cannot be run at all, or that ctx has ended.
 func ChooseAccel(ctx context.Context, o AccelOptions) (Choice, error) {
@@ -82,12 +83,12 @@ func ChooseAccel(ctx context.Context, o AccelOptions) (Choice, error) {
 	if o.CacheDir != "" {
 		file = filepath.Join(o.CacheDir, "accel.json")
 	}
-	c, ok := cachedChoice(file, key)
+	c, ok := cachedChoice(file, key, time.Now())
 	if !ok {
 		if c, err = tryKVM(ctx, o.Binary); err != nil {
 			return Choice{}, fmt.Errorf("choosing an accelerator: %w", err)
 		}
-		if err := cacheChoice(file, key, c); err != nil {
+		if err := cacheChoice(file, key, c, time.Now()); err != nil {
 			o.Log.Warn("the choice of an accelerator is not kept", "err", err)
 		}
 	}
@@ -182,7 +183,13 @@ func trial(ctx context.Context, binary string, accel Accel, limit time.Duration)
 	return 0, fmt.Errorf("%w: %s", err, stderr.String())
 }
 
-func cachedChoice(file, key string) (Choice, bool) {
+// cacheEntry is a choice in the cache file.
+type cacheEntry struct {
+	Choice
+	Tried time.Time `json:"tried"`
+}
+
+func cachedChoice(file, key string, now time.Time) (Choice, bool) {
 	if file == "" {
 		return Choice{}, false
 	}
@@ -190,25 +197,26 @@ func cachedChoice(file, key string) (Choice, bool) {
 	if err != nil {
 		return Choice{}, false
 	}
-	return parseChoice(b, key)
+	return parseChoice(b, key, now)
 }
 
 // parseChoice reads one choice from the cache file. Whatever is odd about the
 // file only means another trial.
-func parseChoice(b []byte, key string) (Choice, bool) {
-	var all map[string]Choice
+func parseChoice(b []byte, key string, now time.Time) (Choice, bool) {
+	var all map[string]cacheEntry
 	if json.Unmarshal(b, &all) != nil {
 		return Choice{}, false
 	}
-	c := all[key]
-	return c, c.Accel == KVM || c.Accel == TCG
+	e := all[key]
+	age := now.Sub(e.Tried)
+	return e.Choice, e.Accel == KVM || e.Accel == TCG && age >= 0 && age < 24*time.Hour
 }
 
-func cacheChoice(file, key string, c Choice) error {
+func cacheChoice(file, key string, c Choice, now time.Time) error {
 	if file == "" {
 		return nil
 	}
-	b, err := json.MarshalIndent(map[string]Choice{key: c}, "", "\t")
+	b, err := json.MarshalIndent(map[string]cacheEntry{key: {c, now}}, "", "\t")
 	if err != nil {
 		return err
 	}

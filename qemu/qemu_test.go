@@ -242,19 +242,23 @@ func FuzzQMP(f *testing.F) {
 }
 
 func TestParseChoice(t *testing.T) {
+	now := time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
 	for _, tt := range []struct {
-		in   string
-		want Accel
-		ok   bool
+		in string
+		ok bool
 	}{
-		{`{"k": {"accel": "kvm", "reason": "r"}}`, KVM, true},
-		{`{"other": {"accel": "kvm"}}`, "", false},
-		{`{"k": {"accel": "magic"}}`, "magic", false},
-		{`{"k": 1}`, "", false},
-		{``, "", false},
+		{`{"k": {"accel": "kvm", "reason": "r", "tried": "2020-01-01T00:00:00Z"}}`, true},
+		{`{"k": {"accel": "tcg", "reason": "r", "tried": "2026-01-01T13:00:00Z"}}`, true},
+		{`{"k": {"accel": "tcg", "reason": "r", "tried": "2026-01-01T12:00:00Z"}}`, false},
+		{`{"k": {"accel": "tcg", "reason": "r", "tried": "2027-01-01T12:00:00Z"}}`, false},
+		{`{"k": {"accel": "tcg"}}`, false},
+		{`{"other": {"accel": "kvm"}}`, false},
+		{`{"k": {"accel": "magic"}}`, false},
+		{`{"k": 1}`, false},
+		{``, false},
 	} {
-		if c, ok := parseChoice([]byte(tt.in), "k"); ok != tt.ok || c.Accel != tt.want {
-			t.Errorf("parseChoice(%s) = %v, %v; want %q, %v", tt.in, c, ok, tt.want, tt.ok)
+		if c, ok := parseChoice([]byte(tt.in), "k", now); ok != tt.ok {
+			t.Errorf("parseChoice(%s) = %v, %v; want %v", tt.in, c, ok, tt.ok)
 		}
 	}
 }

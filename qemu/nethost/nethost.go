@@ -10,7 +10,9 @@
 package nethost
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -19,7 +21,6 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -432,7 +433,8 @@ func (h *Host) FlushNeighbors() {
 	h.stack.ClearNeighbors(nic, ipv6.ProtocolNumber)
 }
 
-// Ping sends one echo request (RFC 792, RFC 4443) and waits for its answer.
+// Ping sends an echo request (RFC 792, RFC 4443) every second until one is
+// answered, and returns the round-trip time of that one.
 func (h *Host) Ping(ctx context.Context, dst netip.Addr) (time.Duration, error) {
 	return h.PingFrom(ctx, netip.Addr{}, dst)
 }
@@ -450,12 +452,10 @@ func (h *Host) PingFrom(ctx context.Context, src, dst netip.Addr) (time.Duration
 }
 
 func (h *Host) ping(ctx context.Context, src, dst netip.Addr) (time.Duration, error) {
-	// Type, code, checksum, identifier (the stack fills these two), sequence.
-	request, proto := []byte{8, 0, 0, 0, 0, 0, 0, 1}, icmp.ProtocolNumber4
+	proto := icmp.ProtocolNumber4
 	if dst.Is6() {
-		request[0], proto = 128, icmp.ProtocolNumber6
+		proto = icmp.ProtocolNumber6
 	}
-	request = append(request, "clonecluster "+strconv.FormatInt(time.Now().UnixNano(), 10)...)
 	var wq waiter.Queue
 	ep, terr := h.stack.NewEndpoint(proto, protocol(dst), &wq)
 	if terr != nil {
@@ -471,19 +471,51 @@ func (h *Host) ping(ctx context.Context, src, dst netip.Addr) (time.Duration, er
 	if terr := ep.Connect(full(netip.AddrPortFrom(dst, 0))); terr != nil {
 		return 0, errors.New(terr.String())
 	}
-	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
-	start := time.Now()
-	if _, err := c.Write(request); err != nil {
-		return 0, err
-	}
+
+	begin := time.Now()
 	reply := make([]byte, mtu)
-	for {
-		n, err := c.Read(reply)
-		if err != nil {
-			return 0, err
+	var sent []time.Duration // by sequence number
+	for seq := range 1 << 16 {
+		sent = append(sent, time.Since(begin))
+		// An error is not the end: it may be that of an address that did not
+		// resolve the last time.
+		c.Write(echo(dst, uint16(seq)))
+		c.SetReadDeadline(time.Now().Add(time.Second))
+		stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
+		for {
+			n, err := c.Read(reply)
+			if err != nil {
+				break // the second is over, or an ICMP error came: try again
+			}
+			if n < 8 {
+				continue
+			}
+			if s := int(binary.BigEndian.Uint16(reply[6:])); s <= seq && bytes.Equal(reply[8:n], echoData) {
+				stop()
+				return time.Since(begin) - sent[s], nil
+			}
 		}
-		if n == len(request) && slices.Equal(reply[8:n], request[8:]) {
-			return time.Since(start), nil
+		stop()
+		if wait := time.Until(begin.Add(time.Duration(seq+1) * time.Second)); wait > 0 {
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+			}
+		}
+		if ctx.Err() != nil {
+			return 0, ctx.Err()
 		}
 	}
+	return 0, errors.New("no answer in 18 hours")
+}
+
+var echoData = []byte("clonecluster client host")
+
+// echo is an echo request; the stack fills in checksum and identifier.
+func echo(dst netip.Addr, seq uint16) []byte {
+	b := []byte{8, 0, 0, 0, 0, 0, byte(seq >> 8), byte(seq)}
+	if dst.Is6() {
+		b[0] = 128
+	}
+	return append(b, echoData...)
 }

@@ -135,6 +135,13 @@ func TestPing(t *testing.T) {
 	if _, err := client.PingFrom(timeout(t), netip.MustParseAddr("10.77.0.12"), netip.MustParseAddr("10.77.0.2")); err != nil {
 		t.Error(err)
 	}
+	// The first request is lost, the second is answered.
+	if _, err := sw.AddRule(vswitch.Rule{At: vswitch.Egress, To: "server", Drop: true, Limit: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if rtt, err := client.Ping(timeout(t), netip.MustParseAddr("10.77.0.2")); err != nil || rtt > 900*time.Millisecond {
+		t.Errorf("Ping = %v, %v; want the time of the second request", rtt, err)
+	}
 	if _, err := sw.AddRule(vswitch.Rule{At: vswitch.Ingress, From: "server", Drop: true}); err != nil {
 		t.Fatal(err)
 	}

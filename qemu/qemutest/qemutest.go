@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/u-root/u-root/pkg/cpio"
 
@@ -17,7 +18,7 @@ import (
 )
 
 // Kernel returns the path of a bzImage for QEMU guests: the file that
-// CLONECLUSTER_TEST_KERNEL names, else the newest one in the cache folder
+// CLONECLUSTER_TEST_KERNEL names, else the newest for QEMU in the cache folder
 // (CLONECLUSTER_CACHE, else clonecluster in the user's cache folder).
 func Kernel(t testing.TB) string {
 	t.Helper()
@@ -27,13 +28,12 @@ func Kernel(t testing.TB) string {
 		}
 		return k
 	}
-	newest, found := "", os.FileInfo(nil)
-	for _, pattern := range []string{"dev/bzImage-qemu", "kernel/*/bzImage", "kernel/*qemu*/bzImage*"} {
-		names, _ := filepath.Glob(filepath.Join(CacheDir(), pattern))
-		for _, n := range names {
-			if fi, err := os.Stat(n); err == nil && (found == nil || fi.ModTime().After(found.ModTime())) {
-				newest, found = n, fi
-			}
+	var newest string
+	var found time.Time
+	names, _ := filepath.Glob(filepath.Join(CacheDir(), "kernel", "qemu-*", "bzImage"))
+	for _, n := range names {
+		if fi, err := os.Stat(n); err == nil && fi.ModTime().After(found) {
+			newest, found = n, fi.ModTime()
 		}
 	}
 	if newest == "" {
