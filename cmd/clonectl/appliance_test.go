@@ -98,6 +98,8 @@ func TestAppliance(t *testing.T) {
 	life.cable(ctx, t)
 	life.phase("power")
 	life.powerLoss(ctx, t)
+	life.phase("button")
+	life.powerButton(ctx, t)
 	life.phase("shutdown")
 	stopCtx, cancelStop := context.WithTimeout(ctx, shutdownTimeout)
 	defer cancelStop()
@@ -198,6 +200,31 @@ func (a *applianceLife) powerLoss(ctx context.Context, t *testing.T) {
 		t.Fatal(err)
 	}
 	a.untilAnswers(ctx, t, a.nodes[2])
+}
+
+// powerButton stops one node while it is asked. It gives its share away first, so
+// that nobody is refused.
+func (a *applianceLife) powerButton(ctx context.Context, t *testing.T) {
+	off := make(chan error, 1)
+	go func() {
+		stopCtx, cancel := context.WithTimeout(ctx, shutdownTimeout)
+		defer cancel()
+		off <- a.lab.Node(0).Shutdown(stopCtx)
+	}()
+	for asked := 0; ; asked++ {
+		select {
+		case err := <-off:
+			if err != nil {
+				t.Errorf("stopping %s: %v", a.nodes[0].name, err)
+			}
+			t.Logf("%d requests while %s stopped", asked, a.nodes[0].name)
+			return
+		default:
+		}
+		if _, err := a.asker.get(ctx, a.cfg.VIP.IPv4.Addr()); err != nil {
+			t.Errorf("request %d while %s stops: %v", asked, a.nodes[0].name, err)
+		}
+	}
 }
 
 // untilAnswers asks until each of the nodes has answered.
