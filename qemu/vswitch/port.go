@@ -10,6 +10,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 const (
@@ -22,6 +23,8 @@ const (
 	batch = 16
 	// maxSocketPath is sizeof(sun_path) of unix(7) less the final zero.
 	maxSocketPath = 107
+	// acceptRetry is the wait after a failed accept.
+	acceptRetry = 100 * time.Millisecond
 )
 
 // buf is a frame behind its length, shared by the ports it is queued on.
@@ -241,18 +244,29 @@ func (p *Port) shut() {
 }
 
 // accept serves one connection after the other: a second guest waits in the
-// listen queue until the first has gone.
+// listen queue until the first has gone. What fails is tried again, and told
+// once: descriptors that have run out come back.
 func (p *Port) accept() {
 	defer p.sw.wg.Done()
-	for {
+	for failed := false; ; {
 		conn, err := p.ln.Accept()
-		if err != nil {
-			if !errors.Is(err, net.ErrClosed) {
-				p.sw.log.Error("accepting on a switch port", "port", p.name, "err", err)
-			}
+		if err == nil {
+			failed = false
+			p.serve(conn)
+			continue
+		}
+		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		p.serve(conn)
+		if !failed {
+			failed = true
+			p.sw.log.Error("accepting on a switch port", "port", p.name, "err", err)
+		}
+		select {
+		case <-time.After(acceptRetry):
+		case <-p.sw.done:
+			return
+		}
 	}
 }
 

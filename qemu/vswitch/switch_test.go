@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -374,6 +375,47 @@ func sockets(t *testing.T, cfg Config) (s *Switch, p *Port, h *host) {
 	}
 	return s, p, attach(t, s, "host")
 }
+
+// TestAcceptGoesOn lets accept fail for a while, as when the process has no
+// descriptor left.
+func TestAcceptGoesOn(t *testing.T) {
+	told := make(chan string, 1)
+	s, p, h := sockets(t, Config{Log: slog.New(slog.NewTextHandler(writerFunc(func(b []byte) {
+		if strings.Contains(string(b), "accepting on a switch port") {
+			told <- string(b) // once: a second one would block, and be noticed
+		}
+	}), nil))})
+	if err := p.ln.SetDeadline(time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if line := <-told; !strings.Contains(line, "port=vm") {
+		t.Errorf("told %q", line)
+	}
+	if err := p.ln.SetDeadline(time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("unix", p.Socket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	f := eth(macB, macA, "after the failure")
+	if _, err := c.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(f))), f...)); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "host", []string{h.next(t)}, "after the failure")
+	// A switch that is closed meanwhile does not wait for a retry.
+	if err := p.ln.SetDeadline(time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+type writerFunc func([]byte)
+
+func (f writerFunc) Write(b []byte) (int, error) { f(b); return len(b), nil }
 
 func (h *host) next(t *testing.T) string {
 	t.Helper()
