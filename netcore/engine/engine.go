@@ -197,10 +197,15 @@ func (e *engine) announce() {
 	}
 }
 
-// flows finds the buckets of the flows that the kernel has.
+// flows finds the buckets of the flows that the kernel has, those that it
+// opened itself included, and has the filter hold the latter.
 func (e *engine) flows() (bits presence.Bits, active int, err error) {
+	now := monotonic()
 	err = raw.EachFlow(e.vips, func(f raw.Flow) {
 		bits.Set(e.filter.Bucket(f.Tuple))
+		if !f.TimeWait && !f.HalfOpen {
+			e.filter.Hold(f.Tuple, now)
+		}
 		if !f.TimeWait {
 			active++
 		}

@@ -201,6 +201,34 @@ func TestOutward(t *testing.T) {
 	c.checkSwitch()
 }
 
+// TestOutwardCrash: what a node has opened from the VIP goes on under the next
+// engine, which finds the flows in the kernel.
+func TestOutwardCrash(t *testing.T) {
+	c := newCluster(t, 2)
+	c.client.Start("httpd", "outside").Await(0, "httpd ready")
+	c.start()
+	n := c.nodes[0]
+	var streams []*stream
+	for range 8 {
+		var conn net.Conn
+		if err := n.Do(func() (err error) {
+			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(vip4)}, Timeout: 20 * time.Second}
+			conn, err = d.Dial("tcp", "10.77.0.1:80")
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		fmt.Fprintf(conn, "GET /echo HTTP/1.1\r\nHost: outside\r\n\r\n")
+		streams = append(streams, &stream{conn: conn, in: bufio.NewReader(conn), holder: "outside"})
+	}
+	c.askAll(streams, "before the crash")
+	n.cloned.Kill()
+	n.start()
+	c.agree(c.nodes...)
+	c.askAll(streams, "after the restart")
+}
+
 // stream is one long connection that asks and is answered.
 type stream struct {
 	conn   net.Conn

@@ -33,8 +33,7 @@ func (f *Filter) Ingress(frame []byte, nowMono int64, s Sockets) Verdict {
 
 // Egress gives the verdict on a frame from clone0, without virtio header, at
 // nowMono (CLOCK_MONOTONIC, nanoseconds), and counts it. The Ethernet source
-// is the caller's to rewrite and is not looked at. On SendOpen the caller may
-// tell the other nodes that the bucket is held (Held) before it sends.
+// is the caller's to rewrite and is not looked at.
 func (f *Filter) Egress(frame []byte, nowMono int64) Verdict {
 	return f.egress.count(f.fromClone(frame, nowMono))
 }
@@ -104,7 +103,7 @@ func (f *Filter) flow(p *packet, now int64, s Sockets) Verdict {
 	case kindError:
 		return f.icmpError(p, now, s)
 	case kindEchoReply:
-		if f.isHeld(f.clientBucket(p.src, p.dst), now) {
+		if isHeld(&f.heldDatagram, f.clientBucket(p.src, p.dst), now) {
 			return AcceptOwn
 		}
 		return DropNoSocket
@@ -116,7 +115,7 @@ func (f *Filter) flow(p *packet, now int64, s Sockets) Verdict {
 	}
 	bucket := f.flowBucket(p.src, p.dst, p.srcPort, p.dstPort, p.proto)
 	if p.kind != kindSYN && f.port(p.proto, p.dstPort)&portLocal != 0 {
-		if f.isHeld(bucket, now) {
+		if isHeld(f.held(p.proto), bucket, now) {
 			return AcceptOwn
 		}
 		if p.kind == kindTCP {
@@ -150,7 +149,7 @@ func (f *Filter) icmpError(p *packet, now int64, s Sockets) Verdict {
 		return DropQuote
 	}
 	if own {
-		if f.isHeld(bucket, now) {
+		if isHeld(f.held(q.proto), bucket, now) {
 			return AcceptError
 		}
 		if q.kind == kindTCP {
@@ -167,7 +166,7 @@ func (f *Filter) icmpError(p *packet, now int64, s Sockets) Verdict {
 // quoted one in the case of an error.
 func (f *Filter) decide(k kind, bucket int, now int64, s Sockets, p *packet) Verdict {
 	state := f.table.Load()[bucket]
-	if state == Foreign && p.proto == ProtoTCP && f.isHeld(bucket, now) {
+	if state == Foreign && p.proto == ProtoTCP && isHeld(&f.heldTCP, bucket, now) {
 		state = Draining
 	}
 	switch contract[k][state] {
@@ -351,7 +350,7 @@ func (f *Filter) speak(p *packet, now int64) Verdict {
 		}
 		return Send
 	case kindEcho:
-		return f.open(f.clientBucket(p.dst, p.src), now, HoldDatagram)
+		return open(&f.heldDatagram, f.clientBucket(p.dst, p.src), now, HoldDatagram)
 	case kindSYN, kindTCP, kindUDP:
 	default:
 		return Send
@@ -362,22 +361,34 @@ func (f *Filter) speak(p *packet, now int64) Verdict {
 		return Send
 	}
 	bucket := f.flowBucket(p.dst, p.src, p.dstPort, p.srcPort, p.proto)
+	state, leased := f.table.Load()[bucket], now < f.lease.Load()
 	switch {
-	case !reset && p.kind == kindUDP:
-		return f.open(bucket, now, HoldDatagram)
-	case !reset:
-		return f.open(bucket, now, HoldTCP)
-	// Also where the node owns nothing, or cannot know whose flow it is: one
-	// whose lease has run out may have slept while others took over.
-	case local || f.table.Load()[bucket] != Settled || now < f.quarantine[bucket].Load() || now >= f.lease.Load():
-		return DropRST
+	case p.kind == kindSYN:
+		return open(&f.heldTCP, bucket, now, HoldTCP)
+	case p.kind == kindUDP:
+		// Where the table lets the answer in, this may itself be the answer to
+		// a stranger's datagram, and needs no hold if it is not.
+		if state.Owned() && leased {
+			return Send
+		}
+		return open(&f.heldDatagram, bucket, now, HoldDatagram)
+	case reset:
+		// Also where the node owns nothing, or cannot know whose flow it is: one
+		// whose lease has run out may have slept while others took over.
+		if local || state != Settled || now < f.quarantine[bucket].Load() || !leased {
+			return DropRST
+		}
+	case p.flags&tcpRST == 0 && isHeld(&f.heldTCP, bucket, now):
+		// Only to go on: the kernel also speaks from a local port because a
+		// stranger sent it something.
+		hold(&f.heldTCP, bucket, now, HoldTCP)
 	}
 	return Send
 }
 
 // open holds the bucket of a flow of this node's.
-func (f *Filter) open(bucket int, now, hold int64) Verdict {
-	if f.hold(bucket, now, hold) {
+func open(held *deadlines, bucket int, now, length int64) Verdict {
+	if hold(held, bucket, now, length) {
 		return SendOpen
 	}
 	return Send

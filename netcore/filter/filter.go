@@ -38,11 +38,18 @@
 // Their answers come to a bucket whose owner knows nothing of them, and whose
 // kernel would reset them. So what comes to a local port (LocalPorts, and no
 // Rule) is taken by the nodes that hold the bucket, and by no owner: a TCP
-// segment that is no SYN, and an echo reply; a datagram is taken by both. A
-// bucket is held from the packet that opened a flow (SendOpen) until HoldTCP
-// after the last segment, or HoldDatagram after the last datagram. On other ports, a held foreign
-// bucket is Draining. A service should therefore have a Rule if it listens
-// within LocalPorts.
+// segment that is no SYN, and an echo reply; a datagram is taken by both. On
+// other ports, a bucket held by TCP is Draining where it is Foreign. A service
+// should therefore have a Rule if it listens within LocalPorts.
+//
+// Nothing that a stranger can make the kernel say opens a hold, or 1024 frames
+// to closed ports would make a node hold every bucket. For TCP a SYN does
+// (SendOpen), or a flow that the kernel is known to have (Hold); the segments
+// that follow from a local port keep up a hold that has not run out, and no RST
+// does even that. It ends HoldTCP after the last. A datagram from a local port
+// opens one only where the table would not let the answer in, which is where no
+// unsolicited datagram came in either; an echo request always does. It ends
+// HoldDatagram after the last, and lets no TCP in.
 //
 // # Speaking for the VIP
 //
@@ -188,6 +195,9 @@ const (
 
 type portTable [65536]uint8
 
+// deadlines are instants by bucket, in nanoseconds of CLOCK_MONOTONIC.
+type deadlines [Buckets]atomic.Int64
+
 // Filter holds a node's table and gives the verdicts. All methods may be
 // called at any time from any goroutine.
 type Filter struct {
@@ -197,11 +207,10 @@ type Filter struct {
 	hash       hasher
 	tcp, udp   *portTable
 
-	change sync.Mutex // of table and quarantine together
-	table  atomic.Pointer[Table]
-	lease  atomic.Int64
-	// Deadlines by bucket.
-	quarantine, held [Buckets]atomic.Int64
+	change                            sync.Mutex // of table and quarantine together
+	table                             atomic.Pointer[Table]
+	lease                             atomic.Int64
+	quarantine, heldTCP, heldDatagram deadlines
 
 	ingress, egress counters
 }
@@ -320,25 +329,33 @@ func (f *Filter) Table() Table { return *f.table.Load() }
 // SetLease lets new flows in before untilMono (CLOCK_MONOTONIC, nanoseconds).
 func (f *Filter) SetLease(untilMono int64) { f.lease.Store(untilMono) }
 
-// Held gives the buckets in which this node has opened flows from the VIP, one
-// bit each (bucket b is bit b%8 of byte b/8), for its peers to know.
-func (f *Filter) Held(nowMono int64) (bits [Buckets / 8]byte) {
-	for b := range f.held {
-		if nowMono < f.held[b].Load() {
-			bits[b/8] |= 1 << (b % 8)
-		}
+// Hold tells at nowMono (CLOCK_MONOTONIC, nanoseconds) of a TCP flow that the
+// kernel has, and that is no half-open one of a stranger's: if this node opened
+// it, its bucket is held, which an engine that starts anew could not know. It
+// reports whether the bucket was free until now.
+func (f *Filter) Hold(t Tuple, nowMono int64) bool {
+	if t.Proto != ProtoTCP || f.port(ProtoTCP, t.VIP.Port())&portLocal == 0 {
+		return false
 	}
-	return bits
+	return hold(&f.heldTCP, f.Bucket(t), nowMono, HoldTCP)
 }
 
-func (f *Filter) isHeld(bucket int, nowMono int64) bool { return nowMono < f.held[bucket].Load() }
+// held is what packets of that protocol are held by.
+func (f *Filter) held(proto uint8) *deadlines {
+	if proto == ProtoTCP {
+		return &f.heldTCP
+	}
+	return &f.heldDatagram
+}
+
+func isHeld(held *deadlines, bucket int, nowMono int64) bool { return nowMono < held[bucket].Load() }
 
 // hold holds a bucket, for longer if it is held already, and tells whether it
 // was free until now.
-func (f *Filter) hold(bucket int, nowMono, hold int64) bool {
-	d := &f.held[bucket]
+func hold(held *deadlines, bucket int, nowMono, length int64) bool {
+	d := &held[bucket]
 	until := d.Load()
-	for until < nowMono+hold-holdSlack && !d.CompareAndSwap(until, nowMono+hold) {
+	for until < nowMono+length-holdSlack && !d.CompareAndSwap(until, nowMono+length) {
 		until = d.Load()
 	}
 	return until <= nowMono

@@ -464,8 +464,9 @@ func (c frameCase) ingress(t *testing.T) Verdict {
 		f.SetLease(testNow)
 	}
 	if c.held {
-		for b := range f.held {
-			f.hold(b, testNow, HoldTCP)
+		for b := range Buckets {
+			hold(&f.heldTCP, b, testNow, HoldTCP)
+			hold(&f.heldDatagram, b, testNow, HoldDatagram)
 		}
 	}
 	if c.sockets != nil {
@@ -502,7 +503,14 @@ func egressCases() []frameCase {
 			send("echo reply", s, echoReply(ip.vip, ip.client), "send")
 			send("SYN", s, tcp(ip.vip, ip.client, localPort, 443, "S"), "send-open")
 			send("SYN of a low port", s, tcp(ip.vip, ip.client, 1023, 443, "S"), "send-open")
-			send("query", s, udp(ip.vip, ip.client, localPort, 53), "send-open")
+			query := "send-open"
+			if s.Owned() {
+				query = "send"
+			}
+			send("query", s, udp(ip.vip, ip.client, localPort, 53), query)
+			send("SYN ACK of a local port", s, tcp(ip.vip, ip.client, localPort, clientPort, "SA"), "send")
+			send("data of a local port", s, tcp(ip.vip, ip.client, localPort, clientPort, "PA"), "send")
+			send("RST ACK of a local port", s, tcp(ip.vip, ip.client, localPort, clientPort, "RA"), "send")
 			send("echo", s, echo(ip.vip, ip.client), "send-open")
 		}
 		open := tcp(ip.vip, ip.client, localPort, 443, "S")
@@ -707,8 +715,8 @@ func TestHoldLetsAnswersIn(t *testing.T) {
 		step("answer", f.Ingress(answer, now, nil), AcceptOwn)
 		step("second SYN", f.Egress(syn, now+1), Send)
 		bucket := f.Bucket(Tuple{ProtoTCP, netip.AddrPortFrom(ip.vip, localPort), netip.AddrPortFrom(ip.client, 443)})
-		for b, bits := 0, f.Held(now); b < Buckets; b++ {
-			if got, want := bits[b/8]>>(b%8)&1 == 1, b == bucket; got != want {
+		for b := range Buckets {
+			if got, want := isHeld(&f.heldTCP, b, now), b == bucket; got != want {
 				t.Errorf("%v: bucket %d held: %v; want %v", ip.vip, b, got, want)
 			}
 		}
@@ -718,7 +726,16 @@ func TestHoldLetsAnswersIn(t *testing.T) {
 		now += HoldTCP - 1
 		step("answer to the segment", f.Ingress(answer, now, nil), AcceptOwn)
 		step("answer too late", f.Ingress(answer, now+1, nil), DropNoSocket)
-		step("segment after a long silence", f.Egress(ack, now+1), SendOpen)
+		step("segment after a long silence", f.Egress(ack, now+1), Send)
+		step("answer after a long silence", f.Ingress(answer, now+1, nil), DropNoSocket)
+		flow := Tuple{ProtoTCP, netip.AddrPortFrom(ip.vip, localPort), netip.AddrPortFrom(ip.client, 443)}
+		if !f.Hold(flow, now+1) || f.Hold(flow, now+2) {
+			t.Errorf("%v: Hold of the kernel's flow does not open a hold, or does so twice", ip.vip)
+		}
+		step("answer to the kernel's flow", f.Ingress(answer, now+1, nil), AcceptOwn)
+		if flow.VIP = netip.AddrPortFrom(ip.vip, 80); f.Hold(flow, now) {
+			t.Errorf("%v: Hold of a service's flow opens a hold", ip.vip)
+		}
 
 		query, reply := udp(ip.vip, ip.client, localPort, 53), udp(ip.client, ip.vip, 53, localPort)
 		step("query", f.Egress(query, now), SendOpen)
@@ -727,6 +744,58 @@ func TestHoldLetsAnswersIn(t *testing.T) {
 
 		step("ping", f.Egress(echo(ip.vip, ip.client), now), SendOpen)
 		step("pong", f.Ingress(echoReply(ip.client, ip.vip), now, nil), AcceptOwn)
+	}
+}
+
+// TestStrangersOpenNoHold: what the kernel says because a stranger sent
+// something to a closed or an unnamed port holds no bucket (I7).
+func TestStrangersOpenNoHold(t *testing.T) {
+	heldBuckets := func(f *Filter, now int64) (n int) {
+		for b := range Buckets {
+			if isHeld(&f.heldTCP, b, now) || isHeld(&f.heldDatagram, b, now) {
+				n++
+			}
+		}
+		return n
+	}
+	for _, ip := range clientIPs {
+		for s := range State(states) {
+			f := newFilter(t, testConfig(), s)
+			for port := range uint16(4000) {
+				for _, flags := range []string{"RA", "R", "SA", "A", "PA", "FA", "SR", ""} {
+					f.Egress(tcp(ip.vip, ip.client, localPort, port+1, flags), testNow)
+				}
+				f.Egress(echoReply(ip.vip, ip.client), testNow)
+				if s.Owned() { // elsewhere the question does not get in
+					f.Egress(udp(ip.vip, ip.client, localPort, port+1), testNow)
+				}
+			}
+			if n := heldBuckets(f, testNow); n != 0 {
+				t.Errorf("%v in %v: %d buckets are held; want none", ip.vip, s, n)
+			}
+		}
+		f := newFilter(t, testConfig(), Foreign)
+		f.Egress(tcp(ip.vip, ip.client, localPort, 443, "S"), testNow)
+		for _, flags := range []string{"R", "RA"} {
+			f.Egress(tcp(ip.vip, ip.client, localPort, 443, flags), testNow+HoldTCP-1)
+		}
+		if n := heldBuckets(f, testNow+HoldTCP); n != 0 {
+			t.Errorf("%v: a RST keeps up %d holds; want none", ip.vip, n)
+		}
+		// A datagram's hold is no reason to look up the segments of others.
+		f = newFilter(t, testConfig(), Foreign)
+		f.Egress(udp(ip.vip, ip.client, localPort, 53), testNow)
+		for port := range uint16(4000) {
+			if got := f.Ingress(tcp(ip.client, ip.vip, port+1, 80, "A"), testNow, nil); got != DropForeign {
+				t.Fatalf("%v: a segment beside a datagram's hold: %v; want drop-foreign", ip.vip, got)
+			}
+		}
+	}
+	// Without a lease no answer gets in by the table.
+	f := newFilter(t, testConfig(), Settled)
+	f.SetLease(testNow)
+	if got := f.Egress(udp(vip4, client4, localPort, 53), testNow); got != SendOpen {
+		t.Errorf("query without a lease: %v; want send-open", got)
 	}
 }
 
@@ -940,7 +1009,7 @@ func TestChangesWhileRunning(t *testing.T) {
 			f.SetLease(leaseEnd)
 			f.EndQuarantine(int(i % Buckets))
 			f.Counters()
-			f.Held(i)
+			f.Hold(Tuple{Proto: ProtoTCP, VIP: netip.AddrPortFrom(vip4, localPort), Client: netip.AddrPortFrom(client4, 443)}, i)
 		}
 	})
 	for range 2 {

@@ -143,11 +143,13 @@ func parseDiagReply(b []byte, seq uint32, t filter.Tuple) (state filter.SocketSt
 type Flow struct {
 	Tuple    filter.Tuple
 	TimeWait bool // nothing but the memory of an ended connection
+	HalfOpen bool // a stranger's SYN has been answered, and he may not exist
 }
 
-// tcpStateTimeWait and statesOfFlows are of include/net/tcp_states.h: flows are
-// in any state but CLOSE and LISTEN.
+// The states are of include/net/tcp_states.h: flows are in any but CLOSE and
+// LISTEN. Requests (NEW_SYN_RECV) are listed as SYN_RECV.
 const (
+	tcpStateSynRecv  = 3
 	tcpStateTimeWait = 6
 	statesOfFlows    = 0xfff &^ (1<<7 | 1<<tcpStateListen | 1)
 )
@@ -234,6 +236,7 @@ func parseDiagDump(b []byte, seq uint32, do func(Flow)) (done bool, err error) {
 					Client: diagAddrPort(m[0], m[24:40], m[6:]),
 				},
 				TimeWait: m[1] == tcpStateTimeWait,
+				HalfOpen: m[1] == tcpStateSynRecv,
 			})
 		}
 		b = b[min(len(b), (size+3)&^3):]
