@@ -39,8 +39,12 @@ const (
 	maxDNS        = 3
 )
 
-// newLease reads an ACK or an OFFER. taken are addresses that no node may have.
-func newLease(m *dhcpv4.DHCPv4, taken []netip.Addr) (lease, error) {
+// shared are the cluster's addresses on the segment, invalid where there is
+// none. No node may have either.
+type shared struct{ VIP, Gateway netip.Addr }
+
+// newLease reads an ACK or an OFFER.
+func newLease(m *dhcpv4.DHCPv4, taken shared) (lease, error) {
 	l := lease{ack: m}
 	addr, ok := netip.AddrFromSlice(m.YourIPAddr.To4())
 	if !ok {
@@ -58,17 +62,17 @@ func newLease(m *dhcpv4.DHCPv4, taken []netip.Addr) (lease, error) {
 	if !addr.IsGlobalUnicast() {
 		return l, fmt.Errorf("the server offers %v, which is no address for a host", addr)
 	}
-	for _, t := range taken {
-		if addr == t {
-			return l, fmt.Errorf("the server offers %v, which is the address of the VIP or of a gateway; exclude it from the server's range", addr)
-		}
+	if addr == taken.VIP || addr == taken.Gateway {
+		return l, fmt.Errorf("the server offers %v, which is the address of the VIP or of a gateway; exclude it from the server's range", addr)
 	}
 	l.Server, _ = netip.AddrFromSlice(m.ServerIdentifier().To4())
 	if !l.Server.IsValid() {
 		return l, errors.New("the server does not name itself")
 	}
+	// The VIP is the address of this machine, too, and so no way out of it. Some
+	// server's file says so when the cluster serves the segment.
 	for _, r := range m.Router() {
-		if a, ok := netip.AddrFromSlice(r.To4()); ok && l.Address.Contains(a) && a != addr {
+		if a, ok := netip.AddrFromSlice(r.To4()); ok && l.Address.Contains(a) && a != addr && a != taken.VIP {
 			l.Router = a
 			break
 		}
@@ -102,7 +106,7 @@ func retryDelay(n int, random byte) time.Duration {
 type dhcpClient struct {
 	ifi      *net.Interface
 	hostname string
-	taken    []netip.Addr
+	taken    shared
 	log      *slog.Logger
 	apply    func(lease) error // sets or refreshes the address
 	remove   func(lease)       // takes it away when the lease is lost

@@ -159,7 +159,7 @@ func (n *network) dhcp(ctx context.Context, link netlink.Link, card nic.NIC) {
 	d := &dhcpClient{
 		ifi:      ifi,
 		hostname: hostName(n.config.Cluster.Name, card.PermanentMAC),
-		taken:    []netip.Addr{v.IPv4.Addr(), v.IPv4Gateway},
+		taken:    shared{VIP: v.IPv4.Addr(), Gateway: v.IPv4Gateway},
 		log:      n.log,
 		listen:   func(source netip.Addr) (net.PacketConn, error) { return listenDHCP(ifi, source) },
 		apply: func(l lease) error {
@@ -173,8 +173,9 @@ func (n *network) dhcp(ctx context.Context, link netlink.Link, card nic.NIC) {
 				return err
 			}
 			if l.Router.IsValid() {
+				// Without it the segment still reaches the node.
 				if err := setDefaultRoute(link, l.Router, l.Address.Addr()); err != nil {
-					return err
+					n.log.Error("setting the default route that DHCP gave; going on without", "error", err)
 				}
 			}
 			n.resolver(l.DNS)

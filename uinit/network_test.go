@@ -33,7 +33,7 @@ func TestNetwork(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root, to make network namespaces")
 	}
-	for _, mode := range []string{"dhcp", "static", "link-local"} {
+	for _, mode := range []string{"dhcp", "dhcp-bad-router", "static", "link-local"} {
 		t.Run(mode, func(t *testing.T) {
 			exe, err := os.Executable()
 			if err != nil {
@@ -75,7 +75,11 @@ func fakeNetwork(mode string) error {
 	if err := loopbackUp(); err != nil {
 		return err
 	}
-	s := &dhcpServer{}
+	s := &dhcpServer{routers: []net.IP{net.IPv4(10, 77, 0, 10), net.IPv4(10, 77, 0, 1)}} // the VIP is none
+	mode, bad := strings.CutSuffix(mode, "-bad-router")
+	if bad { // the subnet's broadcast address, which the kernel refuses
+		s.routers = []net.IP{net.IPv4(10, 77, 0, 255)}
+	}
 	if err := plug(here, there, s); err != nil {
 		return err
 	}
@@ -128,7 +132,7 @@ func fakeNetwork(mode string) error {
 	case "link-local":
 		return want("fe80::5054:ff:fe77:1/64")
 	}
-	if err := want("10.77.0.100/24"); err != nil {
+	if err := want("10.77.0.100/24"); err != nil || bad {
 		return err
 	}
 	if err := checkKernel("10.77.0.100/24"); err != nil {
@@ -227,6 +231,7 @@ func checkKernel(want string) error {
 // dhcpServer offers the VIP first, then 10.77.0.100 and on; the lease is to be
 // renewed every second, and the second renewal is refused.
 type dhcpServer struct {
+	routers  []net.IP
 	mu       sync.Mutex
 	seen     []string
 	discover int
@@ -268,7 +273,7 @@ func (s *dhcpServer) handle(conn net.PacketConn, peer net.Addr, m *dhcpv4.DHCPv4
 	s.seen = append(s.seen, note)
 	reply, err := dhcpv4.NewReplyFromRequest(m,
 		dhcpv4.WithMessageType(typ), dhcpv4.WithYourIP(ip), dhcpv4.WithNetmask(net.CIDRMask(24, 32)),
-		dhcpv4.WithRouter(net.IPv4(10, 77, 0, 1)), dhcpv4.WithDNS(net.IPv4(10, 77, 0, 2)), dhcpv4.WithLeaseTime(120),
+		dhcpv4.WithRouter(s.routers...), dhcpv4.WithDNS(net.IPv4(10, 77, 0, 2)), dhcpv4.WithLeaseTime(120),
 		dhcpv4.WithOption(dhcpv4.OptServerIdentifier(net.IPv4(10, 77, 0, 1))),
 		dhcpv4.WithOption(dhcpv4.OptRenewTimeValue(time.Second)),
 		dhcpv4.WithOption(dhcpv4.OptRebindingTimeValue(30*time.Second)))

@@ -453,7 +453,7 @@ func offer(mods ...dhcpv4.Modifier) *dhcpv4.DHCPv4 {
 }
 
 func TestNewLease(t *testing.T) {
-	taken := []netip.Addr{netip.MustParseAddr("10.77.0.10"), {}}
+	taken := shared{VIP: netip.MustParseAddr("10.77.0.10")}
 	l, err := newLease(offer(), taken)
 	if err != nil {
 		t.Fatal(err)
@@ -470,6 +470,14 @@ func TestNewLease(t *testing.T) {
 	} {
 		if _, err := newLease(offer(mod), taken); err == nil || !strings.Contains(err.Error(), strings.TrimSpace(want)) {
 			t.Errorf("newLease = %v; want %s", err, want)
+		}
+	}
+	for want, routers := range map[string][]net.IP{
+		"10.77.0.1":  {net.IPv4(10, 77, 0, 10), net.IPv4(10, 77, 0, 1)}, // the VIP first
+		"invalid IP": {net.IPv4(10, 77, 0, 10), net.IPv4(10, 77, 0, 100), net.IPv4(10, 78, 0, 1)},
+	} {
+		if l, err := newLease(offer(dhcpv4.WithRouter(routers...)), taken); err != nil || l.Router.String() != want {
+			t.Errorf("of the routers %v %v is taken, %v; want %s", routers, l.Router, err, want)
 		}
 	}
 	l, err = newLease(offer(dhcpv4.WithLeaseTime(1), dhcpv4.WithOption(dhcpv4.OptRenewTimeValue(time.Hour))), taken)
@@ -501,7 +509,7 @@ func FuzzDHCPAnswer(f *testing.F) {
 	q := offer()
 	f.Add(q.ToBytes())
 	f.Add([]byte{2, 1, 6})
-	taken := []netip.Addr{netip.MustParseAddr("10.77.0.10")}
+	taken := shared{VIP: netip.MustParseAddr("10.77.0.10")}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m := parseAnswer(b, q)
 		if m == nil {
@@ -511,7 +519,7 @@ func FuzzDHCPAnswer(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if l.Address.Addr() == taken[0] || !l.Address.IsValid() || l.T1 <= 0 || l.T1 >= l.T2 || l.T2 >= l.Length || len(l.DNS) > maxDNS {
+		if l.Address.Addr() == taken.VIP || l.Router == taken.VIP || !l.Address.IsValid() || l.T1 <= 0 || l.T1 >= l.T2 || l.T2 >= l.Length || len(l.DNS) > maxDNS {
 			t.Errorf("lease %+v", l)
 		}
 	})
@@ -617,7 +625,7 @@ func TestDHCPExchange(t *testing.T) {
 	}
 	d := &dhcpClient{
 		ifi: &net.Interface{Name: "x", HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 1}}, hostname: "n",
-		taken: []netip.Addr{netip.MustParseAddr("10.77.0.10")}, log: slog.New(slog.DiscardHandler),
+		taken: shared{VIP: netip.MustParseAddr("10.77.0.10")}, log: slog.New(slog.DiscardHandler),
 		listen: func(netip.Addr) (net.PacketConn, error) { return conn, nil },
 	}
 	if _, err := d.exchange(t.Context(), 0); !errors.Is(err, errRefused) {
