@@ -255,7 +255,8 @@ func (d *dhcpClient) renew(ctx context.Context, l lease, start time.Time) (lease
 		if err == nil || errors.Is(err, errRefused) {
 			return next, err
 		}
-		wait(ctx, try-10*time.Second)
+		// A request that cannot be sent fails at once: never ask in a row.
+		wait(ctx, max(try-10*time.Second, time.Second))
 	}
 	return lease{}, errNoAnswer
 }

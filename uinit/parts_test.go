@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
@@ -488,6 +489,32 @@ func TestNewLease(t *testing.T) {
 	if err != nil || l.Length < infiniteLease {
 		t.Errorf("an endless lease: %v, %v", err, l.Length)
 	}
+}
+
+// TestRenewalThatCannotBeSent has a NIC that refuses every request at once.
+func TestRenewalThatCannotBeSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		start, tries := time.Now(), 0
+		d := &dhcpClient{
+			ifi: &net.Interface{Name: "x", HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 1}}, log: slog.New(slog.DiscardHandler),
+			listen: func(netip.Addr) (net.PacketConn, error) {
+				if tries++; tries > 1000 {
+					cancel()
+				}
+				return nil, errors.New("network is down")
+			},
+		}
+		l := lease{Length: 2 * time.Minute, T1: time.Minute, T2: 105 * time.Second}
+		time.Sleep(l.T1)
+		if _, err := d.renew(ctx, l, start); !errors.Is(err, errNoAnswer) {
+			t.Errorf("renew = %v", err)
+		}
+		if took := time.Since(start); tries < 4 || tries > 60 || took < l.Length || took > l.Length+2*time.Second {
+			t.Errorf("%d tries in the last minute of a lease, given up after %v", tries, took)
+		}
+	})
 }
 
 func TestRetryDelay(t *testing.T) {
