@@ -129,21 +129,33 @@ func removeStale(tb testing.TB) {
 func (b *Bed) Host(name, mac string, addresses ...string) *Host {
 	b.tb.Helper()
 	h := b.namespace(name)
-	h.Run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", name, "netns", b.Switch.NS)
+	b.cable(h, "eth0", name, mac, addresses)
+	h.MAC = strings.TrimSpace(h.Run("cat", "/sys/class/net/eth0/address"))
+	return h
+}
+
+// Cable gives a host another interface with that name and MAC ("" for a random
+// one), cabled to a port of the bridge with the names of both.
+func (b *Bed) Cable(h *Host, device, mac string, addresses ...string) {
+	b.tb.Helper()
+	b.cable(h, device, h.Name+"-"+device, mac, addresses)
+}
+
+func (b *Bed) cable(h *Host, device, port, mac string, addresses []string) {
+	b.tb.Helper()
+	h.Run("ip", "link", "add", device, "type", "veth", "peer", "name", port, "netns", b.Switch.NS)
 	if mac != "" {
-		h.Run("ip", "link", "set", "eth0", "address", mac)
+		h.Run("ip", "link", "set", device, "address", mac)
 	}
-	b.Switch.Run("ip", "link", "set", name, "master", "br0", "up")
-	h.Run("ip", "link", "set", "eth0", "up")
+	b.Switch.Run("ip", "link", "set", port, "master", "br0", "up")
+	h.Run("ip", "link", "set", device, "up")
 	for _, a := range addresses {
-		args := []string{"addr", "add", a, "dev", "eth0"}
+		args := []string{"addr", "add", a, "dev", device}
 		if strings.Contains(a, ":") {
 			args = append(args, "nodad")
 		}
 		h.Run("ip", args...)
 	}
-	h.MAC = strings.TrimSpace(h.Run("cat", "/sys/class/net/eth0/address"))
-	return h
 }
 
 // Detached adds a host without a cable.

@@ -1,6 +1,7 @@
 package raw
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -37,16 +39,38 @@ type host struct {
 // taken back by the next one, and another's TAP of the same name is not touched.
 const hostNote = "clonecluster"
 
-// nicSettings are what the NIC needs while the VIP is on another interface of
-// the machine: it must not answer ARP for the VIP, nor ask with it (ip-sysctl.rst).
-var nicSettings = []struct {
-	key  string
-	want string
-	keep []string // values that do as well
-}{
-	{"arp_ignore", "1", []string{"2", "8"}},
-	{"arp_announce", "2", nil},
+// noteWas precedes the former values of nicSettings, in that order. The whole
+// has to fit into 255 bytes (IFALIASZ).
+const noteWas = " was="
+
+// ErrARPSetting is matched by the error of Open when a setting of the machine
+// would make it answer ARP for the VIP with another address than the clone MAC.
+var ErrARPSetting = errors.New("unfit ARP setting")
+
+// nicSettings are what the machine needs while the VIP is on clone0: no other
+// interface may answer ARP for the VIP, nor ask with it (ip-sysctl.rst). A second
+// NIC on the segment would answer with its own address (I2), so they are set for
+// "all", of which the kernel takes the maximum with the interface's own value,
+// and for the NIC itself, in case that maximum is one that does not do.
+var nicSettings = []nicSetting{
+	{all, "ipv4", "arp_ignore", "1", arpIgnoreDo},
+	{all, "ipv4", "arp_announce", "2", nil},
+	{"", "ipv4", "arp_ignore", "1", arpIgnoreDo},
+	{"", "ipv4", "arp_announce", "2", nil},
 }
+
+type nicSetting struct {
+	device            string // empty: the NIC
+	family, key, want string
+	keep              []string // values that do as well
+}
+
+const all = "all"
+
+// arpIgnoreDo are the values of arp_ignore with which an interface does not
+// answer for an address of another. 3 does: it only spares addresses of scope
+// host.
+var arpIgnoreDo = []string{"1", "2", "8"}
 
 // cloneSettings make clone0 silent: the engine answers for the VIP, and there
 // is nothing to detect, autoconfigure or announce.
@@ -85,7 +109,7 @@ func (h *host) claim() error {
 	if !strings.HasPrefix(link.Attrs().Alias, hostNote) {
 		return fmt.Errorf("interface %s (%s) exists and was not made by clonecluster: remove it or give it another name", h.device, link.Type())
 	}
-	if note, _, _ := strings.Cut(link.Attrs().Alias, " was"); note == h.note() {
+	if note, _, _ := strings.Cut(link.Attrs().Alias, noteWas); note == h.note() {
 		return nil
 	}
 	h.log.Info("replacing an interface left with another configuration", "interface", h.device, "left", link.Attrs().Alias)
@@ -101,34 +125,35 @@ func (h *host) note() string {
 	return fmt.Sprintf("%s nic=%s mac=%v v4=%v,%v v6=%v,%v", hostNote, c.NIC.Name, net.HardwareAddr(c.CloneMAC[:]), c.VIP4, c.Gateway4, c.VIP6, c.Gateway6)
 }
 
-// guardNIC sets the NIC's ARP behaviour and writes the former values to
+// guardNIC sets the machine's ARP behaviour and writes the former values to
 // clone0's alias first.
 func (h *host) guardNIC(clone netlink.Link) error {
+	if err := h.checkARP(); err != nil {
+		return err
+	}
 	if clone.Attrs().Alias == "" {
-		alias := h.note() + " was"
+		var was []string
 		for _, s := range nicSettings {
-			value, err := h.nicSysctl(h.cfg.NIC.Name, s.key).Get()
+			value, err := s.of(h.cfg.NIC.Name).Get()
 			if err != nil {
 				return err
 			}
-			alias += " " + s.key + "=" + value
+			was = append(was, value)
 		}
+		alias := h.note() + noteWas + strings.Join(was, ",")
 		if err := netlink.LinkSetAlias(clone, alias); err != nil {
 			return fmt.Errorf("setting the alias of %s: %w", h.device, err)
 		}
 		clone.Attrs().Alias = alias
 	}
-next:
 	for _, s := range nicSettings {
-		ctl := h.nicSysctl(h.cfg.NIC.Name, s.key)
+		ctl := s.of(h.cfg.NIC.Name)
 		value, err := ctl.Get()
 		if err != nil {
 			return err
 		}
-		for _, keep := range s.keep {
-			if value == keep {
-				continue next
-			}
+		if slices.Contains(s.keep, value) {
+			continue
 		}
 		if err := ctl.Set(s.want); err != nil {
 			return err
@@ -137,26 +162,60 @@ next:
 	return nil
 }
 
+// checkARP refuses what the settings cannot mend: lowering an administrator's
+// value for all interfaces would change what the others do. Of a value that an
+// interface other than the NIC has of its own it only warns, as that one may be
+// on another segment.
+func (h *host) checkARP() error {
+	ctl := nic.Sysctl{Family: "ipv4", Interface: all, Key: "arp_ignore"}
+	value, err := ctl.Get()
+	if err != nil {
+		return err
+	}
+	if value != "0" && !slices.Contains(arpIgnoreDo, value) {
+		return fmt.Errorf("%w: %v=%s lets every interface answer for the VIP with its own address; set it to 0, 1, 2 or 8", ErrARPSetting, ctl, value)
+	}
+	nics, err := nic.List()
+	if err != nil {
+		return err
+	}
+	for _, n := range nics {
+		if n.Name == h.device || n.Name == h.cfg.NIC.Name {
+			continue
+		}
+		ctl := nic.Sysctl{Family: "ipv4", Interface: n.Name, Key: "arp_ignore"}
+		value, err := ctl.Get()
+		if err == nil && value != "0" && !slices.Contains(arpIgnoreDo, value) {
+			h.log.Warn("this interface answers ARP for the VIP with its own address: set it to 0, 1, 2 or 8 if it is on the cluster's segment", "setting", ctl.String(), "value", value)
+		}
+	}
+	return nil
+}
+
 // restoreNIC undoes guardNIC from the alias.
 func (h *host) restoreNIC(alias string) error {
-	note, was, _ := strings.Cut(alias, " was")
+	note, was, _ := strings.Cut(alias, noteWas)
 	var name string
 	for _, field := range strings.Fields(note) {
 		if v, ok := strings.CutPrefix(field, "nic="); ok {
 			name = v
 		}
 	}
-	for _, field := range strings.Fields(was) {
-		key, value, _ := strings.Cut(field, "=")
-		if err := h.nicSysctl(name, key).Set(value); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
+	var errs []error
+	for i, value := range strings.Split(was, ",") {
+		if value == "" || i == len(nicSettings) {
+			break
+		}
+		if err := nicSettings[i].of(name).Set(value); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
-func (h *host) nicSysctl(name, key string) nic.Sysctl {
-	return nic.Sysctl{Family: "ipv4", Interface: name, Key: key}
+// of is the setting on a machine with that NIC.
+func (s nicSetting) of(nicName string) nic.Sysctl {
+	return nic.Sysctl{Family: s.family, Interface: cmp.Or(s.device, nicName), Key: s.key}
 }
 
 // prepareClone gives clone0, which is still down, its address and settings.

@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -79,7 +81,7 @@ func machine(h *netnstest.Host) string {
 	for _, cmd := range []string{
 		"ip addr show dev clone0", "ip rule", "ip -6 rule",
 		"ip route show table 3264", "ip -6 route show table 3264", "ip route show table main", "ip -6 route show table main",
-		"sysctl net.ipv4.conf.eth0.arp_ignore net.ipv4.conf.eth0.arp_announce",
+		"sysctl net.ipv4.conf.eth0.arp_ignore net.ipv4.conf.eth0.arp_announce net.ipv4.conf.all.arp_ignore net.ipv4.conf.all.arp_announce",
 	} {
 		args := strings.Fields(cmd)
 		// The kernel makes a table when it is first used, and keeps it.
@@ -111,7 +113,7 @@ func TestOpenAndClose(t *testing.T) {
 		"from 10.77.0.10 lookup 3264", "from fd77::10 lookup 3264", "from all oif clone0 lookup 3264",
 		"10.77.0.0/24 dev clone0", "default via 10.77.0.1 dev clone0", "unreachable default",
 		"fd77::/64 dev clone0", "default via fe80::1 dev clone0",
-		"eth0.arp_ignore = 1", "eth0.arp_announce = 2",
+		"eth0.arp_ignore = 1", "eth0.arp_announce = 2", "all.arp_ignore = 1", "all.arp_announce = 2",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in\n%s", want, got)
@@ -193,6 +195,13 @@ func TestOpenRefuses(t *testing.T) {
 			t.Errorf("Open = %v; want a refusal", err)
 		}
 	})
+	t.Run("all interfaces made to answer", func(t *testing.T) {
+		h.Sysctl("net.ipv4.conf.all.arp_ignore", "3")
+		defer h.Sysctl("net.ipv4.conf.all.arp_ignore", "0")
+		if _, err := open(h, testConfig(t)); !errors.Is(err, ErrARPSetting) || !strings.Contains(err.Error(), "net.ipv4.conf.all.arp_ignore=3") {
+			t.Errorf("Open = %v; want ErrARPSetting that names the setting", err)
+		}
+	})
 	t.Run("a failure half way", func(t *testing.T) {
 		cfg := testConfig(t)
 		cfg.Gateway4 = netip.MustParseAddr("224.0.0.1")
@@ -202,6 +211,42 @@ func TestOpenRefuses(t *testing.T) {
 	})
 	if after := machine(h); after != before {
 		t.Errorf("refusals left\n%s\nwant\n%s", after, before)
+	}
+}
+
+// TestSecondNIC: of a machine with two interfaces on the segment the other one
+// must not answer for the VIP (I2). Nobody runs the datapath, so there is no
+// right answer here.
+func TestSecondNIC(t *testing.T) {
+	if _, err := exec.LookPath("arping"); err != nil {
+		t.Skip("needs arping (Debian package arping or iputils-arping)")
+	}
+	bed, h := newBed(t)
+	bed.Cable(h, "eth1", "52:54:00:77:01:01", "10.77.0.102/24")
+	client := bed.Host("client", "", "10.77.0.1/24")
+	ask := func(address string) string {
+		out, _ := client.Try("arping", "-I", "eth0", "-c", "2", "-w", "3", address) // fails without an answer
+		return out
+	}
+	for _, all := range []string{"0", "2"} {
+		h.Sysctl("net.ipv4.conf.all.arp_ignore", all)
+		before := machine(h)
+		d, err := open(h, testConfig(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out := ask(testVIP4.String()); !regexp.MustCompile(`Received 0 resp|, 0 packets received`).MatchString(out) {
+			t.Errorf("all.arp_ignore=%s: an interface answers for the VIP: %s", all, out)
+		}
+		if out := ask("10.77.0.102"); !strings.Contains(strings.ToLower(out), "52:54:00:77:01:01") {
+			t.Errorf("all.arp_ignore=%s: the second interface does not answer for its own address: %s", all, out)
+		}
+		if err := h.Do(d.Close); err != nil {
+			t.Fatal(err)
+		}
+		if after := machine(h); after != before {
+			t.Errorf("Close left\n%s\nwant\n%s", after, before)
+		}
 	}
 }
 
