@@ -58,6 +58,7 @@ type engine struct {
 	path   *raw.Datapath
 	node   *presence.Node
 	link   *presence.Link
+	socket net.Listener // of the status; nil: none
 	nic    nic.NIC
 	vips   []netip.Addr
 	start  time.Time
@@ -86,11 +87,27 @@ func Run(ctx context.Context, opt Options) error {
 	} else {
 		err = e.path.Close()
 	}
-	return errors.Join(err, e.link.Close())
+	return errors.Join(err, e.closeSockets())
 }
 
-// open finds the NIC and sets everything up; on an error nothing is left.
+func (e *engine) closeSockets() (err error) {
+	if e.link != nil {
+		err = e.link.Close()
+	}
+	if e.socket != nil {
+		_ = e.socket.Close() // serving it has closed it already
+	}
+	return err
+}
+
+// open finds the NIC and sets everything up; on an error nothing is left but
+// what a crashed engine had left.
 func (e *engine) open(ctx context.Context) (err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.closeSockets())
+		}
+	}()
 	cfg := e.opt.Config
 	want := cfg.Interface
 	if e.opt.Interface != "" {
@@ -107,6 +124,11 @@ func (e *engine) open(ctx context.Context) (err error) {
 			e.vips = append(e.vips, p.Addr())
 		}
 	}
+	if e.opt.StatusSocket != "" {
+		if e.socket, err = listenStatus(ctx, e.opt.StatusSocket); err != nil {
+			return err
+		}
+	}
 	if e.link, err = presence.OpenLink(e.nic.Index, e.nic.Name); err != nil {
 		return err
 	}
@@ -118,7 +140,7 @@ func (e *engine) open(ctx context.Context) (err error) {
 		CarrierChanged: func(up bool) { e.node.SetCarrier(ctx, up) },
 	})
 	if err != nil {
-		return errors.Join(fmt.Errorf("setting up the datapath on %s: %w", e.nic.Name, err), e.link.Close())
+		return fmt.Errorf("setting up the datapath on %s: %w", e.nic.Name, err)
 	}
 	e.node, err = presence.NewNode(presence.Config{
 		ID: presence.NodeID(e.nic.MAC), Params: e.opt.Presence, Link: e.link, Logger: e.log, Now: monotonic,
@@ -126,7 +148,7 @@ func (e *engine) open(ctx context.Context) (err error) {
 		Apply: e.apply, Announce: e.announce, Flows: e.flows, Changed: e.viewChanged,
 	})
 	if err != nil {
-		return errors.Join(err, e.path.Close(), e.link.Close())
+		return errors.Join(err, e.path.Undo())
 	}
 	return nil
 }
@@ -242,8 +264,8 @@ func (e *engine) run(ctx context.Context) error {
 	g.Go(func() error { return e.path.Run(parts) })
 	g.Go(func() error { return e.node.Run(parts) })
 	g.Go(func() error { e.heartbeat(parts); return nil })
-	if e.opt.StatusSocket != "" {
-		g.Go(func() error { return serveStatus(parts, e.opt.StatusSocket, e.status) })
+	if e.socket != nil {
+		g.Go(func() error { return serveStatus(parts, e.socket, e.status) })
 	}
 	e.log.Info("engine running", "nic", e.nic.Name, "driver", e.nic.Driver, "wire-mac", e.path.WireMAC().String(),
 		"clone-mac", e.opt.Config.VIP.CloneMAC.String(), "vip", e.vips, "carrier", e.nic.Carrier)

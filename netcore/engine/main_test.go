@@ -3,6 +3,7 @@ package engine
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -44,6 +45,38 @@ func TestUsage(t *testing.T) {
 		if code != tt.code || !strings.Contains(out.String(), tt.says) {
 			t.Errorf("cloned %s: exit code %d, %s\nwant %d and %q", tt.args, code, out.String(), tt.code, tt.says)
 		}
+	}
+}
+
+func TestStatusSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "run", "cloned.sock")
+	first, err := listenStatus(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listenStatus(t.Context(), path); !errors.Is(err, ErrStatusSocketBusy) {
+		t.Errorf("beside one that is served: %v; want ErrStatusSocketBusy", err)
+	}
+	if conn, err := net.Dial("unix", path); err != nil {
+		t.Errorf("the served socket is gone: %v", err)
+	} else {
+		conn.Close()
+	}
+	first.(*net.UnixListener).SetUnlinkOnClose(false) // a crash
+	first.Close()
+	second, err := listenStatus(t.Context(), path)
+	if err != nil {
+		t.Fatalf("after a crash: %v", err)
+	}
+	second.Close()
+	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listenStatus(t.Context(), path); err == nil || !strings.Contains(err.Error(), "no socket") {
+		t.Errorf("in the place of a file: %v; want a refusal", err)
+	}
+	if b, err := os.ReadFile(path); string(b) != "precious" {
+		t.Errorf("the file is %q, %v", b, err)
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"clonecluster/netcore/filter"
 	"clonecluster/netcore/presence"
 	"clonecluster/netcore/raw"
@@ -86,19 +88,42 @@ func (e *engine) status() Status {
 	return s
 }
 
-// serveStatus serves the status on a unix socket until ctx ends.
-func serveStatus(ctx context.Context, path string, status func() Status) error {
+// ErrStatusSocketBusy is matched by the error of Run when somebody answers on
+// the status socket.
+var ErrStatusSocketBusy = errors.New("the status socket is another engine's: stop that one, or give this one a --status-socket of its own")
+
+// listenStatus opens the status socket. It replaces one that a crashed engine
+// left, on which nobody answers, and nothing else.
+func listenStatus(ctx context.Context, path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return fmt.Errorf("making the status socket's directory: %w", err)
+		return nil, fmt.Errorf("making the status socket's directory: %w", err)
 	}
-	// A crashed engine leaves its socket. Who runs is decided by clone0.
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("removing the former status socket: %w", err)
+	switch info, err := os.Lstat(path); {
+	case errors.Is(err, os.ErrNotExist):
+	case err != nil:
+		return nil, fmt.Errorf("looking for a former status socket: %w", err)
+	case info.Mode().Type() != os.ModeSocket:
+		return nil, fmt.Errorf("the status socket's path %s is taken by something that is no socket", path)
+	default:
+		if conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path); err == nil {
+			_ = conn.Close()
+			return nil, fmt.Errorf("%w (%s)", ErrStatusSocketBusy, path)
+		} else if !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.ENOENT) {
+			return nil, fmt.Errorf("asking who has the status socket: %w", err)
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("removing the former status socket: %w", err)
+		}
 	}
 	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
 	if err != nil {
-		return fmt.Errorf("opening the status socket: %w", err)
+		return nil, fmt.Errorf("opening the status socket: %w", err)
 	}
+	return l, nil
+}
+
+// serveStatus serves the status until ctx ends.
+func serveStatus(ctx context.Context, l net.Listener, status func() Status) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -113,7 +138,7 @@ func serveStatus(ctx context.Context, path string, status func() Status) error {
 		<-ctx.Done()
 		_ = srv.Close()
 	}()
-	err = srv.Serve(l)
+	err := srv.Serve(l)
 	if ctx.Err() == nil {
 		return fmt.Errorf("serving the status: %w", err)
 	}

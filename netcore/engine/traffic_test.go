@@ -350,6 +350,27 @@ func TestCrashAlone(t *testing.T) {
 	c.askAll(streams, "after the restart")
 }
 
+// TestSecondEngine: one that is started beside another by mistake, with another
+// interface and another VIP, goes without harm.
+func TestSecondEngine(t *testing.T) {
+	c := newCluster(t, 1)
+	c.start()
+	n := c.nodes[0]
+	c.Cable(n.Host, "eth1", "")
+	other := filepath.Join(c.Dir, "other.yaml")
+	writeConfig(t, other, "10.77.0.10/24", "10.77.0.20/24")
+	streams := c.openStreams(1)
+	for _, socket := range []string{n.status, filepath.Join(c.Dir, "other.sock")} {
+		second := n.Start("cloned", "--config", other, "--interface", "eth1", "--status-socket", socket)
+		if err := second.Wait(); err == nil || !strings.Contains(second.Output(), "stop that one") {
+			t.Errorf("the second engine ended with %v:\n%s", err, second.Output())
+		}
+	}
+	c.askAll(streams, "after the second engine")
+	n.Status()
+	c.get("http://" + vip4 + "/whoami")
+}
+
 // TestLinkFlap takes a node's cable out and puts it back. It must not take part
 // until it has listened again, and loses no connection.
 func TestLinkFlap(t *testing.T) {

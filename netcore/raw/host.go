@@ -96,27 +96,41 @@ func cloneSettings(v6 bool) [][3]string {
 	)
 }
 
-// claim finds out whether clone0 may be ours. It removes one that a former
-// engine left with another configuration, and restores the NIC that one used.
-func (h *host) claim() error {
+// claim opens the TAP, if clone0 may be ours. To attach to it is to know that no
+// engine drives it, and to keep another from doing so; only then is one that a
+// former engine left with another configuration removed, and the NIC restored
+// that it used. taken tells that clone0 is such an engine's, and fits.
+func (h *host) claim() (tap *os.File, taken bool, err error) {
 	link, err := netlink.LinkByName(h.device)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return nil
+		tap, err = openTAP(h.device)
+		return tap, false, err
 	}
 	if err != nil {
-		return fmt.Errorf("looking for %s: %w", h.device, err)
+		return nil, false, fmt.Errorf("looking for %s: %w", h.device, err)
 	}
-	if !strings.HasPrefix(link.Attrs().Alias, hostNote) {
-		return fmt.Errorf("interface %s (%s) exists and was not made by clonecluster: remove it or give it another name", h.device, link.Type())
+	alias := link.Attrs().Alias
+	if !strings.HasPrefix(alias, hostNote) {
+		return nil, false, fmt.Errorf("interface %s (%s) exists and was not made by clonecluster: remove it or give it another name", h.device, link.Type())
 	}
-	if note, _, _ := strings.Cut(link.Attrs().Alias, noteWas); note == h.note() {
-		return nil
+	note, _, _ := strings.Cut(alias, noteWas)
+	if tap, err = openTAP(h.device); errors.Is(err, ErrTAPBusy) {
+		return nil, false, fmt.Errorf("%w; a machine is one node of one cluster: stop that one first (it has %s)", err, strings.TrimPrefix(note, hostNote+" "))
 	}
-	h.log.Info("replacing an interface left with another configuration", "interface", h.device, "left", link.Attrs().Alias)
-	if err := netlink.LinkDel(link); err != nil {
-		return fmt.Errorf("removing %s: %w", h.device, err)
+	if err != nil || note == h.note() {
+		return tap, true, err
 	}
-	return h.release(link.Attrs().Alias)
+	h.log.Info("replacing an interface left with another configuration", "interface", h.device, "left", alias)
+	err = netlink.LinkDel(link)
+	_ = tap.Close()
+	if err != nil {
+		return nil, false, fmt.Errorf("removing %s: %w", h.device, err)
+	}
+	if err := h.release(alias); err != nil {
+		return nil, false, err
+	}
+	tap, err = openTAP(h.device)
+	return tap, false, err
 }
 
 // note names what clone0 is configured for.

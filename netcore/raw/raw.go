@@ -88,6 +88,7 @@ type Datapath struct {
 	tap      *os.File
 	tapIndex int
 	alias    string
+	taken    bool // clone0 was there, left by a crashed engine
 	rx       *packet.Conn
 	tx       *sender
 	mld      *os.File
@@ -106,7 +107,8 @@ type Datapath struct {
 var ErrCloneMACInUse = errors.New("another interface has the clone MAC")
 
 // Open sets the machine up and returns with clone0 up and the VIP on it. No
-// frame moves before Run. On an error everything is as it was before.
+// frame moves before Run. On an error everything is as it was before, which is
+// the clone0 of a crashed engine if there was one.
 func Open(ctx context.Context, cfg Config) (_ *Datapath, err error) {
 	if cfg.Device == "" {
 		cfg.Device = "clone0"
@@ -120,15 +122,12 @@ func Open(ctx context.Context, cfg Config) (_ *Datapath, err error) {
 	if err := d.setWireMAC(cfg.NIC.MAC); err != nil {
 		return nil, err
 	}
-	if err := d.host.claim(); err != nil {
-		return nil, err
-	}
-	if d.tap, err = openTAP(cfg.Device); err != nil {
+	if d.tap, d.taken, err = d.host.claim(); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, d.Close())
+			err = errors.Join(err, d.Undo())
 		}
 	}()
 	if err := d.setUpClone(); err != nil {
@@ -146,10 +145,11 @@ func (d *Datapath) setUpClone() error {
 		return fmt.Errorf("looking for %s: %w", d.cfg.Device, err)
 	}
 	d.tapIndex = link.Attrs().Index
-	if err := d.host.guardNIC(link); err != nil {
+	err = d.host.guardNIC(link)
+	d.alias = link.Attrs().Alias
+	if err != nil {
 		return err
 	}
-	d.alias = link.Attrs().Alias
 	if err := setPersistent(d.tap, true); err != nil {
 		return err
 	}
@@ -191,6 +191,16 @@ func (d *Datapath) Close() error {
 	err := setPersistent(d.tap, false)
 	d.closeFiles()
 	return errors.Join(err, d.host.release(d.alias))
+}
+
+// Undo takes back what Open did, when the engine cannot start. What a crashed
+// engine left stays for the one that can: the connections may still go on.
+func (d *Datapath) Undo() error {
+	if d.taken {
+		d.Abandon()
+		return nil
+	}
+	return d.Close()
 }
 
 // Abandon closes the datapath as a crash would: clone0 stays without a reader,

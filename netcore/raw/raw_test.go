@@ -141,12 +141,30 @@ func TestTakeOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := open(h, testConfig(t)); !errors.Is(err, ErrTAPBusy) {
-		t.Errorf("a second datapath beside the first: %v; want ErrTAPBusy", err)
-	}
 	index := first.tapIndex
 	set := machine(h)
+	another := testConfig(t)
+	another.VIP4 = netip.MustParsePrefix("10.77.0.20/24")
+	for _, cfg := range []Config{testConfig(t), another} {
+		if _, err := open(h, cfg); !errors.Is(err, ErrTAPBusy) || !strings.Contains(err.Error(), "stop that one first (it has nic=eth0") {
+			t.Errorf("a second datapath with %v beside the first: %v; want ErrTAPBusy", cfg.VIP4, err)
+		}
+		if got := machine(h); got != set {
+			t.Errorf("a second datapath with %v beside the first made of it\n%s\nwant\n%s", cfg.VIP4, got, set)
+		}
+	}
 	first.Abandon()
+
+	// An engine that cannot start leaves what a crashed one left.
+	abandoned := machine(h)
+	h.Sysctl("net.ipv4.conf.all.arp_ignore", "3")
+	if _, err := open(h, testConfig(t)); !errors.Is(err, ErrARPSetting) {
+		t.Errorf("Open = %v; want ErrARPSetting", err)
+	}
+	h.Sysctl("net.ipv4.conf.all.arp_ignore", "1")
+	if got := machine(h); got != abandoned {
+		t.Errorf("a failed take-over left\n%s\nwant\n%s", got, abandoned)
+	}
 
 	second, err := open(h, testConfig(t))
 	if err != nil {

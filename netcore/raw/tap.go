@@ -9,7 +9,7 @@ import (
 )
 
 // ErrTAPBusy is matched by the error of Open when another process drives clone0.
-var ErrTAPBusy = errors.New("the TAP is in use: is another engine running?")
+var ErrTAPBusy = errors.New("in use by another engine")
 
 // offloads are what the kernel may leave undone in frames it hands to us; the
 // NIC, or the kernel on its behalf, does it when we send them. The numbers are
