@@ -24,8 +24,8 @@ type override struct {
 // LoadWithCmdline is Load with the overrides of a kernel command line applied
 // before anything is checked. An override that is unknown, malformed, or makes
 // the whole contradict itself is left out and told in ignored, so that a typing
-// error at a boot prompt costs the override and not the node. The error is
-// about the file alone.
+// error at a boot prompt costs the override and not the node; the caller says
+// what comes of it. The error is about the file alone.
 func LoadWithCmdline(data []byte, filename, cmdline string) (c *Config, ignored Problems, err error) {
 	doc, problems := parse(data, filename)
 	if len(problems) > 0 {
@@ -34,7 +34,7 @@ func LoadWithCmdline(data []byte, filename, cmdline string) (c *Config, ignored 
 	overrides := parseCmdline(cmdline)
 	if len(overrides) > maxOverrides {
 		o := overrides[maxOverrides]
-		ignored = append(ignored, &Problem{Where: o.parameter, Message: fmt.Sprintf("is ignored, as are all after it: at most %d parameters are read", maxOverrides)})
+		ignored = append(ignored, &Problem{Where: o.parameter, Message: fmt.Sprintf("is one too many: only the first %d parameters are read", maxOverrides)})
 		overrides = overrides[:maxOverrides]
 	}
 	for {
@@ -48,7 +48,7 @@ func LoadWithCmdline(data []byte, filename, cmdline string) (c *Config, ignored 
 		kept := slices.DeleteFunc(slices.Clone(overrides), func(o override) bool {
 			i := slices.IndexFunc(problems, func(p *Problem) bool { return p.about(o) })
 			if i >= 0 {
-				ignored = append(ignored, problems[i].asIgnored(o))
+				ignored = append(ignored, problems[i].of(o))
 			}
 			return i >= 0
 		})
@@ -58,7 +58,7 @@ func LoadWithCmdline(data []byte, filename, cmdline string) (c *Config, ignored 
 				return nil, ignored, problems
 			}
 			for _, o := range overrides {
-				ignored = append(ignored, problems[0].asIgnored(o))
+				ignored = append(ignored, problems[0].of(o))
 			}
 			return fileOnly, ignored, nil
 		}
@@ -81,8 +81,9 @@ func (p *Problem) about(o override) bool {
 	return false
 }
 
-func (p *Problem) asIgnored(o override) *Problem {
-	return &Problem{Where: o.parameter, Path: p.Path, Message: p.Message + " (parameter ignored)", related: p.related}
+// of is the problem as one of the override.
+func (p *Problem) of(o override) *Problem {
+	return &Problem{Where: o.parameter, Path: p.Path, Message: p.Message, related: p.related}
 }
 
 // parseCmdline finds our parameters. Quoting is the kernel's (lib/cmdline.c,

@@ -579,6 +579,7 @@ func TestMissingConfiguration(t *testing.T) {
 func TestOverridesAndStatus(t *testing.T) {
 	m := boot(t, header+"services:\n"+service("web", "web", webHealth), "quiet clonecluster.cluster.name=other clonecluster.sytem.x=1")
 	m.line("clonecluster.sytem.x: unknown name")
+	m.line("system (parameter ignored)")
 	s := m.until("the health check answered", func(s Status) bool {
 		return len(s.Children) == 2 && s.Children[1].Health == "the answer is 404 Not Found"
 	})

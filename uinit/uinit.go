@@ -274,7 +274,7 @@ func (p *pid1) startConsole() {
 // it is told again every minute: whoever plugs a screen in must see it.
 func (p *pid1) reportConfig() {
 	for _, problem := range p.ignored {
-		p.log.Warn(problem.Error())
+		p.log.Warn(problem.Error() + " (parameter ignored)")
 	}
 	if p.config != nil {
 		for _, w := range p.config.Warnings() {

@@ -52,6 +52,9 @@ func readConfig(cmd *cobra.Command, args, set []string) (*config.Config, error) 
 	}
 	// A node goes on without an override that it cannot use; here it is a mistake.
 	if len(ignored) > 0 {
+		for _, p := range ignored {
+			p.Where = "--set " + strings.TrimPrefix(p.Where, config.Prefix)
+		}
 		return nil, ignored
 	}
 	return c, nil
