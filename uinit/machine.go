@@ -114,6 +114,13 @@ var settings = []setting{
 	{"net/ipv4/conf/default/arp_ignore", "1"},
 	{"net/ipv4/conf/all/arp_announce", "2"},
 	{"net/ipv4/conf/default/arp_announce", "2"},
+	// The VIP in a frame for everybody would be taken by every node. The VIP's
+	// frames come to one node, by clone0; nothing else is for it. DHCP servers
+	// do send so (RFC 2131 section 4.1), but the DHCP client reads a packet
+	// socket, which comes before this. IPv6 asks the device alone, not "all", and
+	// one that is there already has not the default: hence every one.
+	{"net/ipv4/conf/*/drop_unicast_in_l2_multicast", "1"},
+	{"net/ipv6/conf/*/drop_unicast_in_l2_multicast", "1"},
 	// Nobody on the segment may change a node's routes or addresses.
 	{"net/ipv4/conf/all/accept_redirects", "0"},
 	{"net/ipv4/conf/default/accept_redirects", "0"},

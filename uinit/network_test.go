@@ -80,8 +80,25 @@ func fakeNetwork(mode string) error {
 	if bad { // the subnet's broadcast address, which the kernel refuses
 		s.routers = []net.IP{net.IPv4(10, 77, 0, 255)}
 	}
+	var ours []setting
+	for _, s := range settings {
+		if strings.HasPrefix(s.Path, "net/") { // the namespace's own
+			ours = append(ours, s)
+		}
+	}
+	applySettings("/proc/sys", ours, slog.New(slog.NewTextHandler(os.Stdout, nil)))
 	if err := plug(here, there, s); err != nil {
 		return err
+	}
+	for _, s := range []setting{
+		{"net/ipv4/conf/a0/arp_ignore", "1"}, {"net/ipv4/conf/all/arp_ignore", "1"},
+		{"net/ipv4/conf/a0/arp_announce", "2"}, {"net/ipv4/conf/all/arp_announce", "2"},
+		{"net/ipv4/conf/a0/drop_unicast_in_l2_multicast", "1"}, {"net/ipv4/conf/all/drop_unicast_in_l2_multicast", "1"},
+		{"net/ipv6/conf/a0/drop_unicast_in_l2_multicast", "1"}, {"net/ipv6/conf/lo/drop_unicast_in_l2_multicast", "1"},
+	} {
+		if b, err := os.ReadFile("/proc/sys/" + s.Path); err != nil || strings.TrimSpace(string(b)) != s.Value {
+			return fmt.Errorf("%s is %q, %v; want %s", s.Path, b, err, s.Value)
+		}
 	}
 
 	text := "cluster: {name: test, key: Y2xvbmVjbHVzdGVyIGRlbW8sIG5vdCBhIHNlY3JldCE=}\n" +
@@ -195,6 +212,14 @@ func plug(here, there netns.NsHandle, s *dhcpServer) error {
 	}
 	if err != nil {
 		return err
+	}
+	// A server that does not ask for its client's MAC: its answers to a renewal
+	// come as a packet for the client in a frame for everybody.
+	for _, ip := range []net.IP{net.IPv4(10, 77, 0, 100), net.IPv4(10, 77, 0, 101)} {
+		n := &netlink.Neigh{LinkIndex: b.Attrs().Index, IP: ip, State: netlink.NUD_PERMANENT, HardwareAddr: net.HardwareAddr{255, 255, 255, 255, 255, 255}}
+		if err := netlink.NeighSet(n); err != nil {
+			return fmt.Errorf("setting a neighbour: %w", err)
+		}
 	}
 	srv, err := server4.NewServer("b0", &net.UDPAddr{IP: net.IPv4zero, Port: dhcpv4.ServerPort}, s.handle)
 	if err != nil {
