@@ -3,7 +3,6 @@ package kernel
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -244,5 +243,3 @@ func (w *lineWriter) Write(p []byte) (int, error) {
 		}
 	}
 }
-
-var errNoMake = errors.New("")

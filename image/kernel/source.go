@@ -37,6 +37,10 @@ type lock struct {
 	SHA256  string `yaml:"sha256"`
 }
 
+// ErrNoSource is what Build's error wraps if Debian's package is not installed
+// and no other source was given.
+var ErrNoSource = errors.New("no kernel source")
+
 // ErrNotLocked is what Build's error wraps if Options.Locked is set and the
 // source at hand is not the one in source.lock.
 var ErrNotLocked = errors.New("not the locked source")
@@ -71,7 +75,7 @@ func findSource(ctx context.Context, o Options, c cache) (Source, error) {
 	fi, err := os.Stat(s.Path)
 	switch {
 	case errors.Is(err, os.ErrNotExist) && s.Package != "":
-		return Source{}, fmt.Errorf("no kernel source at %s: apt-get install %s, or give a tree or tarball of Linux 6.12 with --kernel-source", s.Path, s.Package)
+		return Source{}, fmt.Errorf("%w at %s: apt-get install %s, or give a tree or tarball of Linux 6.12 with --kernel-source", ErrNoSource, s.Path, s.Package)
 	case err != nil:
 		return Source{}, fmt.Errorf("kernel source: %w", err)
 	}
