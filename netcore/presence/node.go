@@ -94,8 +94,9 @@ type Node struct {
 
 	malformed, otherCluster, unauthentic, ignored atomic.Uint64
 
-	logMu  sync.Mutex
-	logged map[string]bool
+	// What anyone can make the node say, and what takes the key. The first may
+	// not silence the second.
+	strangers, members onceLog
 }
 
 // NewNode prepares a node; Run starts it.
@@ -109,7 +110,7 @@ func NewNode(cfg Config) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{
-		cfg: cfg, events: make(chan Event, 64), logged: map[string]bool{}, drained: make(chan struct{}),
+		cfg: cfg, events: make(chan Event, 64), drained: make(chan struct{}),
 		machine: New(self, cfg.Params, flows, cfg.Now()),
 	}
 	v := n.machine.View()
@@ -199,7 +200,8 @@ func (n *Node) read(ctx context.Context) error {
 	}
 }
 
-// refuse counts a frame without effect; each kind is logged once for a source.
+// refuse counts a frame without effect; each kind is logged once in a while for
+// a source.
 func (n *Node) refuse(err error, frame []byte) {
 	switch {
 	case errors.Is(err, ErrOtherCluster):
@@ -213,21 +215,36 @@ func (n *Node) refuse(err error, frame []byte) {
 	if len(frame) >= 12 {
 		source = net.HardwareAddr(frame[6:12]).String()
 	}
-	n.logOnce(err.Error(), source)
+	if n.strangers.first(err.Error()+source, n.cfg.Now()) {
+		n.cfg.Logger.Warn(err.Error(), "from", source)
+	}
 }
 
-// loggedMax bounds what a flood of forged sources can make a node remember.
-const loggedMax = 256
+// onceLog tells what has not been said lately. A flood of forged sources makes
+// it remember and say a bounded number of things in a bounded time.
+type onceLog struct {
+	mu    sync.Mutex
+	said  map[string]bool
+	since int64
+}
 
-func (n *Node) logOnce(what, source string) {
-	n.logMu.Lock()
-	defer n.logMu.Unlock()
-	key := what + source
-	if n.logged[key] || len(n.logged) >= loggedMax {
-		return
+const (
+	onceMax    = 256
+	onceForget = int64(10 * time.Minute)
+)
+
+// first reports whether what is said for the first time, at now (nanoseconds).
+func (l *onceLog) first(what string, now int64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.said == nil || now-l.since >= onceForget {
+		l.said, l.since = map[string]bool{}, now
 	}
-	n.logged[key] = true
-	n.cfg.Logger.Warn(what, "from", source)
+	if l.said[what] || len(l.said) >= onceMax {
+		return false
+	}
+	l.said[what] = true
+	return true
 }
 
 func (n *Node) loop(ctx context.Context) {
@@ -287,7 +304,9 @@ func (n *Node) note(notes []Note) {
 			n.cfg.Logger.Info("node "+note.What, "node", note.Peer.ID)
 		default:
 			n.ignored.Add(1)
-			n.logOnce(note.What, note.Peer.ID.String())
+			if n.members.first(note.What+note.Peer.ID.String(), n.cfg.Now()) {
+				n.cfg.Logger.Warn(note.What, "from", note.Peer.ID)
+			}
 		}
 	}
 }
