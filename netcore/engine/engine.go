@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -113,7 +114,7 @@ func (e *engine) open(ctx context.Context) (err error) {
 	if e.opt.Interface != "" {
 		want = config.Interface{Name: e.opt.Interface, WaitCarrier: want.WaitCarrier}
 	}
-	if e.nic, err = nic.Select(ctx, want); err != nil {
+	if e.nic, err = e.selectNIC(ctx, want); err != nil {
 		return fmt.Errorf("choosing the cluster's network interface: %w", err)
 	}
 	if e.filter, err = newFilter(cfg); err != nil {
@@ -151,6 +152,28 @@ func (e *engine) open(ctx context.Context) (err error) {
 		return errors.Join(err, e.path.Undo())
 	}
 	return nil
+}
+
+// selectNIC waits for a carrier, perhaps for minutes. It beats meanwhile, as a
+// cable that is out is no reason for a supervisor to reset the machine.
+func (e *engine) selectNIC(ctx context.Context, want config.Interface) (nic.NIC, error) {
+	waiting, found := context.WithCancel(ctx)
+	var beats sync.WaitGroup
+	defer beats.Wait()
+	defer found()
+	beats.Go(func() {
+		tick := time.NewTicker(e.opt.Heartbeat)
+		defer tick.Stop()
+		for {
+			e.opt.Notify("WATCHDOG=1")
+			select {
+			case <-waiting.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	})
+	return nic.Select(ctx, want)
 }
 
 // newFilter gives the filter of a configuration.

@@ -67,3 +67,40 @@ func TestNotify(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestWaitingBeats: an engine that waits for its cable is alive.
+func TestWaitingBeats(t *testing.T) {
+	c := newCluster(t, 1)
+	path := filepath.Join(c.Dir, "notify.sock")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := l.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("NOTIFY_SOCKET", path)
+	t.Setenv("WATCHDOG_USEC", "200000")
+	writeConfig(t, c.config, "wait-carrier: 10s", "wait-carrier: 5m")
+	n := c.nodes[0]
+	c.Unplug(n.Host)
+	n.start()
+	beats := 0
+	for b := make([]byte, 4096); ; {
+		size, err := l.Read(b)
+		if err != nil {
+			t.Fatalf("after %d heartbeats: %v:\n%s", beats, err, n.cloned.Output())
+		}
+		switch got := string(b[:size]); {
+		case got == "WATCHDOG=1":
+			if beats++; beats == 5 {
+				c.Plug(n.Host)
+			}
+		case got == "READY=1" && beats < 5:
+			t.Fatal("the engine is ready without a carrier")
+		case got == "READY=1":
+			return
+		}
+	}
+}
