@@ -35,9 +35,9 @@ type network struct {
 	config *config.Config
 	log    *slog.Logger
 	// found is told the NIC, at first and when another one has taken its place;
-	// carrier, that it has one; address, the management address (invalid: none).
+	// carrier, whether it has one; address, the management address (invalid: none).
 	found   func(nic.NIC)
-	carrier func()
+	carrier func(on bool)
 	address func(netip.Prefix)
 }
 
@@ -74,9 +74,7 @@ func (n *network) use(ctx context.Context, card nic.NIC) {
 	}()
 	last := card
 	err := nic.Follow(ctx, card.Index, func(now nic.NIC) {
-		if now.Carrier {
-			n.carrier()
-		}
+		n.carrier(now.Carrier)
 		if now.Carrier != last.Carrier {
 			n.log.Info("carrier", "nic", now.Name, "on", now.Carrier)
 		}

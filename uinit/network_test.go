@@ -117,8 +117,12 @@ func fakeNetwork(mode string) error {
 	linked := make(chan struct{}, 64)
 	n := &network{
 		config: c, log: slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{Level: slog.LevelDebug})),
-		found:   func(c nic.NIC) { found <- c },
-		carrier: func() { linked <- struct{}{} },
+		found: func(c nic.NIC) { found <- c },
+		carrier: func(on bool) {
+			if on {
+				linked <- struct{}{}
+			}
+		},
 		address: func(p netip.Prefix) { addresses <- p },
 	}
 	go n.run(ctx)

@@ -16,6 +16,13 @@ import (
 // Whatever ends is started again. When the engine dies the services go on: the
 // connections they hold outlive it.
 //
+// The watchdog is fed by the heartbeats of the engine, so an engine that is gone
+// or hangs for the watchdog's time means a reset. Within it init tries what it
+// can: an engine that is silent for half the time is ended and started again,
+// be it ready or starting again, and a crash loop of the engine tries again
+// every third of the time. Nobody is reached through a cable that is out, and no
+// reset puts it in: an engine that starts without carrier may take its time.
+//
 // In an orderly end the engine is told first, because it is the one that makes
 // the other nodes take the new connections; then the services, which finish
 // what they have; and the engine ends last, when that has left the machine.
@@ -33,8 +40,35 @@ type policy struct {
 	EngineGrace    time.Duration // from the end of the services to SIGKILL
 	KillGrace      time.Duration // from SIGKILL to giving up on a process
 	EngineHang     time.Duration // without a heartbeat; 0: do not look
+	EngineBackoff  time.Duration // BackoffMost for the engine; 0: that
 	ReadyPatience  time.Duration // until a warning that the engine is not ready
 	BootDogAllowed time.Duration // how long the watchdog is fed before the engine was ever ready
+}
+
+// hangWithoutWatchdog is EngineHang where the configuration has no watchdog to
+// take it from.
+const hangWithoutWatchdog = 15 * time.Second
+
+// withWatchdog is the policy for a watchdog that the configuration wants to wait
+// for so long (0: none), and that is armed with that time (0: is not).
+func (p policy) withWatchdog(wanted, armed time.Duration) policy {
+	p.EngineHang = hangWithoutWatchdog
+	if armed > 0 {
+		wanted = min(wanted, armed)
+		p.EngineBackoff = wanted / 3
+	}
+	if wanted > 0 {
+		p.EngineHang = wanted / 2
+	}
+	return p
+}
+
+// backoffMost is the longest wait before a child is started again.
+func (p policy) backoffMost(c *child) time.Duration {
+	if c.Engine && p.EngineBackoff > 0 {
+		return min(p.BackoffMost, p.EngineBackoff)
+	}
+	return p.BackoffMost
 }
 
 var defaultPolicy = policy{
@@ -173,6 +207,7 @@ type supervisor struct {
 	policy   policy
 	children []*child
 	linked   bool // the NIC is there
+	dark     bool // and has no carrier
 	phase    phase
 	how      ending
 	leaveDue time.Duration // in phaseLeave: when to go on
@@ -218,6 +253,26 @@ func (s *supervisor) link(now time.Duration) {
 		s.linked = true
 		s.advance(now)
 	}
+}
+
+// hasCarrier tells whether the NIC has a carrier.
+func (s *supervisor) hasCarrier(on bool, now time.Duration) {
+	if e := s.engine(); on && s.patient(e) {
+		e.beat = now // its time to start begins
+	}
+	s.dark = !on
+}
+
+// patient is whether the engine may take its time, since it starts again and
+// there is no carrier.
+func (s *supervisor) patient(e *child) bool {
+	return s.dark && e != nil && e.everUp && e.pid != 0 && e.state == stateStarting
+}
+
+// watched is whether the engine owes heartbeats.
+func (s *supervisor) watched(e *child) bool {
+	return s.policy.EngineHang != 0 && e.pid != 0 && !e.killed && e.everUp && !s.patient(e) &&
+		(e.state == stateReady || e.state == stateStarting)
 }
 
 // advance starts what may start.
@@ -288,28 +343,31 @@ func (s *supervisor) ended(c *child, how string, now time.Duration) {
 	}
 	c.failures++
 	c.restarts++
-	delay := backoff(s.policy, c.failures)
-	c.due = now + delay
+	most := s.policy.backoffMost(c)
+	delay := backoff(s.policy.BackoffFirst, most, c.failures)
 	c.set(stateBackoff, now)
 	if c.failures >= s.policy.CrashLoop {
 		c.set(stateCrashLoop, now)
-		delay = s.policy.BackoffMost
-		c.due = now + delay
+		delay = most
 	}
+	c.due = now + delay
 	if c.failures == s.policy.CrashLoop {
-		s.log(slog.LevelError, "%s is in a crash loop: it ended %d times within %v of its start; trying again every %v", c.Name, c.failures, s.policy.Healthy, s.policy.BackoffMost)
+		s.log(slog.LevelError, "%s is in a crash loop: it ended %d times within %v of its start; trying again every %v", c.Name, c.failures, s.policy.Healthy, most)
+		if c.Engine && c.everUp && s.policy.EngineBackoff > 0 {
+			s.log(slog.LevelError, "the watchdog resets this machine unless %s is ready soon", c.Name)
+		}
 	}
 	s.log(slog.LevelWarn, "%s ended after %ss: %s; starting again in %v", c.Name, seconds(ran), how, delay)
 }
 
-func backoff(p policy, failures int) time.Duration {
-	d := p.BackoffFirst
+func backoff(first, most time.Duration, failures int) time.Duration {
+	d := first
 	for range failures - 1 {
-		if d *= 2; d >= p.BackoffMost {
-			return p.BackoffMost
+		if d *= 2; d >= most {
+			break
 		}
 	}
-	return d
+	return min(d, most)
 }
 
 // message is one datagram of sd_notify(3).
@@ -545,10 +603,10 @@ func (s *supervisor) watch(e *child, now time.Duration) {
 		s.warned = true
 		s.log(slog.LevelWarn, "%s is not ready after %v; the services wait for it", e.Name, s.policy.ReadyPatience)
 	}
-	hang := s.policy.EngineHang
-	if hang == 0 || e.pid == 0 || e.state != stateReady || e.killed {
+	if !s.watched(e) {
 		return
 	}
+	hang := s.policy.EngineHang
 	switch quiet := now - e.beat; {
 	case quiet >= hang+s.abortGrace():
 		e.killed = true
@@ -567,13 +625,14 @@ func (s *supervisor) abortGrace() time.Duration {
 }
 
 // fedByClock is whether the watchdog is fed without heartbeats: before the data
-// plane has ever run, for a while, and during an orderly end.
+// plane has ever run, for a while, when it starts again without carrier, and
+// during an orderly end.
 func (s *supervisor) fedByClock(now time.Duration) bool {
 	if s.phase != phaseRun {
 		return true
 	}
 	e := s.engine()
-	return e == nil || !e.everUp && now < s.policy.BootDogAllowed
+	return e == nil || !e.everUp && now < s.policy.BootDogAllowed || s.patient(e)
 }
 
 // due is when tick has something to do next.
@@ -597,7 +656,7 @@ func (s *supervisor) due(now time.Duration) time.Duration {
 		if e.state == stateStarting && !e.everUp && !s.warned {
 			at(e.started + s.policy.ReadyPatience)
 		}
-		if s.policy.EngineHang != 0 && e.pid != 0 && e.state == stateReady && !e.killed {
+		if s.watched(e) {
 			limit := e.beat + s.policy.EngineHang
 			if e.hung {
 				limit += s.abortGrace()

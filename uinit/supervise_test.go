@@ -468,3 +468,139 @@ func TestStateNames(t *testing.T) {
 		t.Error("an invalid state has a name")
 	}
 }
+
+// resetWithin is when from now a machine with this watchdog is reset, and -1 if
+// it is not within the time.
+func (w *world) resetWithin(dog, most time.Duration) time.Duration {
+	for begin := w.now; w.now < begin+most; {
+		w.pass(100 * time.Millisecond)
+		if last := w.fed[len(w.fed)-1]; w.now-last >= dog {
+			return w.now - begin
+		}
+	}
+	return -1
+}
+
+// TestRestartWithoutCarrier: the cable is out when the engine dies, and the new
+// one waits for the carrier without a word.
+func TestRestartWithoutCarrier(t *testing.T) {
+	for _, dog := range []time.Duration{5 * time.Second, 30 * time.Second} {
+		w := newWorld(t, defaultPolicy.withWatchdog(dog, dog))
+		w.s.hasCarrier(true, 0)
+		w.boot()
+		w.notify("engine", message{Watchdog: true})
+		w.s.hasCarrier(false, w.now)
+		w.exit("engine", "exit code 1")
+		if at := w.resetWithin(dog, 6*time.Minute); at >= 0 {
+			t.Errorf("watchdog %v: reset %v after the engine ended without carrier", dog, at)
+		}
+		w.want("signals", w.signals, "[]")
+		// The carrier comes back, and the engine stays silent: now it counts.
+		w.s.hasCarrier(true, w.now)
+		w.act()
+		w.pass(dog/2 - time.Millisecond)
+		w.want("signals", w.signals, "[]")
+		w.pass(time.Millisecond)
+		w.want("signals", w.signals, "[engine ABRT]")
+	}
+}
+
+// TestReadyWithoutCarrier: an engine that was ready owes heartbeats, carrier or
+// not.
+func TestReadyWithoutCarrier(t *testing.T) {
+	w := newWorld(t, defaultPolicy.withWatchdog(30*time.Second, 30*time.Second))
+	w.boot()
+	w.s.hasCarrier(false, w.now)
+	w.fed = nil
+	w.pass(14 * time.Second)
+	w.want("signals", w.signals, "[engine ABRT]")
+	w.want("feedings", len(w.fed), 0)
+}
+
+// TestHangInRestart: an engine that hangs before it is ready again is ended in
+// time for another try; the first start of all is waited for.
+func TestHangInRestart(t *testing.T) {
+	const dog = 30 * time.Second
+	w := newWorld(t, defaultPolicy.withWatchdog(dog, dog))
+	w.s.hasCarrier(true, 0)
+	w.link()
+	w.pass(2 * time.Minute)
+	w.want("signals at the first start", w.signals, "[]")
+	w.notify("engine", message{Ready: true})
+	begin := w.now
+	w.exit("engine", "exit code 1")
+	w.pass(16 * time.Second)
+	w.want("signals", w.signals, "[engine ABRT]")
+	w.exit("engine", "killed by SIGABRT")
+	w.pass(time.Second)
+	w.want("engine", w.child("engine").state, stateStarting)
+	if took := w.now - begin; took >= dog {
+		t.Errorf("tried again after %v, with a watchdog of %v", took, dog)
+	}
+	// A heartbeat while it starts is a sign of life as any.
+	for range 60 {
+		w.pass(time.Second)
+		w.notify("engine", message{Watchdog: true})
+	}
+	w.want("signals", w.signals, "[engine ABRT]")
+	w.want("engine", w.child("engine").state, stateStarting)
+}
+
+// TestCrashLoopAndWatchdog: an engine that cannot run is tried at least twice
+// more before the machine is reset, and the machine is reset; a service's crash
+// loop has nothing to do with the watchdog.
+func TestCrashLoopAndWatchdog(t *testing.T) {
+	for _, dog := range []time.Duration{5 * time.Second, 30 * time.Second, 5 * time.Minute} {
+		w := newWorld(t, defaultPolicy.withWatchdog(dog, dog))
+		w.s.hasCarrier(true, 0)
+		w.boot()
+		w.notify("engine", message{Watchdog: true})
+		tries := 0
+		for begin := w.now; w.now < begin+dog; w.pass(100 * time.Millisecond) {
+			if c := w.child("engine"); c.pid != 0 {
+				if c.failures >= w.s.policy.CrashLoop {
+					tries++
+				}
+				w.exit("engine", "exit code 1")
+			}
+		}
+		if tries < 2 {
+			t.Errorf("watchdog %v: %d tries in the crash loop before the reset; want two", dog, tries)
+		}
+		if last := w.fed[len(w.fed)-1]; w.now-last < dog {
+			t.Errorf("watchdog %v: fed at %v by an engine that cannot run", dog, last)
+		}
+		for range 20 {
+			if w.child("mail").pid != 0 {
+				w.exit("mail", "exit code 1")
+			}
+			before := w.now
+			w.pass(w.child("mail").due - w.now)
+			if d := w.now - before; d > defaultPolicy.BackoffMost {
+				t.Errorf("mail waits for %v", d)
+			}
+		}
+		before := w.now
+		w.exit("mail", "exit code 1")
+		w.want("a service's wait", w.child("mail").due-before, defaultPolicy.BackoffMost)
+	}
+}
+
+func TestPolicyOfWatchdog(t *testing.T) {
+	const s = time.Second
+	for _, tt := range []struct{ wanted, armed, hang, most time.Duration }{
+		{30 * s, 30 * s, 15 * s, 10 * s},
+		{5 * s, 5 * s, 5 * s / 2, 5 * s / 3},
+		{30 * s, 10 * s, 5 * s, 10 * s / 3}, // a device with a time of its own
+		{30 * s, 60 * s, 15 * s, 10 * s},    // and one that waits for longer
+		{300 * s, 300 * s, 150 * s, 30 * s}, // never more than for any other child
+		{30 * s, 0, 15 * s, 30 * s},         // no device
+		{300 * s, 0, 150 * s, 30 * s},       //
+		{0, 0, hangWithoutWatchdog, 30 * s}, // off: a hanging engine is still ended
+	} {
+		p := defaultPolicy.withWatchdog(tt.wanted, tt.armed)
+		if got := p.backoffMost(&child{spec: spec{Engine: true}}); p.EngineHang != tt.hang || got != tt.most {
+			t.Errorf("watchdog %v, armed %v: hang %v, crash loop %v; want %v, %v", tt.wanted, tt.armed, p.EngineHang, got, tt.hang, tt.most)
+		}
+	}
+}

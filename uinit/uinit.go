@@ -83,6 +83,7 @@ type environment struct {
 	engine     []string // program and arguments; CONFIG and NIC stand for the two
 	policy     policy
 	setClock   bool
+	arm        func(classDir, devDir string, timeout time.Duration) (*watchdog, error)
 	hostname   func(string) error
 	network    func(ctx context.Context, n *network)
 	end        func(ending) error
@@ -101,6 +102,7 @@ func appliance() environment {
 		engine:     []string{EngineBinary, "--config", "CONFIG", "--interface", "NIC", "--drain", defaultPolicy.ServiceGrace.String()},
 		policy:     defaultPolicy,
 		setClock:   true,
+		arm:        openWatchdog,
 		hostname:   func(name string) error { return unix.Sethostname([]byte(name)) },
 		network: func(ctx context.Context, n *network) {
 			if err := loopbackUp(); err != nil {
@@ -346,7 +348,7 @@ func (p *pid1) startWatchdog() {
 		p.dogErr = "off by the configuration"
 		return
 	}
-	dog, err := openWatchdog(filepath.Join(p.env.sys, "class/watchdog"), p.env.dev, timeout)
+	dog, err := p.env.arm(filepath.Join(p.env.sys, "class/watchdog"), p.env.dev, timeout)
 	if err != nil {
 		p.dogErr = err.Error()
 		p.log.Warn("nobody resets this machine if it stands still", "error", err)
@@ -356,13 +358,14 @@ func (p *pid1) startWatchdog() {
 	p.log.Info("watchdog", "device", dog.Device, "identity", dog.Identity, "timeout", dog.Timeout)
 }
 
-// prepare makes the supervisor with its children; without a configuration it
-// has none.
+// prepare arms the watchdog and makes the supervisor with its children, whose
+// times follow what the watchdog can do. Without a configuration there is
+// neither a watchdog nor a child.
 func (p *pid1) prepare() {
 	policy := p.env.policy
 	var specs []spec
 	if p.config != nil {
-		policy.EngineHang = p.config.System.Watchdog / 2
+		policy = policy.withWatchdog(p.config.System.Watchdog, p.config.System.Watchdog)
 		specs = append(specs, spec{Name: "engine", Engine: true})
 		for _, s := range p.config.Services {
 			specs = append(specs, spec{Name: s.Name, Checked: s.Health.HTTP != "" || s.Health.TCP != ""})
@@ -423,8 +426,8 @@ func (p *pid1) startNetwork() {
 		found: func(card nic.NIC) {
 			p.tell(func() { p.useCard(card) })
 		},
-		carrier: func() {
-			p.tell(func() { p.stage("link", sinceBoot()) })
+		carrier: func(on bool) {
+			p.tell(func() { p.useCarrier(on) })
 		},
 		address: func(a netip.Prefix) {
 			p.tell(func() {
@@ -440,13 +443,18 @@ func (p *pid1) startNetwork() {
 
 func (p *pid1) useCard(card nic.NIC) {
 	p.card, p.hasCard = card, true
-	if card.Carrier {
-		p.stage("link", sinceBoot())
-	}
+	p.useCarrier(card.Carrier)
 	name := hostName(p.config.Cluster.Name, card.PermanentMAC)
 	p.log.Info("node", "name", name, "nic", card.Name, "driver", card.Driver, "pci", card.PCI, "mac", card.MAC)
 	p.step("naming the host", func() { p.nameHost(name) })
 	p.sup.link(sinceBoot())
+}
+
+func (p *pid1) useCarrier(on bool) {
+	if on {
+		p.stage("link", sinceBoot())
+	}
+	p.sup.hasCarrier(on, sinceBoot())
 }
 
 func (p *pid1) nameHost(name string) {
