@@ -140,6 +140,7 @@ type peer struct {
 	lastTwoWay        int64
 	sequence          uint64
 	hearsMe           bool
+	heardMe           bool // in this incarnation it has listed this node's present one
 	state             State
 	view              uint64
 	retired           []uint64 // former incarnations
@@ -205,6 +206,9 @@ func (m *Machine) Step(ev Event, now int64) Actions {
 		}
 	case Rename:
 		m.self = ev.Peer
+		for _, p := range m.peers {
+			p.heardMe = false
+		}
 		m.sequence, m.lastSent = 0, 0
 		if m.state != Leaving {
 			m.listen(now)
@@ -292,12 +296,12 @@ func (m *Machine) receive(b Beacon, now int64, a *Actions) {
 	if now-p.heard > int64(m.params.Dead) {
 		p.firstHeard, p.lastTwoWay = now, now
 	}
-	if p.view != b.View || b.HeldKnown && (!p.knows || p.knowsAny != (b.State != Serving) || p.knowView != b.View || p.held != b.Held) {
+	if p.view != b.View || p.state != b.State || b.HeldKnown && (!p.knows || p.knowsAny != (b.State != Serving) || p.knowView != b.View || p.held != b.Held) {
 		m.unsettled = true
 	}
 	p.heard, p.sequence, p.state, p.view = now, b.Sequence, b.State, b.View
 	if p.hearsMe = slices.Contains(b.Peers, m.self); p.hearsMe {
-		p.lastTwoWay = now
+		p.lastTwoWay, p.heardMe = now, true
 	}
 	if b.HeldKnown {
 		p.knows, p.knowsAny, p.knowView, p.held = true, b.State != Serving, b.View, b.Held
@@ -439,7 +443,7 @@ func (m *Machine) settle(a *Actions) {
 	m.unsettled = false
 	// Those that listen have to agree as well: one that begins to serve at this
 	// very moment does not, and so two cannot both think they are alone.
-	m.adopted = true
+	m.adopted = !m.contested(false)
 	for _, l := range m.live {
 		if m.peers[l.ID].view != m.view {
 			m.adopted = false
@@ -482,7 +486,7 @@ func (m *Machine) mayBeHeld(b int) bool {
 }
 
 func (m *Machine) lease() int64 {
-	if m.state != Serving || m.lastSent == 0 {
+	if m.state != Serving || m.lastSent == 0 || m.contested(true) {
 		return 0
 	}
 	return m.lastSent + int64(m.params.Lease)
@@ -508,6 +512,22 @@ func (m *Machine) unheard(now int64) bool {
 		}
 	}
 	return unheard
+}
+
+// contested reports whether this node has nobody to agree with, but hears one
+// that serves without listing it: that one takes this node for dead and has
+// taken its buckets, or is about to. With former set, only one counts that did
+// list this node before, and not one that has yet to hear it.
+func (m *Machine) contested(former bool) bool {
+	if len(m.live) > 0 {
+		return false
+	}
+	for _, p := range m.peers {
+		if m.lastStep-p.heard <= int64(m.params.Dead) && p.state == Serving && !p.hearsMe && (p.heardMe || !former) {
+			return true
+		}
+	}
+	return false
 }
 
 func (m *Machine) beacon() *Beacon {

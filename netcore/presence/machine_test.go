@@ -537,6 +537,47 @@ func TestUnheard(t *testing.T) {
 	}
 }
 
+// TestOneWay: one of two nodes is no longer heard by the other, which takes its
+// buckets. It must take none in turn, and stop accepting once it is told.
+func TestOneWay(t *testing.T) {
+	for seed := range uint64(8) {
+		s := newSim(t, seed, 2)
+		s.boot(0)
+		s.boot(1)
+		s.run(s.now + 4e9)
+		s.settled()
+		s.strict = false
+		before := s.nodes[0].table
+		s.cut[[2]int{0, 1}] = true
+		overlap := 0
+		for end := s.now + 4e9; s.now < end; {
+			s.run(s.now + ms)
+			for b, state := range s.nodes[0].table {
+				if state.Owned() && !before[b].Owned() {
+					s.fatalf("the unheard node takes bucket %d", b)
+				}
+			}
+			if slices.ContainsFunc(allBuckets(), func(b int) bool { return len(s.owners(b)) > 1 }) {
+				overlap++
+			}
+		}
+		if limit := int(s.maxDelay/ms) + 1; overlap > limit {
+			t.Errorf("seed %d: two owners for %d ms; want one crossing, %d ms", seed, overlap, limit)
+		}
+		delete(s.cut, [2]int{0, 1})
+		s.run(s.now + 4e9)
+		s.settled()
+	}
+}
+
+func allBuckets() []int {
+	all := make([]int, filter.Buckets)
+	for b := range all {
+		all[b] = b
+	}
+	return all
+}
+
 func TestOwner(t *testing.T) {
 	three := []NodeID{id(1), id(2), id(3)}
 	count := map[NodeID]int{}
