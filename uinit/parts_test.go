@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -380,6 +381,40 @@ func TestWatchdogChoice(t *testing.T) {
 	got := fmt.Sprint(err)
 	if a, b, c := strings.Index(got, "watchdog1"), strings.Index(got, "watchdog2"), strings.Index(got, "watchdog0"); a < 0 || a > b || b > c {
 		t.Errorf("tried in another order than hardware first: %v", got)
+	}
+}
+
+// TestTimesFollowTheWatchdog: what the engine is told and watched by is what the
+// device can do, not what the configuration wants.
+func TestTimesFollowTheWatchdog(t *testing.T) {
+	for _, tt := range []struct {
+		watchdog string
+		armed    time.Duration // 0: no device
+		hang     time.Duration
+	}{{"30s", 30 * time.Second, 15 * time.Second}, {"30s", 10 * time.Second, 5 * time.Second}, {"20s", 0, 10 * time.Second}, {"0", 0, hangWithoutWatchdog}} {
+		env := appliance()
+		env.runDir = t.TempDir()
+		env.arm = func(_, _ string, _ time.Duration) (*watchdog, error) {
+			if tt.armed == 0 {
+				return nil, errors.New("none here")
+			}
+			return &watchdog{Timeout: tt.armed}, nil
+		}
+		p := newInit(env, 0)
+		var err error
+		if p.config, err = config.Load([]byte(header+"system: {watchdog: "+tt.watchdog+"}\n"), "test"); err != nil {
+			t.Fatal(err)
+		}
+		p.prepare()
+		told := p.program(p.sup.engine()).Env
+		if want := fmt.Sprintf("WATCHDOG_USEC=%d", tt.hang.Microseconds()); p.sup.policy.EngineHang != tt.hang || !slices.Contains(told, want) {
+			t.Errorf("watchdog %s, armed with %v: hang %v, engine is told %q; want %v", tt.watchdog, tt.armed, p.sup.policy.EngineHang, told, tt.hang)
+		}
+	}
+	for timeout, good := range map[time.Duration]bool{0: false, 2 * time.Second: false, 3*feedPeriod - 1: false, 3 * feedPeriod: true, time.Minute: true} {
+		if err := longEnough(timeout); (err == nil) != good {
+			t.Errorf("longEnough(%v) = %v", timeout, err)
+		}
 	}
 }
 

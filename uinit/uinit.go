@@ -236,7 +236,6 @@ func (p *pid1) boot() {
 	if p.config == nil {
 		return
 	}
-	p.step("arming the watchdog", p.startWatchdog)
 	p.step("naming the host", func() { p.nameHost(p.config.Cluster.Name) })
 	p.step("starting the network", p.startNetwork)
 }
@@ -365,7 +364,12 @@ func (p *pid1) prepare() {
 	policy := p.env.policy
 	var specs []spec
 	if p.config != nil {
-		policy = policy.withWatchdog(p.config.System.Watchdog, p.config.System.Watchdog)
+		p.step("arming the watchdog", p.startWatchdog)
+		armed := time.Duration(0)
+		if p.dog != nil {
+			armed = p.dog.Timeout
+		}
+		policy = policy.withWatchdog(p.config.System.Watchdog, armed)
 		specs = append(specs, spec{Name: "engine", Engine: true})
 		for _, s := range p.config.Services {
 			specs = append(specs, spec{Name: s.Name, Checked: s.Health.HTTP != "" || s.Health.TCP != ""})

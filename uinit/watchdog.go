@@ -79,11 +79,20 @@ func armWatchdog(device, identity string, timeout time.Duration) (*watchdog, err
 		got = seconds
 	}
 	w.Timeout = time.Duration(got) * time.Second
-	if w.Timeout < 2*feedPeriod {
+	if err := longEnough(w.Timeout); err != nil {
 		w.disarm()
-		return nil, fmt.Errorf("%s (%s) cannot wait for more than %v", device, identity, w.Timeout)
+		return nil, fmt.Errorf("%s (%s): %w", device, identity, err)
 	}
 	return w, nil
+}
+
+// longEnough is an error for a time within which one late feeding would be a
+// reset. None is better than one that resets a machine that is well.
+func longEnough(timeout time.Duration) error {
+	if timeout < 3*feedPeriod {
+		return fmt.Errorf("a watchdog that waits for %v is no use, it must be at least %v", timeout, 3*feedPeriod)
+	}
+	return nil
 }
 
 func (w *watchdog) feed() error {
