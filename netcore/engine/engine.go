@@ -284,6 +284,10 @@ func (e *engine) run(ctx context.Context) error {
 	parts, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g, parts := errgroup.WithContext(parts)
+	// Before the datapath, which may already see that the carrier is back.
+	if !e.nic.Carrier {
+		e.node.SetCarrier(parts, false)
+	}
 	g.Go(func() error { return e.path.Run(parts) })
 	g.Go(func() error { return e.node.Run(parts) })
 	g.Go(func() error { e.heartbeat(parts); return nil })
@@ -293,9 +297,6 @@ func (e *engine) run(ctx context.Context) error {
 	e.log.Info("engine running", "nic", e.nic.Name, "driver", e.nic.Driver, "wire-mac", e.path.WireMAC().String(),
 		"clone-mac", e.opt.Config.VIP.CloneMAC.String(), "vip", e.vips, "carrier", e.nic.Carrier)
 	e.opt.Notify("READY=1")
-	if !e.nic.Carrier {
-		e.node.SetCarrier(parts, false)
-	}
 	g.Go(func() error {
 		select {
 		case <-ctx.Done():
