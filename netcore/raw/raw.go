@@ -420,6 +420,7 @@ func (l *receiveLoop) burst(fd uintptr) bool {
 		switch errno {
 		case 0:
 			l.frame(n)
+			l.d.rxAlive.Store(l.d.cfg.Now())
 		case unix.EAGAIN:
 			return false
 		case unix.EINTR:
@@ -493,7 +494,9 @@ func (l *transmitLoop) burst(fd uintptr) bool {
 		n, errno := read(fd, l.buf)
 		switch errno {
 		case 0:
+			// A full queue of the NIC may hold up each send for a while.
 			l.frame(n)
+			l.d.txAlive.Store(l.d.cfg.Now())
 		case unix.EAGAIN:
 			return false
 		case unix.EINTR:

@@ -389,6 +389,22 @@ func TestForwardAllocatesNothing(t *testing.T) {
 	}
 }
 
+// TestEveryFrameIsLife: each send may wait for room in the NIC's queue, so a
+// burst may take longer than a supervisor's patience.
+func TestEveryFrameIsLife(t *testing.T) {
+	f := newForwarding(t)
+	d := f.rx.d
+	d.rxAlive.Store(0)
+	d.txAlive.Store(0)
+	send(t, f.wire, f.toVIP)
+	f.rx.burst(f.rxFD)
+	send(t, f.inside, f.fromVIP)
+	f.tx.burst(f.tapFD)
+	if d.Alive() == 0 {
+		t.Errorf("after a frame each way the loops last ran at %d and %d", d.rxAlive.Load(), d.txAlive.Load())
+	}
+}
+
 // TestVLAN: the kernel takes the tag out of a frame before a packet socket sees
 // it, so the socket's filter has to ask for it.
 func TestVLAN(t *testing.T) {
