@@ -292,7 +292,11 @@ func (n *Node) step(ev Event) (next int64) {
 	return next
 }
 
+// send gives up after an interval: the next beacon says more than a late one.
 func (n *Node) send(b *Beacon) bool {
+	if err := n.cfg.Link.conn.SetWriteDeadline(time.Now().Add(n.cfg.Params.Interval)); err != nil {
+		return false
+	}
 	_, err := n.cfg.Link.conn.WriteTo(n.cfg.Codec.Encode(*b), &packet.Addr{HardwareAddr: Group[:]})
 	return err == nil
 }
