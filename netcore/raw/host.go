@@ -47,7 +47,7 @@ const noteWas = " was="
 // would make it answer ARP for the VIP with another address than the clone MAC.
 var ErrARPSetting = errors.New("unfit ARP setting")
 
-// nicSettings are what the machine needs while the VIP is on clone0: no other
+// nicSettings are what the machine needs while the VIP is on clone0. No other
 // interface may answer ARP for the VIP, nor ask with it (ip-sysctl.rst). A second
 // NIC on the segment would answer with its own address (I2), so they are set for
 // "all", of which the kernel takes the maximum with the interface's own value,
@@ -57,6 +57,10 @@ var nicSettings = []nicSetting{
 	{all, "ipv4", "arp_announce", "2", nil},
 	{"", "ipv4", "arp_ignore", "1", arpIgnoreDo},
 	{"", "ipv4", "arp_announce", "2", nil},
+	// Every kernel would take a packet for the VIP in a broadcast frame past the
+	// filter, and answer it.
+	{"", "ipv4", "drop_unicast_in_l2_multicast", "1", nil},
+	{"", "ipv6", "drop_unicast_in_l2_multicast", "1", nil},
 }
 
 type nicSetting struct {
@@ -149,7 +153,7 @@ func (h *host) guardNIC(clone netlink.Link) error {
 		var was []string
 		for _, s := range nicSettings {
 			value, err := s.of(h.cfg.NIC.Name).Get()
-			if err != nil {
+			if err != nil && !s.missing(err) {
 				return err
 			}
 			was = append(was, value)
@@ -163,11 +167,11 @@ func (h *host) guardNIC(clone netlink.Link) error {
 	for _, s := range nicSettings {
 		ctl := s.of(h.cfg.NIC.Name)
 		value, err := ctl.Get()
+		if s.missing(err) || err == nil && slices.Contains(s.keep, value) {
+			continue
+		}
 		if err != nil {
 			return err
-		}
-		if slices.Contains(s.keep, value) {
-			continue
 		}
 		if err := ctl.Set(s.want); err != nil {
 			return err
@@ -217,14 +221,19 @@ func (h *host) restoreNIC(alias string) error {
 	}
 	var errs []error
 	for i, value := range strings.Split(was, ",") {
-		if value == "" || i == len(nicSettings) {
-			break
+		if value == "" || i >= len(nicSettings) {
+			continue
 		}
 		if err := nicSettings[i].of(name).Set(value); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// missing reports whether err says that the machine has no IPv6.
+func (s nicSetting) missing(err error) bool {
+	return s.family == "ipv6" && errors.Is(err, os.ErrNotExist)
 }
 
 // of is the setting on a machine with that NIC.

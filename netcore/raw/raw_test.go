@@ -81,7 +81,7 @@ func machine(h *netnstest.Host) string {
 	for _, cmd := range []string{
 		"ip addr show dev clone0", "ip rule", "ip -6 rule",
 		"ip route show table 3264", "ip -6 route show table 3264", "ip route show table main", "ip -6 route show table main",
-		"sysctl net.ipv4.conf.eth0.arp_ignore net.ipv4.conf.eth0.arp_announce net.ipv4.conf.all.arp_ignore net.ipv4.conf.all.arp_announce",
+		"sysctl net.ipv4.conf.eth0.arp_ignore net.ipv4.conf.eth0.arp_announce net.ipv4.conf.all.arp_ignore net.ipv4.conf.all.arp_announce net.ipv4.conf.eth0.drop_unicast_in_l2_multicast net.ipv6.conf.eth0.drop_unicast_in_l2_multicast",
 	} {
 		args := strings.Fields(cmd)
 		// The kernel makes a table when it is first used, and keeps it.
@@ -265,6 +265,37 @@ func TestSecondNIC(t *testing.T) {
 		if after := machine(h); after != before {
 			t.Errorf("Close left\n%s\nwant\n%s", after, before)
 		}
+	}
+}
+
+// TestBroadcastToVIP: a packet for the VIP in a broadcast frame would reach the
+// kernel of every node by the NIC, past the filter.
+func TestBroadcastToVIP(t *testing.T) {
+	bed, h := newBed(t)
+	client := bed.Host("client", "", "10.77.0.1/24", "fd77::1/64")
+	d, err := open(h, testConfig(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := h.Do(d.Close); err != nil {
+			t.Error(err)
+		}
+	}()
+	echos := regexp.MustCompile(`(?m)^IcmpInEchos +(\d+)|^Icmp6InEchos +(\d+)`)
+	count := func() []string { return echos.FindAllString(h.Run("nstat", "-asz", "IcmpInEchos", "Icmp6InEchos"), -1) }
+	before := count()
+	for _, vip := range []string{testVIP4.String(), testVIP6.String()} {
+		client.Run("ip", "neigh", "replace", vip, "lladdr", "ff:ff:ff:ff:ff:ff", "dev", "eth0")
+		_, _ = client.Try("ping", "-c", "2", "-i", "0.2", "-W", "1", vip)
+	}
+	after := count()
+	if len(before) != 2 || !slices.Equal(before, after) {
+		t.Errorf("echo requests to the VIP that reached the kernel: %q, then %q; want no more", before, after)
+	}
+	client.Run("ping", "-c", "1", "-W", "5", "10.77.0.101")
+	if slices.Equal(after, count()) {
+		t.Errorf("the count %q does not count", after)
 	}
 }
 
