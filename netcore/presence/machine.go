@@ -59,8 +59,11 @@ type (
 	// Sent says that a beacon of Actions.Send is on the wire.
 	Sent struct{}
 	// Flows are the buckets in which this node's kernel has flows of the VIP,
-	// looked up after the PollFlows that asked for it.
-	Flows struct{ Buckets Bits }
+	// looked up after the PollFlows of the step at Asked.
+	Flows struct {
+		Buckets Bits
+		Asked   int64
+	}
 	// Carrier says that the NIC has its link, or has lost it.
 	Carrier struct{ Up bool }
 	// Rename gives the node another identity, because its wire MAC changed.
@@ -112,6 +115,7 @@ type Machine struct {
 	lastStep            int64
 	lastSent, lastTried int64
 	lastPoll            int64
+	lostAt              int64 // when buckets were last given up
 	sequence            uint64
 
 	peers map[NodeID]*peer
@@ -199,7 +203,9 @@ func (m *Machine) Step(ev Event, now int64) Actions {
 	case Sent:
 		m.lastSent = m.lastTried
 	case Flows:
-		urgent = m.takeFlows(ev.Buckets)
+		if ev.Asked >= m.lostAt { // older ones lack what came in until then
+			urgent = m.takeFlows(ev.Buckets)
+		}
 	case Carrier:
 		if m.up = ev.Up; m.state != Leaving {
 			m.listen(now)
@@ -429,7 +435,7 @@ func (m *Machine) adopt(view uint64, serving []Peer) {
 		if m.owner[b] != m.self.ID && m.table[b].Owned() {
 			m.table[b] = filter.Draining
 			// Look only after the filter is sure to have stopped accepting.
-			m.heldKnown, m.lastPoll = false, m.lastStep
+			m.heldKnown, m.lastPoll, m.lostAt = false, m.lastStep, m.lastStep
 		}
 	}
 }

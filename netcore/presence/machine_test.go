@@ -138,7 +138,8 @@ func (s *sim) step(n *simNode, ev Event) {
 			follow = append(follow, Sent{})
 		}
 		if a.PollFlows {
-			follow = append(follow, Flows{s.held(n.n)})
+			// The look-up takes its time.
+			s.answer(n, n.boots, Flows{s.held(n.n), s.now}, s.now+s.rand.Int64N(80*ms))
 		}
 		n.next = a.Next
 	}
@@ -146,6 +147,18 @@ func (s *sim) step(n *simNode, ev Event) {
 	s.at(max(n.next, s.now+1), func() {
 		if n.running && !n.paused && n.boots == boot && n.next <= s.now {
 			s.step(n, Tick{})
+		}
+	})
+}
+
+func (s *sim) answer(n *simNode, boot uint64, flows Flows, at int64) {
+	s.at(at, func() {
+		switch {
+		case !n.running || n.boots != boot:
+		case n.paused:
+			s.answer(n, boot, flows, s.now+50*ms)
+		default:
+			s.step(n, flows)
 		}
 	})
 }
@@ -533,6 +546,28 @@ func TestUnheard(t *testing.T) {
 	for b := range filter.Buckets {
 		if o := s.owners(b); len(o) != 1 {
 			t.Fatalf("bucket %d has the owners %v", b, o)
+		}
+	}
+}
+
+// TestStaleFlows: what was looked up before a bucket was lost lacks the flows
+// that were accepted until then.
+func TestStaleFlows(t *testing.T) {
+	s := newSim(t, 1, 2)
+	s.boot(0)
+	s.run(s.now + 4e9)
+	m := s.nodes[0].machine
+	asked := s.now
+	s.boot(1)
+	for !m.heldKnown || m.lostAt <= asked {
+		s.run(s.now + ms)
+		if s.now > asked+10e9 {
+			t.Fatal("the first node loses no bucket to the second")
+		}
+		if m.lostAt > asked && !m.heldKnown {
+			if m.Step(Flows{Asked: asked}, s.now); m.heldKnown {
+				t.Fatal("flows looked up before the loss count as known")
+			}
 		}
 	}
 }

@@ -83,6 +83,7 @@ type Counters struct {
 type Node struct {
 	cfg     Config
 	events  chan Event
+	poll    chan int64 // when the flows were asked for
 	machine *Machine
 
 	status atomic.Pointer[View]
@@ -110,7 +111,7 @@ func NewNode(cfg Config) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{
-		cfg: cfg, events: make(chan Event, 64), drained: make(chan struct{}),
+		cfg: cfg, events: make(chan Event, 64), poll: make(chan int64, 1), drained: make(chan struct{}),
 		machine: New(self, cfg.Params, flows, cfg.Now()),
 	}
 	v := n.machine.View()
@@ -171,6 +172,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.read(ctx) })
 	g.Go(func() error { n.loop(ctx); return nil })
+	g.Go(func() error { n.pollFlows(ctx); return nil })
 	g.Go(func() error {
 		<-ctx.Done()
 		return n.cfg.Link.conn.SetReadDeadline(time.Now())
@@ -247,6 +249,38 @@ func (l *onceLog) first(what string, now int64) bool {
 	return true
 }
 
+// flowsRetry is the time after a look-up that failed.
+const flowsRetry = time.Second
+
+// pollFlows looks the flows up beside the loop: with very many of them that
+// takes longer than a lease.
+func (n *Node) pollFlows(ctx context.Context) {
+	var said string
+	for {
+		var asked int64
+		select {
+		case <-ctx.Done():
+			return
+		case asked = <-n.poll:
+		}
+		flows, active, err := n.cfg.Flows()
+		if err == nil {
+			said = ""
+			n.active.Store(int64(active))
+			n.tell(ctx, Flows{flows, asked})
+			continue
+		}
+		if said != err.Error() {
+			said = err.Error()
+			n.cfg.Logger.Error("looking up flows", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(flowsRetry):
+		}
+	}
+}
+
 func (n *Node) loop(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -275,11 +309,9 @@ func (n *Node) step(ev Event) (next int64) {
 			follow = append(follow, Sent{})
 		}
 		if a.PollFlows {
-			if flows, active, err := n.cfg.Flows(); err != nil {
-				n.cfg.Logger.Error("looking up flows", "error", err)
-			} else {
-				n.active.Store(int64(active))
-				follow = append(follow, Flows{flows})
+			select {
+			case n.poll <- now:
+			default: // still at it; the machine asks again
 			}
 		}
 		if a.Announce {

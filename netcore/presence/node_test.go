@@ -1,6 +1,7 @@
 package presence
 
 import (
+	"context"
 	"log/slog"
 	"strings"
 	"testing"
@@ -40,4 +41,32 @@ func TestFloodSilencesNobody(t *testing.T) {
 	if n.unauthentic.Load() != 5001 || n.ignored.Load() != 4 {
 		t.Errorf("counters %+v", n.Counters())
 	}
+}
+
+// TestSlowFlows: a look-up that takes its time holds up nothing.
+func TestSlowFlows(t *testing.T) {
+	release, asked := make(chan struct{}), make(chan struct{}, 1)
+	n := &Node{
+		cfg: Config{Flows: func() (Bits, int, error) {
+			asked <- struct{}{}
+			<-release
+			return Bits{}, 3, nil
+		}},
+		events: make(chan Event, 1), poll: make(chan int64, 1),
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); n.pollFlows(ctx) }()
+	n.poll <- 7
+	<-asked
+	n.poll <- 8 // the loop never waits for more than this
+	close(release)
+	if ev := (<-n.events).(Flows); ev.Asked != 7 || n.active.Load() != 3 {
+		t.Errorf("got %d, %d active; want the answer to 7, 3 active", ev.Asked, n.active.Load())
+	}
+	if ev := (<-n.events).(Flows); ev.Asked != 8 {
+		t.Errorf("got the answer to %d; want 8", ev.Asked)
+	}
+	stop()
+	<-done
 }
