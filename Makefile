@@ -48,7 +48,7 @@ sizes: image ## table of sizes, boot times and memory, against the budgets
 ##@ Work on it
 
 test: deps-test image ## all tests; those that need root, namespaces or QEMU say so when they skip
-	@mkdir -p $(OUT)
+	@$(CLONECTL) kernel $(KERNEL_FLAGS) --check-reproducible
 	CLONECLUSTER_TEST_KERNEL=$(CURDIR)/$(OUT)/$(BOARD)/bzImage $(GO) test -count=1 -p 1 -timeout 40m ./...
 	CGO_ENABLED=1 $(GO) test -count=1 -p 1 -race -short -timeout 20m $(RACE)
 
