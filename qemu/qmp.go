@@ -19,12 +19,14 @@ const maxMessage = 1 << 20
 type QMP struct {
 	conn    net.Conn
 	onEvent func(Event)
-	replies chan qmpMessage // unanswered commands: at most one
-	done    chan struct{}   // the reader has ended
-	err     error           // why; valid after done
+	done    chan struct{} // the reader has ended
+	err     error         // why; valid after done
 
-	mu  sync.Mutex // one command at a time
-	seq uint64
+	write sync.Mutex // one command at a time on the connection
+
+	mu      sync.Mutex
+	seq     uint64
+	waiting map[uint64]chan qmpMessage // by id of the command
 }
 
 // Event is something QEMU reports by itself.
@@ -59,7 +61,7 @@ type qmpCommand struct {
 // be nil; it runs on the client's goroutine and must not use the client. Close
 // the client to end that goroutine.
 func NewQMP(ctx context.Context, conn net.Conn, onEvent func(Event)) (*QMP, error) {
-	q := &QMP{conn: conn, onEvent: onEvent, replies: make(chan qmpMessage, 1), done: make(chan struct{})}
+	q := &QMP{conn: conn, onEvent: onEvent, done: make(chan struct{}), waiting: make(map[uint64]chan qmpMessage)}
 	greeted := make(chan struct{})
 	go q.read(greeted)
 	select {
@@ -104,11 +106,8 @@ func (q *QMP) read(greeted chan<- struct{}) {
 			if q.onEvent != nil {
 				q.onEvent(m.Event)
 			}
-		default:
-			select {
-			case q.replies <- m:
-			default: // nobody asked
-			}
+		case m.ID != nil:
+			q.answer(m)
 		}
 	}
 	if q.err = lines.Err(); q.err == nil {
@@ -117,50 +116,73 @@ func (q *QMP) read(greeted chan<- struct{}) {
 	q.conn.Close()
 }
 
+// answer hands a reply to whoever waits for it. A command that was given up has
+// nobody.
+func (q *QMP) answer(m qmpMessage) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if c := q.waiting[*m.ID]; c != nil {
+		delete(q.waiting, *m.ID)
+		c <- m
+	}
+}
+
 // Execute runs a command and decodes what it returns into out, unless out is
 // nil. A refusal is a *[QMPError].
 func (q *QMP) Execute(ctx context.Context, command string, args, out any) error {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if err := q.executeLocked(ctx, command, args, out); err != nil {
+	if err := q.execute(ctx, command, args, out); err != nil {
 		return fmt.Errorf("monitor command %s: %w", command, err)
 	}
 	return nil
 }
 
-func (q *QMP) executeLocked(ctx context.Context, command string, args, out any) error {
+func (q *QMP) execute(ctx context.Context, command string, args, out any) error {
+	reply := make(chan qmpMessage, 1)
+	q.mu.Lock()
 	q.seq++
-	b, err := json.Marshal(qmpCommand{command, args, q.seq})
+	id := q.seq
+	q.waiting[id] = reply
+	q.mu.Unlock()
+	defer func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		delete(q.waiting, id)
+	}()
+	if err := q.send(ctx, qmpCommand{command, args, id}); err != nil {
+		return err
+	}
+	var m qmpMessage
+	select {
+	case m = <-reply:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-q.done:
+		select {
+		case m = <-reply: // a quitting QEMU may answer and hang up at once
+		default:
+			return q.err
+		}
+	}
+	switch {
+	case m.Err != nil:
+		return m.Err
+	case out == nil:
+		return nil
+	}
+	return json.Unmarshal(m.Return, out)
+}
+
+func (q *QMP) send(ctx context.Context, c qmpCommand) error {
+	b, err := json.Marshal(c)
 	if err != nil {
 		return err
 	}
+	q.write.Lock()
+	defer q.write.Unlock()
 	deadline, _ := ctx.Deadline() // none is the zero time, which is no deadline
 	q.conn.SetWriteDeadline(deadline)
-	if _, err := q.conn.Write(append(b, '\n')); err != nil {
-		return err
-	}
-	for {
-		select {
-		case m := <-q.replies:
-			switch {
-			case m.ID == nil || *m.ID != q.seq:
-				continue // the answer to a command that was given up
-			case m.Err != nil:
-				return m.Err
-			case out == nil:
-				return nil
-			}
-			return json.Unmarshal(m.Return, out)
-		case <-q.done:
-			// A quitting QEMU may answer and hang up at once.
-			if len(q.replies) > 0 {
-				continue
-			}
-			return q.err
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
+	_, err = q.conn.Write(append(b, '\n'))
+	return err
 }
 
 // Status is the run state of the machine: "running", "paused", "shutdown", …
