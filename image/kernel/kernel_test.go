@@ -352,6 +352,36 @@ func waitFor(t *testing.T, pattern string, done <-chan error) {
 	}
 }
 
+func TestCcacheIsUsedWhereItIs(t *testing.T) {
+	o := fakeOptions(t, fake())
+	o.noCcache = false
+	dir := t.TempDir()
+	calls := filepath.Join(dir, "calls")
+	script := "#!/bin/sh\necho \"$@\" >> " + calls + "\nexec \"$@\"\n"
+	if err := os.WriteFile(filepath.Join(dir, "ccache"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	plain := o
+	o.path = append([]string{dir}, filepath.SplitList(os.Getenv("PATH"))...)
+	r := mustBuild(t, o)
+	if got := mustRead(t, calls); !r.Ccache || !strings.HasPrefix(got, "gcc -c ") {
+		t.Errorf("ccache: %v, called with %q; want it to compile", r.Ccache, got)
+	}
+	// It changes neither the result nor the key, and the second opinion is not
+	// asked of it.
+	plain.CacheDir = t.TempDir()
+	if p := mustBuild(t, plain); p.SHA256 != r.SHA256 || p.Key != r.Key {
+		t.Errorf("without ccache: %s; with it %s", p.SHA256, r.SHA256)
+	}
+	before := mustRead(t, calls)
+	if _, err := Reproduce(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	if after := mustRead(t, calls); after != before {
+		t.Errorf("the second build called ccache: %q", after[len(before):])
+	}
+}
+
 func TestReproduce(t *testing.T) {
 	o := fakeOptions(t, fake())
 	o.Source = tarball(t, fake())
