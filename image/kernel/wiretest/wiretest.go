@@ -37,6 +37,11 @@ const (
 	MarkEnd     = "end"
 )
 
+// Netpoll is the name of the capture of the kernel's network console, if the
+// kernel has one. The host makes it, of the NIC; the guest only says what is
+// expected.
+const Netpoll = "netpoll"
+
 // Report is what the guest found out by itself.
 type Report struct {
 	Kernel   string

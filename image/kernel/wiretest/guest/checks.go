@@ -10,6 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"clonecluster/image/kernel/wiretest"
 )
 
 // attribute tries what the file itself takes and says.
@@ -84,6 +86,31 @@ func (b *bench) fails(name string, err, want error) {
 		err = fmt.Errorf("error %v; want %v", err, want)
 	}
 	b.check("refusing "+name, err)
+}
+
+// netpoll has the kernel's network console, which builds whole frames by hand,
+// print a line on the NIC.
+func (b *bench) netpoll() error {
+	const nic = "eth0"
+	link, err := netlink.LinkByName(nic)
+	if _, absent := os.Stat("/sys/module/netconsole"); err != nil || absent != nil {
+		fmt.Println("wiretest: no network console in this kernel")
+		return nil
+	}
+	if err := setWire(nic, wire1); err != nil {
+		return err
+	}
+	if err := mark(nic, wiretest.MarkSettled); err != nil {
+		return err
+	}
+	if err := os.WriteFile("/dev/kmsg", []byte("<0>wiretest: hear, hear\n"), 0); err != nil {
+		return err
+	}
+	hardware := link.Attrs().HardwareAddr.String()
+	b.report.Captures = append(b.report.Captures, wiretest.Capture{
+		Name: wiretest.Netpoll, Hardware: hardware, Before: hardware, Source: wire1, Want: map[string]int{"udp": 1},
+	})
+	return mark(nic, wiretest.MarkEnd)
 }
 
 // dropNetAdmin takes the capability from the calling thread.

@@ -82,6 +82,9 @@ func run() error {
 }
 
 func (b *bench) scenario() error {
+	if err := b.netpoll(); err != nil {
+		return fmt.Errorf("network console: %w", err)
+	}
 	if err := b.attribute(); err != nil {
 		return fmt.Errorf("attribute: %w", err)
 	}
