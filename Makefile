@@ -10,6 +10,7 @@ BOARD    ?= qemu-x86_64
 NODES    ?= 3
 ARGS     ?=
 CONFIG   ?=
+CONTENT  ?=
 # For hosts without Debian's source package: a kernel tree or tarball, 6.12.
 KERNEL_SOURCE ?=
 LOCKED   ?=
@@ -31,13 +32,13 @@ PROGRAMS   := gcc ld make flex bison bc zstd xz qemu-system-x86_64
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@printf '\nVariables: BOARD=%s NODES=%s ARGS="--once --pcap demo.pcapng" CONFIG=cluster.yaml\n           KERNEL_SOURCE=linux-6.12.tar.xz LOCKED=1\n' '$(BOARD)' '$(NODES)'
+	@printf '\nVariables: BOARD=%s NODES=%s ARGS="--once --pcap demo.pcapng" CONFIG=cluster.yaml CONTENT=www\n           KERNEL_SOURCE=linux-6.12.tar.xz LOCKED=1\n' '$(BOARD)' '$(NODES)'
 
 demo: deps image ## build everything, boot a cluster in QEMU, watch it answer on http://127.0.0.1:8080/
 	@$(CLONECTL) qemu up --nodes $(NODES) --image $(OUT)/$(BOARD) $(ARGS)
 
 image: $(CLONECTL) ## kernel + initramfs + manifest in build/BOARD
-	@$(CLONECTL) image $(KERNEL_FLAGS) $(if $(CONFIG),--config $(CONFIG))
+	@$(CLONECTL) image $(KERNEL_FLAGS) $(if $(CONFIG),--config $(CONFIG)) $(if $(CONTENT),--content $(CONTENT))
 
 kernel: $(CLONECTL) ## only the patched kernel (cached; the first build takes minutes)
 	@$(CLONECTL) kernel $(KERNEL_FLAGS)

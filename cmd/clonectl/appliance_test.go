@@ -84,10 +84,11 @@ func TestAppliance(t *testing.T) {
 			t.Log(l.Report())
 		}
 	}()
-	life := &applianceLife{lab: l, cfg: img.config, asker: newAsker(l.Client(), 80)}
+	life := &applianceLife{lab: l, cfg: img.config}
 	for _, n := range cfg.Nodes {
 		life.nodes = append(life.nodes, nodeRef{n.Name, n.MAC})
 	}
+	life.asker = newAsker(l.Client(), 80, life.nodes)
 	if err := l.WaitAll(ctx, "ready"); err != nil {
 		t.Fatal(err)
 	}

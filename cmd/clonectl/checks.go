@@ -44,8 +44,10 @@ type answer struct {
 // asker sends requests to the VIP, each on a connection of its own, as a crowd
 // of clients would, and keeps the score.
 type asker struct {
-	host *nethost.Host
-	port uint16
+	host    *nethost.Host
+	port    uint16
+	timeout time.Duration     // for one request
+	names   map[string]string // of nodes, by wire MAC
 
 	mu     sync.Mutex
 	byNode map[string]int
@@ -53,8 +55,12 @@ type asker struct {
 	last   string
 }
 
-func newAsker(host *nethost.Host, port uint16) *asker {
-	return &asker{host: host, port: port, byNode: map[string]int{}}
+func newAsker(host *nethost.Host, port uint16, nodes []nodeRef) *asker {
+	names := map[string]string{}
+	for _, n := range nodes {
+		names[n.mac.String()] = n.name
+	}
+	return &asker{host: host, port: port, timeout: requestTimeout, names: names, byNode: map[string]int{}}
 }
 
 // requestTimeout is longer than a lost SYN's retransmissions under emulation.
@@ -74,12 +80,12 @@ func (a *asker) ask(ctx context.Context, vip netip.Addr) (answer, error) {
 		return got, err
 	}
 	a.byNode[got.Node]++
-	a.last = fmt.Sprintf("last from %s in %.0f ms", got.Hostname, float64(time.Since(begin).Microseconds())/1000)
+	a.last = fmt.Sprintf("last by %s (%s) in %.0f ms", a.names[got.Node], got.Hostname, float64(time.Since(begin).Microseconds())/1000)
 	return got, nil
 }
 
 func (a *asker) get(ctx context.Context, vip netip.Addr) (got answer, err error) {
-	reqCtx, cancel := context.WithTimeout(ctx, requestTimeout)
+	reqCtx, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
 	url := "http://" + netip.AddrPortFrom(vip, a.port).String() + "/whoami"
 	req, err := http.NewRequestWithContext(reqCtx, http.MethodGet, url, nil)

@@ -98,11 +98,6 @@ func buildImage(ctx context.Context, flags imageFlags, p *progress) (*image.Mani
 	if err != nil {
 		return nil, err
 	}
-	k, err := buildKernel(ctx, opts, out, p)
-	if err != nil {
-		return nil, err
-	}
-
 	begin := time.Now()
 	base, err := image.BuildBase(ctx, image.BaseOptions{
 		Arch: opts.Board.Arch, Debug: flags.debug, OutDir: out, Progress: statusWriter{p},
@@ -111,7 +106,12 @@ func buildImage(ctx context.Context, flags imageFlags, p *progress) (*image.Mani
 		p.Clear()
 		return nil, err
 	}
+	p.Done("cluster    %q at %s", cfg.Cluster.Name, strings.Join(vips(cfg), " and "))
 	p.Done("base       %.1f MB, %.1f MB unpacked (%.1f s)", megabytes(base.Bytes), megabytes(base.Unpacked), time.Since(begin).Seconds())
+	k, err := buildKernel(ctx, opts, out, p)
+	if err != nil {
+		return nil, err
+	}
 	return writeImage(out, base, configCPIO, k, opts.Board.Name, p)
 }
 
@@ -150,7 +150,7 @@ func writeImage(out string, base *image.Base, configCPIO []byte, k *kernel.Resul
 	if err := m.Write(filepath.Join(out, manifestName)); err != nil {
 		return nil, err
 	}
-	p.Done("image      %s: kernel and initramfs %.1f MB", out, megabytes(k.Size+int64(len(initrd))))
+	p.Done("image      %s: %.1f MB in all", out, megabytes(k.Size+int64(len(initrd))))
 	return m, nil
 }
 

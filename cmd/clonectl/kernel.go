@@ -25,7 +25,7 @@ func (k *kernelFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&k.board, "board", "qemu-x86_64", "`BOARD` to build for")
 	f.StringVar(&k.out, "out", "", "output `FOLDER` (default build/BOARD)")
-	f.StringVar(&k.source, "kernel-source", "", "kernel source tree or tarball, in place of Debian's package: `DIR|TARBALL`")
+	f.StringVar(&k.source, "kernel-source", "", "kernel source, a tree or a tarball (`PATH`), in place of Debian's package")
 	f.StringVar(&k.cache, "cache", "", "`FOLDER` for what is expensive to build (default $CLONECLUSTER_CACHE, else the user's cache)")
 	f.IntVar(&k.jobs, "jobs", 0, "compilers at once (default one per processor)")
 	f.BoolVar(&k.locked, "locked", false, "fail if the kernel source is not the version of the lock file")

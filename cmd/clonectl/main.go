@@ -52,7 +52,8 @@ func newRoot() *cobra.Command {
 for one IP address with one MAC address, with nothing in front of them), runs
 it in QEMU, and checks its configuration.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.`,
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (but Ctrl-C is the
+normal end of a live "qemu up": 0).`,
 		Example: `  clonectl image                         # kernel and initramfs for QEMU
   clonectl qemu up --nodes 3             # boot a cluster, answer on http://127.0.0.1:8080/
   clonectl config check cluster.yaml     # is this file right?`,

@@ -87,6 +87,9 @@ their power buttons, and ends: with exit code 0 only if every check held.`,
 			if err := o.validate(); err != nil {
 				return usageError{err}
 			}
+			if o.once && !cmd.Flags().Changed("listen") {
+				o.listen = "" // nobody would have the time to use it
+			}
 			return runUp(cmd.Context(), o, cmd.OutOrStdout())
 		},
 	}
@@ -94,11 +97,11 @@ their power buttons, and ends: with exit code 0 only if every check held.`,
 	f.IntVar(&o.nodes, "nodes", 3, "how many nodes, 1 to 64")
 	f.StringVar(&o.image, "image", filepath.Join("build", "qemu-x86_64"), "`FOLDER` with an image, from \"clonectl image\"")
 	f.StringVar(&o.listen, "listen", "127.0.0.1:8080", "`ADDRESS` of this computer that leads to the cluster")
-	f.StringVar(&o.pcap, "pcap", "", "write every frame that crosses the switch to `FILE` (pcapng)")
+	f.StringVar(&o.pcap, "pcap", "", "write every frame that crosses the switch to `FILE`: pcapng, each frame once, on the port where it came in")
 	f.StringVar(&o.logs, "logs", "", "keep the nodes' console logs in `FOLDER`")
 	f.StringVar(&o.accel, "accel", "auto", "kvm, tcg, or auto: KVM if a trial guest runs under it")
 	f.StringVar(&o.machine, "machine", "", "q35 or microvm (default: the board's)")
-	f.StringVar(&o.append, "append", "", "more for the nodes' kernel command line, such as clonecluster.system.log-level=debug: `WORDS`")
+	f.StringVar(&o.append, "append", "", "more for the nodes' kernel command line, `WORDS` such as clonecluster.system.log-level=debug")
 	f.BoolVar(&o.once, "once", false, "check, then end; exit code 0 if every check held")
 	f.IntVar(&o.requests, "requests", 30, "with --once: how many requests to each address")
 	f.BoolVar(&o.asJSON, "json", false, "with --once: print the checks as JSON")

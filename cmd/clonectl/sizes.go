@@ -130,7 +130,7 @@ func bootToHTTP(ctx context.Context, l *lab.Lab, img bootable) (time.Duration, e
 	if err := l.WaitAll(ctx, "ready"); err != nil {
 		return 0, err
 	}
-	err = newAsker(l.Client(), to.Port()).first(ctx, to.Addr())
+	err = newAsker(l.Client(), to.Port(), nil).first(ctx, to.Addr())
 	return time.Since(begin), err
 }
 

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"clonecluster/config"
+	"clonecluster/qemu"
 	"clonecluster/qemu/lab"
 )
 
@@ -25,6 +26,7 @@ const (
 	// shutdownTimeout is how long nodes may take to power off before they are
 	// killed. A power button makes a node drain first.
 	shutdownTimeout = 45 * time.Second
+	answerPatience  = 15 * time.Second // of nodes that are up
 	askInterval     = 400 * time.Millisecond
 	drawInterval    = 200 * time.Millisecond
 )
@@ -86,7 +88,7 @@ func runUp(ctx context.Context, o upOptions, stdout io.Writer) error {
 		u.state = append(u.state, nodeSnapshot{name: n.Name, mac: n.MAC.String()})
 	}
 	labCfg.OnEvent = u.event
-	u.say("booting %d nodes", o.nodes)
+	u.say("cluster %q at %s: booting %s", u.cfg.Cluster.Name, strings.Join(vips(u.cfg), " and "), plural(o.nodes, "node"))
 	if u.lab, err = lab.Start(ctx, labCfg); err != nil {
 		if errors.Is(err, syscall.EADDRINUSE) {
 			err = fmt.Errorf("%w; choose another port with --listen", err)
@@ -94,22 +96,39 @@ func runUp(ctx context.Context, o upOptions, stdout io.Writer) error {
 		return err
 	}
 	defer u.lab.Close()
-	u.say("accelerator: %s (%s)", u.lab.Accel().Accel, u.lab.Accel().Reason)
-	if o.listen != "" {
+	u.say("%s", u.accelerator())
+	if len(labCfg.Forwards) > 0 {
 		u.hint = "http://" + u.lab.ForwardAddr(0).String() + "/"
 	}
 	if u.target, err = webAddress(u.cfg); err != nil {
 		return err
 	}
-	u.asker = newAsker(u.lab.Client(), u.target.Port())
+	u.asker = newAsker(u.lab.Client(), u.target.Port(), u.nodes)
 
 	stopDrawing := u.startDrawing(ctx)
 	err = u.run(ctx, stdout)
 	stopDrawing()
-	u.mu.Lock()
-	u.ending = true
-	u.mu.Unlock()
+	u.end()
 	return errors.Join(err, u.lab.Close())
+}
+
+// accelerator says how the nodes run, and why only if somebody wants to know.
+func (u *up) accelerator() string {
+	a := u.lab.Accel()
+	switch {
+	case u.o.verbose:
+		return fmt.Sprintf("accelerator: %s (%s)", a.Accel, a.Reason)
+	case a.Accel == qemu.TCG && u.o.accel == "auto":
+		return "accelerator: tcg, as KVM does not work here (--verbose says why)"
+	}
+	return "accelerator: " + string(a.Accel)
+}
+
+func plural(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
 }
 
 func (u *up) run(ctx context.Context, stdout io.Writer) error {
@@ -118,9 +137,14 @@ func (u *up) run(ctx context.Context, stdout io.Writer) error {
 	if err := u.lab.WaitAll(bootCtx, "ready"); err != nil {
 		return u.bootError(ctx, err)
 	}
+	late := time.AfterFunc(answerPatience, func() {
+		u.say("the nodes are up, but %v does not answer; does the service listen on that port? --logs FOLDER keeps what the nodes say", u.target)
+	})
+	defer late.Stop()
 	if err := u.asker.first(bootCtx, u.target.Addr()); err != nil {
 		return u.bootError(ctx, err)
 	}
+	late.Stop()
 	u.first = time.Since(u.begin)
 	u.say("first HTTP answer from the VIP after %s", seconds(u.first))
 	if u.o.once {
@@ -150,6 +174,7 @@ func (u *up) once(ctx context.Context, stdout io.Writer) error {
 	checks = append(checks, checkSwitch(u.lab.Switch(), u.cfg.VIP.CloneMAC, u.nodes)...)
 
 	u.status("stopping the nodes by their power buttons")
+	u.end()
 	stopCtx, cancel := context.WithTimeout(ctx, shutdownTimeout)
 	defer cancel()
 	off := check{"every node powered off when asked", true, fmt.Sprintf("%d of %d", len(u.nodes), len(u.nodes))}
@@ -207,6 +232,7 @@ func (u *up) stay(ctx context.Context) error {
 			vips = append(vips, p.Addr())
 		}
 	}
+	u.asker.timeout = 3 * time.Second // an outage should show soon
 	tick := time.NewTicker(askInterval)
 	defer tick.Stop()
 	for i := 0; ; i++ {
@@ -230,7 +256,7 @@ func (u *up) sayAnswer(i int, vip netip.Addr, got answer, err error) {
 	case err != nil:
 		u.say("%s: %v", vip, err)
 	case i < 10:
-		u.say("%s answered by %s (%s)", vip, got.Hostname, got.Node)
+		u.say("%s answered by %s (%s)", vip, u.asker.names[got.Node], got.Hostname)
 	case i%75 == 0:
 		s := u.snapshot()
 		u.say("%d answered, %d failed; %d frames flooded; clone MAC in the switch's table: %v; I1 violations: %d",
@@ -241,11 +267,18 @@ func (u *up) sayAnswer(i int, vip netip.Addr, got answer, err error) {
 // goodbye says what was seen. A user's Ctrl-C is a good end, unless I1 was broken.
 func (u *up) goodbye() error {
 	s := u.snapshot()
-	u.say("%d requests answered, %d failed, %d frames flooded", s.asked, s.failed, s.flooded)
+	u.say("%d requests of this view answered, %d failed; %d frames flooded", s.asked, s.failed, s.flooded)
 	if c := checkGuard(u.lab.Switch()); !c.OK {
 		return fmt.Errorf("%w: %s", errChecksFailed, c)
 	}
 	return nil
+}
+
+// end says that nodes which end from now on are ended on purpose.
+func (u *up) end() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.ending = true
 }
 
 // event is called by the lab for everything that happens to a node.
@@ -277,10 +310,15 @@ func (u *up) event(e lab.Event) {
 			}
 		}
 	case lab.Exited:
-		n.gone = true
-		if e.Err != nil && !u.ending {
-			u.line("%s ended: %v", n.name, firstLine(e.Err))
+		n.gone, n.ready, n.lived = true, false, e.Since
+		if u.ending {
+			return
 		}
+		how := "powered off"
+		if e.Err != nil {
+			how = firstLine(e.Err)
+		}
+		u.line("%s ended after %s: %s", n.name, seconds(e.Since), how)
 	}
 }
 

@@ -31,6 +31,7 @@ type nodeSnapshot struct {
 	stages          []stage
 	ready           bool
 	gone            bool
+	lived           time.Duration // until it was gone
 	answers         int
 }
 
@@ -119,7 +120,8 @@ func (s snapshot) render(width int) []string {
 	for _, n := range s.nodes {
 		switch {
 		case n.gone:
-			add(red, "  %-7s %s  stopped", n.name, n.mac)
+			add(red, "  %-7s %s  ended after %s", n.name, n.mac, seconds(n.lived))
+			continue
 		case n.ready:
 			bar := strings.Repeat("█", n.answers*max(0, min(24, width-60))/most)
 			add(green, "  %-7s %s  %-15s %5d answers %s", n.name, n.mac, n.mgmt, n.answers, bar)
@@ -129,7 +131,7 @@ func (s snapshot) render(width int) []string {
 		add(dim, "          %s", timeline(n.stages))
 	}
 	add("", "")
-	add("", "requests to the VIP   %d answered, %d failed   %s", s.asked, s.failed, s.last)
+	add("", "this view asks all the time: %d answered, %d failed   %s", s.asked, s.failed, s.last)
 	add("", "")
 	add(bold, "the switch's MAC table")
 	for _, row := range s.table {
@@ -150,11 +152,20 @@ func (s snapshot) render(width int) []string {
 	return out
 }
 
-// timeline writes stages in the order they came, "kernel 1.2s · init 2.0s".
+// timeline writes stages in the order they came, "kernel 1.2s · init 2.0s", but
+// begins with the one that all wait for: a narrow terminal cuts off the end.
 func timeline(stages []stage) string {
-	parts := make([]string, len(stages))
-	for i, s := range stages {
-		parts[i] = strings.TrimPrefix(s.name, "service:") + " " + seconds(s.at)
+	var parts []string
+	for _, s := range stages {
+		part := strings.TrimPrefix(s.name, "service:") + " " + seconds(s.at)
+		if s.name == "ready" {
+			parts = append([]string{part + " after its kernel started:"}, strings.Join(parts, " · "))
+			break
+		}
+		parts = append(parts, part)
+	}
+	if len(parts) == 2 && strings.HasPrefix(parts[0], "ready") {
+		return strings.Join(parts, " ")
 	}
 	return strings.Join(parts, " · ")
 }
