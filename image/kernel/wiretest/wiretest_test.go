@@ -45,7 +45,7 @@ func TestWireAddress(t *testing.T) {
 		Extra: []string{
 			"-device", "virtio-serial-pci", "-chardev", "file,id=archive,path=" + archive,
 			"-device", "virtserialport,chardev=archive,name=" + Port,
-			"-netdev", "user,id=nic,restrict=on", "-device", "virtio-net-pci,netdev=nic",
+			"-netdev", "user,id=nic,restrict=on,ipv6=off", "-device", "virtio-net-pci,netdev=nic",
 			"-object", "filter-dump,id=dump,netdev=nic,file=" + nic,
 		},
 	})
