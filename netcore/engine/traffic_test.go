@@ -595,8 +595,10 @@ func TestDissected(t *testing.T) {
 	c := newCluster(t, 3)
 	c.start()
 	for _, host := range []string{vip4, "[" + vip6 + "]"} {
-		for range 10 {
-			c.get("http://" + host + "/whoami")
+		// Until each node has answered, and so had to ask for the client.
+		seen := map[string]bool{}
+		for asked := 0; asked < 10 || len(seen) < len(c.nodes) && asked < 200; asked++ {
+			seen[c.get("http://"+host+"/whoami")] = true
 		}
 		c.client.Run("ping", "-c", "3", "-i", "0.1", "-W", "2", strings.Trim(host, "[]"))
 	}
