@@ -13,8 +13,8 @@
 //	default   the value when the key is left out, as it would be written
 //	enum      the allowed values, separated by commas
 //	format    the name of a text format (see formats)
-//	min, max  the range of a duration, or the number of items of a list or map
-//	zero      "off": the duration 0 is allowed although it is below min
+//	min, max  the range of a duration or number, or the number of items of a list or map
+//	zero      what the duration 0 means, which is allowed although it is below min: "off"
 //	required  "true": the key must be there
 package config
 
@@ -23,7 +23,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"strconv"
 	"time"
 )
 
@@ -36,14 +35,18 @@ type Config struct {
 	VIP        VIP        `yaml:"vip" required:"true"`
 	Interface  Interface  `yaml:"interface"`
 	Management Management `yaml:"management"`
+	Policy     Policy     `yaml:"policy"`
 	// Services are the programs that every node runs.
 	Services []Service `yaml:"services" max:"32"`
-	System   System    `yaml:"system"`
+	// Rules are for the ports of other programs.
+	Rules  []Rule `yaml:"rules" max:"64"`
+	System System `yaml:"system"`
 
 	origins origins // where each value came from, by path
 }
 
-// Cluster names the cluster and holds its secret.
+// Cluster names the cluster, holds its secrets, and says how soon a node is
+// missed.
 type Cluster struct {
 	// Name tells clusters on one segment apart in logs, metrics and host
 	// names: 1 to 63 lower-case letters, digits and inner hyphens (a DNS
@@ -53,6 +56,27 @@ type Cluster struct {
 	// the flow hash and of the frames between nodes are derived from it. Make
 	// one with: head -c 32 /dev/urandom | base64
 	Key Key `yaml:"key" required:"true"`
+	// AcceptKeys are up to two further keys whose frames are accepted; a node
+	// sends with key alone. They let a cluster change its key one node at a
+	// time: first every node accepts the new key, then every node gets it as
+	// its key and accepts the old one, then the old one goes. Set flow-key to
+	// the old key before the first step, and leave it there.
+	AcceptKeys []Key `yaml:"accept-keys" max:"2"`
+	// FlowKey is the key that the flow hash is derived from; left out, it is
+	// key. It stays when key is changed: nodes whose flow hashes differ would
+	// take the same flows twice. Change it only while the whole cluster is
+	// down.
+	FlowKey Key `yaml:"flow-key"`
+	// Detect is how long nothing is heard of a node until it counts as dead:
+	// normal is 300ms, fast is 150ms, relaxed is 1s; or a time. A third of it
+	// lies between two beacons, and a node that cannot send takes nothing new
+	// after two thirds. Emulated machines, and those with far more virtual
+	// processors than real ones, want relaxed: what stands still for longer
+	// than this is taken for dead.
+	Detect Detect `yaml:"detect" default:"normal" min:"100ms" max:"10s"`
+	// Drain is how long a node that is stopped or drained in an orderly way
+	// waits for its connections to end, once it takes no new ones.
+	Drain time.Duration `yaml:"drain" default:"15s" min:"1ms" max:"1h" zero:"do not wait"`
 }
 
 // VIP is the shared address of the cluster. At least one of ipv4 and ipv6 is
@@ -121,17 +145,6 @@ type Management struct {
 	Pattern netip.Prefix `yaml:"pattern"`
 }
 
-// Affinity says which fields of a flow choose its bucket.
-type Affinity string
-
-// The affinities. The zero value is not valid; the default is AffinityNone.
-const (
-	AffinityNone    Affinity = "none"    // addresses and ports
-	AffinityClient  Affinity = "client"  // the client's address
-	AffinityNetwork Affinity = "network" // the client's /24 or /64
-	AffinitySingle  Affinity = "single"  // a constant: one node takes all
-)
-
 // Service is a program that every node runs on the VIP.
 type Service struct {
 	// Name tells services apart in logs and metrics: a DNS label, unique.
@@ -142,25 +155,33 @@ type Service struct {
 	// Env is added to a minimal environment (PATH, NOTIFY_SOCKET and
 	// CLONECLUSTER_NODE, the node's wire MAC).
 	Env map[string]string `yaml:"env" format:"text" max:"64"`
-	// Ports are what the service listens on, such as 80/tcp or 53/udp. No two
-	// services share one.
-	Ports []Port `yaml:"ports" max:"64"`
+	// Ports are what the service listens on, such as 80/tcp, 53/udp or
+	// 8000-8010/tcp. No two services or rules share one.
+	Ports []PortRange `yaml:"ports" max:"64"`
 	// Affinity is what keeps a client on one node: none spreads every
 	// connection by itself, client keeps the connections of one client
 	// address together, network those of one /24 (IPv6 /64), and single gives
-	// all of them to one node.
-	Affinity Affinity `yaml:"affinity" default:"none" enum:"none,client,network,single"`
+	// all of them to one node. Left out, it is the affinity of the policy.
+	Affinity Affinity `yaml:"affinity" enum:"none,client,network,single"`
 	Health   Health   `yaml:"health"`
 }
 
-// Port is a transport port, written "80/tcp" or "53/udp".
-type Port struct {
-	Number   uint16 // 1 to 65535
-	Protocol string // "tcp" or "udp"
+// Rule says what becomes of ports that belong to none of the services above,
+// such as those of programs that a machine runs besides. Ports without a
+// service or a rule have the affinity of the policy.
+type Rule struct {
+	// Ports are what the rule is for, such as 22/tcp or 6000-6010/udp.
+	Ports []PortRange `yaml:"ports" required:"true" min:"1" max:"64"`
+	// Affinity is as for services. With disabled, every node drops what comes
+	// to these ports, answers to flows it opened from them included; what
+	// leaves from them is not touched.
+	Affinity Affinity `yaml:"affinity" required:"true" enum:"none,client,network,single,disabled"`
 }
 
-// Health is how a node finds out that its service works. At most one of http
-// and tcp is set; with neither, a living process is healthy.
+// Health is how a node finds out that its service works. At most one of http,
+// tcp and exec is set; with none, the service is healthy while something
+// listens on its TCP ports, and one without TCP ports while its process lives.
+// A node with a failed service drains itself.
 type Health struct {
 	// HTTP is a URL that answers 2xx when the service is healthy, such as
 	// http://127.0.0.1/healthz.
@@ -168,10 +189,19 @@ type Health struct {
 	// TCP is an address and port that accepts a connection when the service is
 	// healthy, such as 127.0.0.1:25.
 	TCP string `yaml:"tcp" format:"host-port"`
+	// Exec is a program, with its full path in the image, and its arguments,
+	// which ends with status 0 when the service is healthy. No shell reads it.
+	Exec []string `yaml:"exec" format:"text" min:"1" max:"64"`
 	// Interval is the time between two checks.
 	Interval time.Duration `yaml:"interval" default:"1s" min:"100ms" max:"1h"`
 	// Timeout is how long an answer may take; at most the interval.
 	Timeout time.Duration `yaml:"timeout" default:"500ms" min:"10ms" max:"1h"`
+	// Rise is how many checks in a row must succeed before a failed service
+	// counts as healthy.
+	Rise int `yaml:"rise" default:"2" min:"1" max:"100"`
+	// Fall is how many checks in a row must fail before a service counts as
+	// failed.
+	Fall int `yaml:"fall" default:"3" min:"1" max:"100"`
 }
 
 // System is how the appliance itself behaves.
@@ -194,12 +224,6 @@ func (s System) Level() slog.Level {
 	}
 	return l
 }
-
-// String gives the port as it is written in the file.
-func (p Port) String() string { return strconv.Itoa(int(p.Number)) + "/" + p.Protocol }
-
-// MarshalText gives the port as it is written in the file.
-func (p Port) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
 
 // ManagementAddress is the address of the node whose NIC has this permanent
 // MAC, with the prefix length of its subnet, for ManagementStatic. It is an

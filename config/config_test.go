@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,6 +28,13 @@ const key = "Y2xvbmVjbHVzdGVyIGRlbW8sIG5vdCBhIHNlY3JldCE="
 // that a test can go on below it.
 const minimal = "cluster:\n  name: a\n  key: " + key + "\nvip:\n  ipv4: 10.77.0.10/24\n"
 
+const otherKey = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=" // 1, 2, 3, … 32
+
+// keyed is minimal with more lines in the section cluster, from line 4 on.
+func keyed(lines string) string {
+	return strings.Replace(minimal, "\nvip:", "\n  "+lines+"\nvip:", 1)
+}
+
 func load(t *testing.T, text string) *Config {
 	t.Helper()
 	c, err := Load([]byte(text), "cluster.yaml")
@@ -39,7 +47,7 @@ func load(t *testing.T, text string) *Config {
 func TestDemo(t *testing.T) {
 	got := Demo()
 	want := &Config{
-		Cluster: Cluster{Name: "demo", Key: demoKey},
+		Cluster: Cluster{Name: "demo", Key: demoKey, FlowKey: demoKey, Detect: DetectRelaxed, Drain: 15 * time.Second},
 		VIP: VIP{
 			IPv4: netip.MustParsePrefix("10.77.0.10/24"), IPv4Gateway: netip.MustParseAddr("10.77.0.1"),
 			IPv6: netip.MustParsePrefix("fd77::10/64"), IPv6Gateway: netip.MustParseAddr("fd77::1"),
@@ -47,9 +55,10 @@ func TestDemo(t *testing.T) {
 		},
 		Interface:  Interface{WaitCarrier: 10 * time.Second},
 		Management: Management{Mode: ManagementDHCP},
+		Policy:     Policy{Name: ByRandom, Balance: BalanceEven, Affinity: AffinityNone, Moves: 32, WhenAllFail: ServeWhenAllFail},
 		Services: []Service{{
-			Name: "web", Run: []string{"/bin/webd"}, Ports: []Port{{80, "tcp"}}, Affinity: AffinityNone,
-			Health: Health{HTTP: "http://127.0.0.1/healthz", Interval: time.Second, Timeout: 500 * time.Millisecond},
+			Name: "web", Run: []string{"/bin/webd"}, Ports: []PortRange{{80, 80, "tcp"}}, Affinity: AffinityNone,
+			Health: Health{HTTP: "http://127.0.0.1/healthz", Interval: time.Second, Timeout: 500 * time.Millisecond, Rise: 2, Fall: 3},
 		}},
 		System: System{LogLevel: "info", Watchdog: 30 * time.Second},
 	}
@@ -76,11 +85,22 @@ func TestMinimalHasDefaults(t *testing.T) {
 	for path, want := range map[string]string{
 		"cluster.name":           "a cluster.yaml:2",
 		"cluster.key":            "(secret) cluster.yaml:3",
+		"cluster.accept-keys":    "[] default",
+		"cluster.flow-key":       "(secret) derived",
+		"cluster.detect":         "normal default",
+		"cluster.drain":          "15s default",
 		"vip.ipv6":               " default",
 		"vip.clone-mac":          "02:cc:0a:4d:00:0a derived",
 		"interface.wait-carrier": "10s default",
 		"management.mode":        "dhcp default",
-		"services":               "",
+		"policy.name":            "byRandom derived",
+		"policy.balance":         "even default",
+		"policy.affinity":        "none default",
+		"policy.moves":           "32 default",
+		"policy.weights":         "[] default",
+		"policy.when-all-fail":   "serve default",
+		"services":               "[] default",
+		"rules":                  "[] default",
 		"system.watchdog":        "30s default",
 	} {
 		if got[path] != want {
@@ -148,11 +168,53 @@ func TestErrors(t *testing.T) {
 		{"reserved name", minimal + "services:\n  - {name: init, run: [/bin/x]}\n", []string{`"init" is the name of a part of the node`}},
 		{"port without protocol", web + "    ports: [80]\n", []string{"9:13: services.web.ports[0]: ", "write 80/tcp or 80/udp"}},
 		{"port 0", web + "    ports: [0/tcp]\n", []string{"1 to 65535"}},
+		{"port range upside down", web + "    ports: [90-80/tcp]\n", []string{"9:13: ", `"90-80/tcp" ends before it begins; write 80-90/tcp`}},
+		{"port range without end", web + "    ports: [80-/tcp]\n", []string{"1 to 65535"}},
+		{"port range from 0", web + "    ports: [0-80/tcp]\n", []string{"1 to 65535"}},
+		{"port range of three", web + "    ports: [80-90-99/tcp]\n", []string{"1 to 65535"}},
+		{"port range without protocol", web + "    ports: [80-90]\n", []string{"write 80-90/tcp or 80-90/udp"}},
 		{"port too large", web + "    ports: [65536/tcp]\n", []string{"1 to 65535"}},
 		{"port twice", web + "    ports: [80/tcp, 80/tcp]\n", []string{"9:21: services.web.ports[1]: 80/tcp is not free: it is here twice"}},
-		{"port of another", web + "    ports: [80/tcp]\n  - {name: b, run: [/b], ports: [80/tcp]}\n", []string{"10:34: services.b.ports[0]: 80/tcp is not free: service web has it too"}},
+		{"port of another", web + "    ports: [80/tcp]\n  - {name: b, run: [/b], ports: [80/tcp]}\n", []string{"10:34: services.b.ports[0]: 80/tcp is not free: service web has 80/tcp (cluster.yaml:9:13)"}},
+		{"range over its own port", web + "    ports: [80/tcp, 70-90/tcp]\n", []string{"9:21: services.web.ports[1]: 70-90/tcp is not free: 80/tcp is here too"}},
+		{"ranges that meet", web + "    ports: [80-90/tcp]\n  - {name: b, run: [/b], ports: [90-99/tcp]}\n", []string{"services.b.ports[0]: 90-99/tcp is not free: service web has 80-90/tcp (cluster.yaml:9:13)"}},
+		{"rule for a service's port", web + "    ports: [80/tcp]\nrules:\n  - {ports: [1-99/tcp], affinity: single}\n", []string{"11:14: rules[0].ports[0]: 1-99/tcp is not free: service web has 80/tcp (cluster.yaml:9:13)"}},
+		{"two rules for a port", minimal + "rules:\n  - {ports: [1-99/tcp], affinity: single}\n  - {ports: [99/tcp], affinity: client}\n", []string{"8:14: rules[1].ports[0]: 99/tcp is not free: rules[0] has 1-99/tcp (cluster.yaml:7:14)"}},
+		{"rule without ports", minimal + "rules:\n  - affinity: single\n", []string{"7:5: rules[0].ports: is missing"}},
+		{"rule for no ports", minimal + "rules:\n  - {ports: [], affinity: single}\n", []string{"rules[0].ports: must have at least 1 entry"}},
+		{"rule without affinity", minimal + "rules:\n  - ports: [1/tcp]\n", []string{"7:5: rules[0].affinity: is missing"}},
+		{"unknown key in a rule", minimal + "rules:\n  - {port: [1/tcp]}\n", []string{`7:6: rules[0]: unknown key "port"; did you mean "ports"?`}},
+		{"disabled service", web + "    affinity: disabled\n", []string{`"disabled" is not one of none, client, network, single`}},
+		{"disabled by default", minimal + "policy: {affinity: disabled}\n", []string{`policy.affinity: "disabled" is not one of`}},
 		{"affinity", web + "    affinity: source\n", []string{"none, client, network, single"}},
 		{"two checks", web + "    health: {http: \"http://127.0.0.1/\", tcp: \"127.0.0.1:1\"}\n", []string{"services.web.health: has both http and tcp"}},
+		{"three checks", web + "    health: {exec: [/x], tcp: \"127.0.0.1:1\", http: \"http://127.0.0.1/\"}\n", []string{"services.web.health: has both http and tcp"}},
+		{"exec and tcp", web + "    health: {exec: [/x], tcp: \"127.0.0.1:1\"}\n", []string{"9:13: services.web.health: has both tcp and exec; choose one"}},
+		{"exec of nothing", web + "    health: {exec: []}\n", []string{"services.web.health.exec: must have at least 1 entry"}},
+		{"relative exec", web + "    health: {exec: [check]}\n", []string{"9:20: services.web.health.exec: ", "full path"}},
+		{"rise 0", web + "    health: {rise: 0}\n", []string{`9:20: services.web.health.rise: "0" is out of range; allowed: 1 to 100`}},
+		{"fall as text", web + "    health: {fall: often}\n", []string{`"often" must be a whole number; allowed: 1 to 100`}},
+		{"fall as fraction", web + "    health: {fall: 1.5}\n", []string{`"1.5" must be a whole number`}},
+		{"fall too large for any number", web + "    health: {fall: 99999999999999999999}\n", []string{"is out of range; allowed: 1 to 100"}},
+		{"detect", keyed("detect: quick"), []string{"4:11: cluster.detect: ", `"quick" must be a time with its unit`, "allowed: 100ms to 10s; or normal, fast or relaxed"}},
+		{"detect too fast", keyed("detect: 99ms"), []string{"99ms is out of range; allowed: 100ms to 10s; or normal"}},
+		{"detect 0", keyed("detect: 0s"), []string{"0s is out of range"}},
+		{"drain", keyed("drain: 2h"), []string{"4:10: cluster.drain: 2h is out of range; allowed: 0 (do not wait) or 1ms to 1h"}},
+		{"three keys more", keyed("accept-keys: [" + otherKey + ", " + otherKey + ", " + otherKey + "]"), []string{"cluster.accept-keys: has 3 entries; at most 2"}},
+		{"own key accepted", keyed("accept-keys:\n    - " + otherKey + "\n    - " + key), []string{"6:7: cluster.accept-keys[1]: is cluster.key, which is accepted anyway"}},
+		{"key accepted twice", keyed("accept-keys: [" + otherKey + ", " + otherKey + "]"), []string{"cluster.accept-keys[1]: is here twice"}},
+		{"short key accepted", keyed("accept-keys: [aGVsbG8=]"), []string{"4:17: cluster.accept-keys[0]: holds 5 bytes instead of 32"}},
+		{"short flow key", keyed("flow-key: aGVsbG8="), []string{"4:13: cluster.flow-key: holds 5 bytes instead of 32"}},
+		{"policy name", minimal + "policy: {name: byload}\n", []string{`policy.name: "byload" is not one of byRandom, byLoad, bySource; did you mean "byLoad"?`}},
+		{"name against balance", minimal + "policy:\n  balance: even\n  name: byLoad\n", []string{"7:12: policy.balance: is even, but policy.name byLoad (cluster.yaml:8:9) stands for load"}},
+		{"name against affinity", minimal + "policy:\n  name: bySource\n  affinity: none\n", []string{"8:13: policy.affinity: is none, but policy.name bySource (cluster.yaml:7:9) stands for client"}},
+		{"moves", minimal + "policy: {moves: 1025}\n", []string{"6:17: policy.moves: \"1025\" is out of range; allowed: 1 to 1024"}},
+		{"weight without pattern", minimal + "policy:\n  weights:\n    - weight: 50\n", []string{"8:7: policy.weights[0].mac: is missing"}},
+		{"weight without weight", minimal + "policy:\n  weights:\n    - mac: \"*\"\n", []string{"8:7: policy.weights[0].weight: is missing"}},
+		{"weight 0", minimal + "policy: {weights: [{mac: \"*\", weight: 0}]}\n", []string{"policy.weights[0].weight: \"0\" is out of range; allowed: 1 to 1000"}},
+		{"weights as map", minimal + "policy: {weights: {mac: x}}\n", []string{"policy.weights: is a map where a list"}},
+		{"weight pattern", minimal + "policy: {weights: [{mac: \"[\", weight: 1}]}\n", []string{"policy.weights[0].mac: \"[\" must be a pattern"}},
+		{"when all fail", minimal + "policy: {when-all-fail: panic}\n", []string{"policy.when-all-fail: \"panic\" is not one of serve, stop"}},
 		{"https", web + "    health: {http: \"https://127.0.0.1/\"}\n", []string{"http:// URL whose host is an IP address"}},
 		{"host name", web + "    health: {tcp: \"localhost:80\"}\n", []string{"IP address and a port"}},
 		{"slow timeout", web + "    health: {timeout: 2s}\n", []string{"services.web.health.timeout: 2s is longer than the interval of 1s"}},
@@ -256,7 +318,7 @@ services:
 	if c.System.Watchdog != 0 || c.Interface.WaitCarrier != 0 {
 		t.Errorf("watchdog %v, wait-carrier %v; want 0", c.System.Watchdog, c.Interface.WaitCarrier)
 	}
-	if s := c.Services[0]; !slices.Equal(s.Run, []string{"/bin/x", "--a=b c"}) || s.Env["B"] != "it's" || s.Ports[0] != (Port{53, "udp"}) {
+	if s := c.Services[0]; !slices.Equal(s.Run, []string{"/bin/x", "--a=b c"}) || s.Env["B"] != "it's" || s.Ports[0] != (PortRange{53, 53, "udp"}) {
 		t.Errorf("service %+v", s)
 	}
 }
@@ -270,15 +332,24 @@ func TestClear(t *testing.T) {
 interface: {name: "e*", driver: virtio_net, pci: "0000:*", mac: "52:54:*", wait-carrier: 0s}
 management: {mode: static, pattern: 10.78.0.0/16}
 system: {watchdog: 0, console: ttyS0, log-level: warn}
+policy:
+  name: bySource
+  moves: 1
+  weights: [{mac: "52:54:*", weight: 50}, {mac: "*", weight: 1000}]
+  when-all-fail: stop
+rules:
+  - {ports: [22/tcp, 6000-6010/udp], affinity: single}
+  - {ports: [7/tcp], affinity: disabled}
 services:
   - name: "1"
     run: [/bin/x, "--a=\"b\" c: #é\u2028", "", "*x", "\\"]
     env: {A: "1", B: "it's: {x}, [y]"}
-    ports: [53/udp, 53/tcp]
+    ports: [53/udp, 53-60/tcp]
     affinity: single
-    health: {tcp: "[::1]:53", interval: 90s, timeout: 1m}
-  - {name: on, run: ["/bin/y"]}
+    health: {tcp: "[::1]:53", interval: 90s, timeout: 1m, rise: 1, fall: 100}
+  - {name: on, run: ["/bin/y"], health: {exec: [/bin/z, "a, b"]}}
 `
+	full = strings.Replace(full, "\nvip:", "\n  detect: 250ms\n  drain: 0\n  flow-key: "+otherKey+"\n  accept-keys: ["+otherKey+"]\nvip:", 1)
 	for _, text := range []string{minimal, full, string(DemoYAML)} {
 		c := load(t, text)
 		again, err := Load(c.Clear(), "clear")
@@ -286,7 +357,7 @@ services:
 			t.Fatalf("%v\n%s", err, c.Clear())
 		}
 		again.origins, c.origins = nil, nil
-		if again.Cluster.Key != c.Cluster.Key || !reflect.DeepEqual(c, again) {
+		if again.Cluster.Key != c.Cluster.Key || again.Cluster.FlowKey != c.Cluster.FlowKey || !reflect.DeepEqual(c, again) {
 			t.Errorf("got  %+v\nwant %+v", again, c)
 		}
 	}
@@ -341,9 +412,15 @@ func TestDerive(t *testing.T) {
 	}
 }
 
+// Keys whose text is known in every form.
+var (
+	key2 = base64.StdEncoding.EncodeToString([]byte("another secret, of 32 characters"))
+	key3 = base64.StdEncoding.EncodeToString([]byte("a third secret of 32 characters!"))
+)
+
 // TestKeyNeverShows prints a key and a configuration in every way at hand.
 func TestKeyNeverShows(t *testing.T) {
-	c := load(t, minimal)
+	c := load(t, keyed("accept-keys: ["+key3+"]\n  flow-key: "+key2))
 	var out bytes.Buffer
 	for _, format := range []string{"%v", "%+v", "%#v", "%s", "%x", "%q", "%d"} {
 		fmt.Fprintf(&out, format+"\n", c.Cluster.Key)
@@ -370,14 +447,20 @@ func TestKeyNeverShows(t *testing.T) {
 		"cluster: {name: A, key: " + key + "}\nvip: {}\n",
 		strings.Replace(minimal, "name: a", "name: a\n  key: "+key, 1),
 		strings.Replace(minimal, "\n", "\n\t", 2),
+		keyed("accept-keys: [" + key2[:20] + ", " + key3[:20] + "]"),
+		keyed("accept-keys:\n    - " + key2[:20] + "\n    - \"" + key3[:20] + "\""),
+		keyed("accept-keys: [" + key2 + ", " + key2 + "]"),
+		keyed("accept-keys: " + key2[:20]),
+		keyed("flow-key: " + key2[:20]),
+		keyed("flow-keys: [" + key2[:20] + ", " + key3[:20] + "]"),
 	} {
 		_, err := Load([]byte(text), "c.yaml")
 		fmt.Fprintln(&out, err)
 	}
-	_, ignored, _ := LoadWithCmdline([]byte(minimal), "c.yaml", "clonecluster.cluster.key="+key[:40]+" clonecluster.cluster.kye="+key)
+	_, ignored, _ := LoadWithCmdline([]byte(minimal), "c.yaml", "clonecluster.cluster.key="+key[:40]+" clonecluster.cluster.kye="+key+" clonecluster.cluster.accept-keys="+key2+","+key3[:20]+" clonecluster.cluster.flow-key="+key3[:20])
 	fmt.Fprintln(&out, ignored)
 	s := out.String()
-	for _, secret := range []string{key[:12], key[20:32], "not a secret", "110 111 116", "0x6e, 0x6f", "6e6f7420"} {
+	for _, secret := range []string{key[:12], key[20:32], "not a secret", "110 111 116", "0x6e, 0x6f", "6e6f7420", key2[:12], key3[:12], "another secret", "third secret"} {
 		if i := strings.Index(s, secret); i >= 0 {
 			t.Errorf("the key shows: %q", s[max(0, i-200):min(len(s), i+80)])
 		}
@@ -413,6 +496,24 @@ func TestOverrides(t *testing.T) {
 		{"too deep", "clonecluster.system.log-level.x=1", nil, []string{"is one value; nothing can follow it"}},
 		{"name of a service", "clonecluster.services.web.name=x", nil, []string{"cannot be overridden"}},
 		{"run emptied", "clonecluster.services.web.run=", map[string]string{"services.web.run": `["/w"] cluster.yaml:7`}, []string{"at least 1 entry"}},
+		{"keys", "clonecluster.cluster.accept_keys=" + otherKey + " clonecluster.cluster.flow-key=" + otherKey, map[string]string{"cluster.accept-keys": `["(secret)"] cmdline`, "cluster.flow-key": "(secret) cmdline"}, nil},
+		{"own key accepted", "clonecluster.cluster.accept-keys=" + key, map[string]string{"cluster.accept-keys": "[] default"}, []string{"is cluster.key"}},
+		{"detect", "clonecluster.cluster.detect=fast clonecluster.cluster.drain=0", map[string]string{"cluster.detect": "fast cmdline", "cluster.drain": "0s cmdline"}, nil},
+		{"policy by name", "clonecluster.policy.name=byLoad clonecluster.policy.when_all_fail=stop clonecluster.policy.moves=7", map[string]string{"policy.name": "byLoad cmdline", "policy.balance": "load derived", "policy.affinity": "none derived", "policy.when-all-fail": "stop cmdline", "policy.moves": "7 cmdline"}, nil},
+		{"policy of its own", "clonecluster.policy.balance=load clonecluster.policy.affinity=client", map[string]string{"policy.name": " default", "policy.balance": "load cmdline", "services.web.affinity": "client derived"}, nil},
+		{"policy against itself", "clonecluster.policy.balance=load clonecluster.policy.name=byRandom", map[string]string{"policy.name": "byRandom derived", "policy.balance": "even default"}, []string{"is load, but policy.name byRandom (clonecluster.policy.name) stands for even", "policy.balance"}},
+		{"number", "clonecluster.policy.moves=many", map[string]string{"policy.moves": "32 default"}, []string{"policy.moves: \"many\" must be a whole number"}},
+		{"weight of this machine", "clonecluster.policy.weights[0].mac=* clonecluster.policy.weights[0].weight=50", map[string]string{"policy.weights[0].mac": "* cmdline", "policy.weights[0].weight": "50 cmdline"}, nil},
+		{"two weights", "clonecluster.policy.weights[0].mac=a* clonecluster.policy.weights[0].weight=50 clonecluster.policy.weights[1].mac=b* clonecluster.policy.weights[1].weight=60", map[string]string{"policy.weights[1].mac": "b* cmdline", "policy.weights[1].weight": "60 cmdline"}, nil},
+		{"half a weight", "clonecluster.policy.weights[0].mac=* clonecluster.system.log-level=debug", map[string]string{"policy.weights": "[] default", "system.log-level": "debug cmdline"}, []string{"clonecluster.policy.weights[0].mac: policy.weights[0].weight: is missing"}},
+		{"weight beyond the last", "clonecluster.policy.weights[1].mac=*", map[string]string{"policy.weights": "[] default"}, []string{`policy.weights: "[1]" is not the number of an entry; there are 0, and [0] makes a new one`}},
+		{"weight without number", "clonecluster.policy.weights.mac=*", nil, []string{"policy.weights: is a list; say which entry, such as [0]"}},
+		{"all weights", "clonecluster.policy.weights=50", nil, []string{"cannot be overridden as a whole"}},
+		{"one weight as a whole", "clonecluster.policy.weights[0]=50", map[string]string{"policy.weights": "[] default"}, []string{"is a section; name one of its values: mac, weight"}},
+		{"one port", "clonecluster.services.web.ports[0]=80/tcp", nil, []string{"services.web.ports: is a list; give all of it, with commas"}},
+		{"rule", "clonecluster.rules[0].ports=22/tcp,6000-6010/udp clonecluster.rules[0].affinity=disabled", map[string]string{"rules[0].ports": `["22/tcp","6000-6010/udp"] cmdline`, "rules[0].affinity": "disabled cmdline"}, nil},
+		{"rule for a service's port", "clonecluster.services.web.ports=80/tcp clonecluster.rules[0].ports=1-99/tcp clonecluster.rules[0].affinity=single", map[string]string{"rules": "[] default"}, []string{"not free", "not free", "is missing"}},
+		{"check", "clonecluster.services.web.health.exec=/bin/check,-v clonecluster.services.web.health.fall=1", map[string]string{"services.web.health.exec": `["/bin/check","-v"] cmdline`, "services.web.health.fall": "1 cmdline"}, nil},
 		{"port of another", "clonecluster.services.web.ports=80/tcp clonecluster.services.a-b.ports=80/tcp", map[string]string{"services.web.ports": "[] default"}, []string{"not free", "not free"}},
 	}
 	for _, tt := range tests {
@@ -471,10 +572,18 @@ func TestTags(t *testing.T) {
 			if name := f.Tag.Get("format"); name != "" && Formats[name].check == nil {
 				t.Errorf("%v.%s: no format %q", typ, f.Name, name)
 			}
+			if d := f.Tag.Get("default"); d != "" {
+				if err := setScalar(reflect.New(f.Type).Elem(), f.Tag, d); err != nil {
+					t.Errorf("%v.%s: the default %v", typ, f.Name, err)
+				}
+			}
 			switch {
-			case f.Type == typeOf[time.Duration]():
+			case f.Type == typeOf[time.Duration](), f.Type == typeOf[Detect]():
 				tagDuration(f.Tag, "min")
 				tagDuration(f.Tag, "max")
+			case f.Type == typeOf[int]():
+				tagCount(f.Tag, "min")
+				tagCount(f.Tag, "max")
 			case isScalar(f.Type):
 			case f.Type.Kind() == reflect.Struct:
 				walk(f.Type)
@@ -518,6 +627,8 @@ func FuzzLoad(f *testing.F) {
 	f.Add(minimal, `clonecluster.system.log-level="debug" "clonecluster.vip.ipv4=1.2.3.4/8"`)
 	f.Add("a: [", "clonecluster.")
 	f.Add("? a\n: b\n", "clonecluster.services.0.run")
+	f.Add(minimal+"policy: {name: byLoad, weights: [{mac: x, weight: 5}]}\nrules: [{ports: [1-9/udp], affinity: disabled}]\n", "clonecluster.policy.weights[1].mac=* clonecluster.rules[0].ports=1/tcp clonecluster.policy.weights[1].weight=3")
+	f.Add(keyed("detect: 1s\n  accept-keys: ["+otherKey+"]"), "clonecluster.cluster.detect=fast clonecluster.policy.[0]=")
 	f.Add("services: [{name: a}, {name: a}, {}]", "clonecluster.services.a.env.X=1")
 	f.Add("cluster: {key: |\n  x\n}", "\"")
 	f.Fuzz(func(t *testing.T, text, cmdline string) {
@@ -534,7 +645,7 @@ func FuzzLoad(f *testing.F) {
 				t.Errorf("entry %+v", e)
 			}
 		}
-		if again, err := Load(c.Clear(), "clear"); err != nil || again.Cluster.Key != c.Cluster.Key || len(again.Services) != len(c.Services) {
+		if again, err := Load(c.Clear(), "clear"); err != nil || again.Cluster.Key != c.Cluster.Key || len(again.Services) != len(c.Services) || len(again.Rules) != len(c.Rules) || !reflect.DeepEqual(again.Policy, c.Policy) {
 			t.Errorf("Clear is not read back: %v\n%s", err, c.Clear())
 		}
 		if !c.VIP.IPv4.IsValid() && !c.VIP.IPv6.IsValid() || len(c.VIP.CloneMAC) != 6 || c.VIP.CloneMAC[0]&3 != 2 {

@@ -7,9 +7,9 @@ import (
 
 // Entry is one effective value and where it came from.
 type Entry struct {
-	Path string `json:"path"` // "vip.ipv4", "services.web.run"
+	Path string `json:"path"` // "vip.ipv4", "services.web.run", "policy.weights[0].mac"
 	// Value is as written in the file, lists in YAML's flow style; empty for
-	// a value that is not set and has no default. The key is masked.
+	// a value that is not set and has no default. Keys are masked.
 	Value string `json:"value"`
 	// Source is "default", "cmdline", "derived" or "file:line".
 	Source string `json:"source"`
@@ -40,9 +40,9 @@ func (b *builder) entriesOf(v reflect.Value, path string, list []Entry) []Entry 
 			add(p, scalarText(value))
 		case value.Kind() == reflect.Struct:
 			list = b.entriesOf(value, p, list)
-		case value.Type() == typeOf[[]Service]():
+		case isRecords(value.Type()) && value.Len() > 0:
 			for i := range value.Len() {
-				list = b.entriesOf(value.Index(i), b.servicePath(i), list)
+				list = b.entriesOf(value.Index(i), b.recordPath(p, value.Type(), i), list)
 			}
 		case value.Kind() == reflect.Map:
 			env, _ := value.Interface().(map[string]string)

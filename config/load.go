@@ -253,7 +253,7 @@ func (b *builder) failAt(message string, paths ...string) {
 		if o, ok := b.at(path); ok {
 			p.Where = o.where
 			if o.line > 0 {
-				p.line, p.column, p.Snippet = o.line, o.column, b.snippet(o.line, o.column)
+				p.line, p.column, p.Snippet = o.line, o.column, b.snippet(o.line, o.column, path)
 			}
 			break
 		}
@@ -267,7 +267,7 @@ func (b *builder) at(path string) (origin, bool) {
 		if o, ok := b.config.origins[path]; ok && o.where != "" {
 			return o, true
 		}
-		i := strings.LastIndexByte(path, '.')
+		i := strings.LastIndexAny(path, ".[")
 		if i < 0 {
 			return origin{}, false
 		}
@@ -460,7 +460,7 @@ func (b *builder) decodeMap(n ast.Node, v reflect.Value, tag reflect.StructTag, 
 func tagCount(tag reflect.StructTag, name string) int {
 	n, err := strconv.Atoi(tag.Get(name))
 	if err != nil {
-		panic("config: a list or map without a " + name + " tag")
+		panic("config: a list, map or number without a " + name + " tag")
 	}
 	return n
 }
@@ -496,9 +496,9 @@ func (b *builder) fill(v reflect.Value, path string) {
 			}
 		case value.Kind() == reflect.Struct:
 			b.fill(value, p)
-		case value.Type() == typeOf[[]Service]():
+		case isRecords(value.Type()):
 			for i := range value.Len() {
-				b.fill(value.Index(i), b.servicePath(i))
+				b.fill(value.Index(i), b.recordPath(p, value.Type(), i))
 			}
 		default:
 			if !set {
@@ -521,6 +521,19 @@ func (b *builder) anyBelow(path string) bool {
 		}
 	}
 	return false
+}
+
+// isRecords says whether a type is a list of maps.
+func isRecords(t reflect.Type) bool {
+	return t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.Struct && !isScalar(t.Elem())
+}
+
+// recordPath is the path that decodeList gave an entry of a list of maps.
+func (b *builder) recordPath(path string, list reflect.Type, i int) string {
+	if list == typeOf[[]Service]() {
+		return b.servicePath(i)
+	}
+	return indexed(path, i)
 }
 
 // servicePath is the path that decodeList gave the service with this index.

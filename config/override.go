@@ -1,17 +1,21 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 )
 
 // Prefix begins the kernel parameters that override values of the file:
 // clonecluster.system.log-level=debug. Services go by their name:
-// clonecluster.services.web.affinity=client. Lists are written with commas,
-// one environment variable is services.NAME.env.VARIABLE. As everywhere in
-// kernel parameters, _ may stand for -.
+// clonecluster.services.web.affinity=client. Other lists of maps go by number,
+// and the number after the last makes a new entry:
+// clonecluster.policy.weights[0].weight=50. Lists of values are written with
+// commas, one environment variable is services.NAME.env.VARIABLE. As everywhere
+// in kernel parameters, _ may stand for -.
 const Prefix = "clonecluster."
 
 // override is one parameter: the path below Prefix, and the text after "=".
@@ -123,7 +127,8 @@ func (b *builder) override(root reflect.Value, o override) *Problem {
 	}
 	v, path := root, ""
 	var tag reflect.StructTag
-	steps := strings.Split(o.path, ".")
+	// The number of an entry is a step of its own.
+	steps := strings.Split(strings.ReplaceAll(o.path, "[", ".["), ".")
 	for i, step := range steps {
 		switch {
 		case isScalar(v.Type()):
@@ -150,6 +155,20 @@ func (b *builder) override(root reflect.Value, o override) *Problem {
 				return fail(path, "no service is called %s%s", quote(step), didYouMean(step, names))
 			}
 			path = b.servicePath(j)
+			v = v.Index(j)
+		case isRecords(v.Type()):
+			j, err := record(step, v.Len())
+			if err != nil {
+				return fail(path, "%v", err)
+			}
+			path = indexed(path, j)
+			if j == v.Len() {
+				if most := tagCount(tag, "max"); j == most {
+					return fail(path, "is one too many; at most %d are allowed", most)
+				}
+				v.Set(reflect.Append(v, reflect.Zero(v.Type().Elem())))
+				b.mark(path, o)
+			}
 			v = v.Index(j)
 		case v.Kind() == reflect.Map:
 			if !envName.MatchString(step) || i != len(steps)-1 {
@@ -187,6 +206,19 @@ func (b *builder) override(root reflect.Value, o override) *Problem {
 	}
 	b.mark(path, o)
 	return nil
+}
+
+// record is the number of an entry of a list of maps, "[0]", which has n
+// entries now.
+func record(step string, n int) (int, error) {
+	if !strings.HasPrefix(step, "[") || !strings.HasSuffix(step, "]") {
+		return 0, errors.New("is a list; say which entry, such as [0]")
+	}
+	i, err := strconv.Atoi(step[1 : len(step)-1])
+	if err != nil || i < 0 || i > n {
+		return 0, fmt.Errorf("%s is not the number of an entry; there are %d, and [%d] makes a new one", quote(step), n, n)
+	}
+	return i, nil
 }
 
 func setList(v reflect.Value, tag reflect.StructTag, text string) error {

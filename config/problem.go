@@ -97,24 +97,29 @@ func (s *source) problem(line, column int, path, message string) *Problem {
 		Where:   s.name + ":" + strconv.Itoa(line) + ":" + strconv.Itoa(column),
 		Path:    path,
 		Message: message,
-		Snippet: s.snippet(line, column),
+		Snippet: s.snippet(line, column, path),
 		line:    line,
 		column:  column,
 	}
 }
 
-// secretText is what may be the cluster key in a line: what follows a "key:",
-// and any run that could be base64 of a good part of it.
-var secretText = regexp.MustCompile(`(key['"]?\s*:\s*)[^\s,}#][^,}#]*|[A-Za-z0-9+/_=-]{30,}`)
+// secretText is what may be a key in a line: what follows a "key:" or "keys:",
+// and any run that could be base64 of a good part of one.
+var secretText = regexp.MustCompile(`(keys['"]?\s*:\s*)[^\s#][^#]*|(key['"]?\s*:\s*)[^\s,}#][^,}#]*|[A-Za-z0-9+/_=-]{30,}`)
 
 // snippetColumns is how much of a long line is shown.
 const snippetColumns = 100
 
-func (s *source) snippet(line, column int) string {
+func (s *source) snippet(line, column int, path string) string {
 	if line < 1 || line > len(s.lines) {
 		return ""
 	}
-	text := secretText.ReplaceAllString(strings.TrimRight(s.lines[line-1], "\r"), "${1}"+masked)
+	text := strings.TrimRight(s.lines[line-1], "\r")
+	if strings.HasPrefix(path, "cluster.accept-keys[") { // perhaps on a line of its own
+		before := []rune(text)
+		text = string(before[:min(max(column-1, 0), len(before))]) + masked
+	}
+	text = secretText.ReplaceAllString(text, "${1}${2}"+masked)
 	runes := []rune(text)
 	at := min(max(column-1, 0), len(runes))
 	from := max(0, at-snippetColumns/2)

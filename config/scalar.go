@@ -80,7 +80,7 @@ func validPort(s string) bool {
 // isScalar says whether a type is written as one YAML scalar.
 func isScalar(t reflect.Type) bool {
 	switch t {
-	case typeOf[netip.Prefix](), typeOf[netip.Addr](), typeOf[net.HardwareAddr](), typeOf[time.Duration](), typeOf[Key](), typeOf[Port]():
+	case typeOf[netip.Prefix](), typeOf[netip.Addr](), typeOf[net.HardwareAddr](), typeOf[time.Duration](), typeOf[Key](), typeOf[PortRange](), typeOf[Detect](), typeOf[int]():
 		return true
 	}
 	return t.Kind() == reflect.String
@@ -104,8 +104,12 @@ func setScalar(v reflect.Value, tag reflect.StructTag, text string) error {
 		parsed, err = parseDuration(text, tag)
 	case Key:
 		parsed, err = parseKey(text)
-	case Port:
-		parsed, err = parsePort(text)
+	case PortRange:
+		parsed, err = parsePortRange(text)
+	case Detect:
+		parsed, err = parseDetect(text, tag)
+	case int:
+		parsed, err = parseInt(text, tag)
 	default:
 		if err = checkText(text, tag); err == nil {
 			v.SetString(text)
@@ -219,16 +223,16 @@ func shortDuration(d time.Duration) string {
 	return s
 }
 
-func parsePort(text string) (Port, error) {
-	number, protocol, slash := strings.Cut(text, "/")
-	if !slash && validPort(number) {
-		return Port{}, fmt.Errorf("%s has no protocol; write %s/tcp or %s/udp", quote(text), number, number)
+func parseInt(text string, tag reflect.StructTag) (int, error) {
+	least, most := tagCount(tag, "min"), tagCount(tag, "max")
+	n, err := strconv.Atoi(text)
+	if errors.Is(err, strconv.ErrSyntax) {
+		return 0, fmt.Errorf("%s must be a whole number; allowed: %d to %d", quote(text), least, most)
 	}
-	n, err := strconv.ParseUint(number, 10, 16)
-	if err != nil || n == 0 || protocol != "tcp" && protocol != "udp" {
-		return Port{}, fmt.Errorf("%s must be a port of 1 to 65535 with its protocol, such as 80/tcp or 53/udp", quote(text))
+	if err != nil || n < least || n > most {
+		return 0, fmt.Errorf("%s is out of range; allowed: %d to %d", quote(text), least, most)
 	}
-	return Port{Number: uint16(n), Protocol: protocol}, nil
+	return n, nil
 }
 
 // quote shows a value of the file in a message, cut to a readable length.
@@ -255,6 +259,13 @@ func scalarText(v reflect.Value) string {
 		return x.String()
 	case time.Duration:
 		return shortDuration(x)
+	case int:
+		return strconv.Itoa(x)
+	case Key:
+		if x == (Key{}) {
+			return ""
+		}
+		return masked
 	case fmt.Stringer:
 		return x.String()
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -11,9 +12,29 @@ import (
 // formed and the defaults filled in. It also fills in the values that are
 // derived from others.
 func (b *builder) validate() {
+	b.validateKeys()
 	b.validateVIP()
 	b.validateManagement()
+	b.validatePolicy()
 	b.validateServices()
+	b.validatePorts()
+}
+
+func (b *builder) validateKeys() {
+	const at = "cluster.accept-keys"
+	c := &b.config.Cluster
+	for i, k := range c.AcceptKeys {
+		switch {
+		case k == c.Key:
+			b.failAt("is cluster.key, which is accepted anyway; for a change of keys, give the other one", indexed(at, i), at, "cluster.key")
+		case slices.Index(c.AcceptKeys, k) < i:
+			b.failAt("is here twice", indexed(at, i), at)
+		}
+	}
+	if c.FlowKey == (Key{}) {
+		c.FlowKey = c.Key
+		b.config.origins["cluster.flow-key"] = origin{label: fromDerived}
+	}
 }
 
 func (b *builder) validateVIP() {
@@ -126,12 +147,39 @@ func (b *builder) validateManagement() {
 	}
 }
 
+func (b *builder) validatePolicy() {
+	p := &b.config.Policy
+	agree := func(key, have, want string) {
+		at := "policy." + key
+		if b.config.origins[at].label == fromDefault {
+			b.config.origins[at] = origin{label: fromDerived}
+			return
+		}
+		if have != want {
+			name := b.config.origins["policy.name"].where
+			b.failAt(fmt.Sprintf("is %s, but policy.name %s (%s) stands for %s; leave one of them out", have, p.Name, name, want), at, "policy.name")
+		}
+	}
+	if p.Name != "" {
+		want := pairs[p.Name]
+		agree("balance", string(p.Balance), string(want.balance))
+		agree("affinity", string(p.Affinity), string(want.affinity))
+		p.Balance, p.Affinity = want.balance, want.affinity
+		return
+	}
+	for name, pair := range pairs {
+		if p.Balance == pair.balance && p.Affinity == pair.affinity {
+			p.Name = name
+			b.config.origins["policy.name"] = origin{label: fromDerived}
+		}
+	}
+}
+
 // reserved are names that the log and the status use for the node's own parts.
 var reserved = map[string]bool{"init": true, "engine": true, "kernel": true}
 
 func (b *builder) validateServices() {
 	names := map[string]string{}
-	ports := map[Port]string{}
 	for i := range b.config.Services {
 		s, at := &b.config.Services[i], b.servicePath(i)
 		if reserved[s.Name] {
@@ -141,27 +189,81 @@ func (b *builder) validateServices() {
 			b.failAt(fmt.Sprintf("%q is the name of two services; each needs its own", s.Name), at+".name", names[s.Name])
 		}
 		names[s.Name] = at
-		if p := s.Run[0]; !path.IsAbs(p) || path.Clean(p) != p || strings.HasSuffix(p, "/") {
-			b.failAt(fmt.Sprintf("%s must be the full path of a program in the image, such as /bin/webd", quote(p)), at+".run")
-		}
-		for j, p := range s.Ports {
-			other, taken := ports[p]
-			if taken {
-				what := "service " + strings.TrimPrefix(other, "services.") + " has it too"
-				if other == at {
-					what = "it is here twice"
-				}
-				b.failAt(fmt.Sprintf("%v is not free: %s", p, what), indexed(at+".ports", j), at+".ports", other+".ports")
-			}
-			ports[p] = at
+		b.validateProgram(s.Run, at+".run")
+		if s.Affinity == "" {
+			s.Affinity = b.config.Policy.Affinity
+			b.config.origins[at+".affinity"] = origin{label: fromDerived}
 		}
 		b.validateHealth(&s.Health, at+".health")
 	}
 }
 
+// validatePorts checks that no port has two owners.
+func (b *builder) validatePorts() {
+	type claim struct {
+		PortRange
+		owner string // path
+		where string
+	}
+	var claims []claim
+	check := func(ports []PortRange, owner string) {
+		at := owner + ".ports"
+		for i, p := range ports {
+			for _, c := range claims {
+				if !p.Overlaps(c.PortRange) {
+					continue
+				}
+				what := "it is here twice"
+				if p != c.PortRange {
+					what = fmt.Sprintf("%v is here too", c.PortRange)
+				}
+				if c.owner != owner {
+					what = fmt.Sprintf("%s has %v (%s)", nameOf(c.owner), c.PortRange, c.where)
+				}
+				b.failAt(fmt.Sprintf("%v is not free: %s", p, what), indexed(at, i), at, c.owner+".ports")
+				break
+			}
+			o, _ := b.at(indexed(at, i))
+			claims = append(claims, claim{p, owner, o.where})
+		}
+	}
+	for i, s := range b.config.Services {
+		check(s.Ports, b.servicePath(i))
+	}
+	for i, r := range b.config.Rules {
+		check(r.Ports, indexed("rules", i))
+	}
+}
+
+// nameOf is how a message calls what is at a path: "service web", "rules[0]".
+func nameOf(path string) string {
+	if name, ok := strings.CutPrefix(path, "services."); ok {
+		return "service " + name
+	}
+	return path
+}
+
+func (b *builder) validateProgram(command []string, at string) {
+	if p := command[0]; !path.IsAbs(p) || path.Clean(p) != p || strings.HasSuffix(p, "/") {
+		b.failAt(fmt.Sprintf("%s must be the full path of a program in the image, such as /bin/webd", quote(p)), at)
+	}
+}
+
 func (b *builder) validateHealth(h *Health, at string) {
-	if h.HTTP != "" && h.TCP != "" {
-		b.failAt("has both http and tcp; choose one", at, at+".http", at+".tcp")
+	var checks []string
+	for _, c := range []struct {
+		name string
+		set  bool
+	}{{"http", h.HTTP != ""}, {"tcp", h.TCP != ""}, {"exec", len(h.Exec) > 0}} {
+		if c.set {
+			checks = append(checks, c.name)
+		}
+	}
+	if len(checks) > 1 {
+		b.failAt(fmt.Sprintf("has both %s and %s; choose one", checks[0], checks[1]), at, at+"."+checks[0], at+"."+checks[1])
+	}
+	if len(h.Exec) > 0 {
+		b.validateProgram(h.Exec, at+".exec")
 	}
 	if h.Timeout <= h.Interval {
 		return
@@ -172,21 +274,4 @@ func (b *builder) validateHealth(h *Health, at string) {
 		return
 	}
 	b.failAt(fmt.Sprintf("%s is longer than the interval of %s, so checks would pile up", shortDuration(h.Timeout), shortDuration(h.Interval)), at+".timeout", at+".interval")
-}
-
-// Warnings are what is allowed and yet is likely a mistake.
-func (c *Config) Warnings() []string {
-	var w []string
-	if c.Cluster.Key == demoKey {
-		w = append(w, "cluster.key is the published key of the demo; "+newKey)
-	}
-	if len(c.Services) == 0 {
-		w = append(w, "services is empty: the cluster answers ARP and ping, and nothing listens on the VIP")
-	}
-	for _, s := range c.Services {
-		if len(s.Ports) == 0 {
-			w = append(w, "services."+s.Name+" has no ports: its clients are spread as for affinity none")
-		}
-	}
-	return w
 }

@@ -129,7 +129,7 @@ func newConfigShowCmd() *cobra.Command {
 		Use:   "show [FILE]",
 		Short: "Print every effective value and where it came from",
 		Long: `Show prints every value that a node will use, and whether it is a default, was
-derived from another one, or stands in the file (with its line). The key is
+derived from another one, or stands in the file (with its line). Keys are
 masked.`,
 		Example: `  clonectl config show cluster.yaml
   clonectl config show --json | jq '.[] | select(.source != "default")'`,

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"strings"
 	"testing"
 
@@ -16,5 +17,55 @@ func TestSetThatIsWrong(t *testing.T) {
 	_, err := readConfig(cmd, []string{"-"}, []string{"system.log-level=debug", "vip.ipv5=10.0.0.9/24"})
 	if err == nil || !strings.HasPrefix(err.Error(), `--set vip.ipv5: vip: unknown name "ipv5"`) || strings.Contains(err.Error(), "ignored") {
 		t.Errorf("readConfig = %v", err)
+	}
+}
+
+// TestConfigShowsWhereValuesComeFrom has a value of each origin.
+func TestConfigShowsWhereValuesComeFrom(t *testing.T) {
+	cmd := newConfigShowCmd()
+	cmd.SetIn(bytes.NewReader(config.DemoYAML))
+	cmd.SetArgs([]string{"-", "--json", "--set", "policy.weights[0].mac=*:01", "--set", "policy.weights[0].weight=50", "--set", "cluster.drain=0"})
+	var out bytes.Buffer
+	cmd.SetOut(&out)
+	if err := cmd.Execute(); err != nil {
+		t.Fatal(err)
+	}
+	var entries []config.Entry
+	if err := json.Unmarshal(out.Bytes(), &entries); err != nil {
+		t.Fatal(err)
+	}
+	shown := map[string]config.Entry{}
+	for _, e := range entries {
+		shown[e.Path] = e
+	}
+	for _, want := range []config.Entry{
+		{Path: "cluster.flow-key", Value: "(secret)", Source: "derived"},
+		{Path: "cluster.drain", Value: "0s", Source: "cmdline"},
+		{Path: "policy.balance", Value: "even", Source: "derived"},
+		{Path: "policy.weights[0].mac", Value: "*:01", Source: "cmdline"},
+		{Path: "policy.weights[0].weight", Value: "50", Source: "cmdline"},
+		{Path: "rules", Value: "[]", Source: "default"},
+	} {
+		if got := shown[want.Path]; got != want {
+			t.Errorf("%s is shown as %+v; want %+v", want.Path, got, want)
+		}
+	}
+	if e := shown["cluster.detect"]; e.Value != "relaxed" || !strings.HasPrefix(e.Source, "standard input:") {
+		t.Errorf("cluster.detect is shown as %+v; want relaxed, and its line", e)
+	}
+}
+
+func TestConfigCheckWarns(t *testing.T) {
+	cmd := newConfigCheckCmd()
+	cmd.SetIn(bytes.NewReader(config.DemoYAML))
+	cmd.SetArgs([]string{"-"})
+	var out, warnings bytes.Buffer
+	cmd.SetOut(&out)
+	cmd.SetErr(&warnings)
+	if err := cmd.Execute(); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(out.String(), `ok: cluster "demo"`) || !strings.HasPrefix(warnings.String(), "warning: cluster.key is the published key") {
+		t.Errorf("check prints %q and warns %q", out.String(), warnings.String())
 	}
 }

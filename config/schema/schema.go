@@ -81,10 +81,12 @@ func mapType(t reflect.Type) *jsonschema.Schema {
 		return &jsonschema.Schema{Type: "string", Pattern: `^([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}$`}
 	case reflect.TypeFor[config.Key]():
 		return &jsonschema.Schema{Type: "string", Pattern: `^[A-Za-z0-9+/]{43}=$`}
-	case reflect.TypeFor[config.Port]():
-		return &jsonschema.Schema{Type: "string", Pattern: `^[0-9]{1,5}/(tcp|udp)$`}
+	case reflect.TypeFor[config.PortRange]():
+		return &jsonschema.Schema{Type: "string", Pattern: `^[0-9]{1,5}(-[0-9]{1,5})?/(tcp|udp)$`}
 	case reflect.TypeFor[time.Duration]():
 		return &jsonschema.Schema{Type: "string", Pattern: `^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$`}
+	case reflect.TypeFor[config.Detect]():
+		return &jsonschema.Schema{Type: "string", Pattern: `^(normal|fast|relaxed|([0-9]+(\.[0-9]+)?(ms|s|m|h))+)$`}
 	}
 	return nil
 }
@@ -123,6 +125,12 @@ func refine(t reflect.Type, s *jsonschema.Schema, comments map[string]string) {
 		if d := f.tag.Get("default"); d != "" {
 			p.Default = d
 		}
+		if f.typ.Kind() == reflect.Int {
+			p.Minimum, p.Maximum = json.Number(f.tag.Get("min")), json.Number(f.tag.Get("max"))
+			if p.Default != nil {
+				p.Default = json.Number(f.tag.Get("default"))
+			}
+		}
 		if f.tag.Get("zero") != "" {
 			p.OneOf = []*jsonschema.Schema{{Type: "string", Pattern: p.Pattern}, {Const: 0}}
 			p.Type, p.Pattern = "", ""
@@ -156,7 +164,7 @@ type field struct {
 	tag      reflect.StructTag
 	required bool
 	enum     []string
-	allowed  string // the range of a duration
+	allowed  string // the range of a duration or number
 }
 
 func fields(t reflect.Type) func(yield func(field) bool) {
@@ -170,7 +178,8 @@ func fields(t reflect.Type) func(yield func(field) bool) {
 			if e := sf.Tag.Get("enum"); e != "" {
 				f.enum = strings.Split(e, ",")
 			}
-			if sf.Type == reflect.TypeFor[time.Duration]() {
+			switch sf.Type {
+			case reflect.TypeFor[time.Duration](), reflect.TypeFor[config.Detect](), reflect.TypeFor[int]():
 				f.allowed = sf.Tag.Get("min") + " to " + sf.Tag.Get("max")
 				if z := sf.Tag.Get("zero"); z != "" {
 					f.allowed = "0 (" + z + ") or " + f.allowed
@@ -200,8 +209,10 @@ strictly: an unknown key or a value out of range is an error that names its line
 
 Every value can be overridden by a kernel parameter, ` + "`clonecluster.PATH=VALUE`" + `:
 ` + "`clonecluster.system.log-level=debug`" + `, ` + "`clonecluster.services.web.affinity=client`" + `.
-Lists are written with commas. A parameter that is not right is reported on the
-console and ignored.
+Lists are written with commas. Of a list of maps a parameter names one entry by its
+number, from 0; the number after the last makes a new entry:
+` + "`clonecluster.policy.weights[0].mac=* clonecluster.policy.weights[0].weight=50`" + `.
+A parameter that is not right is reported on the console and ignored.
 
 A commented example:
 
@@ -229,7 +240,7 @@ func section(b *strings.Builder, t reflect.Type, s *jsonschema.Schema, at string
 		}
 		switch {
 		case p.Items != nil && p.Items.Properties != nil:
-			later = append(later, below{f.typ.Elem(), p.Items, at + f.key + "[]"})
+			later = append(later, below{f.typ.Elem(), p.Items, strings.TrimPrefix(at+".", ".") + f.key + "[]"})
 			continue
 		case p.Properties != nil:
 			later = append(later, below{f.typ, p, strings.TrimPrefix(at+".", ".") + f.key})

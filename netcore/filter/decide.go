@@ -113,8 +113,12 @@ func (f *Filter) flow(p *packet, now int64, s Sockets) Verdict {
 	default:
 		return DropProtocol
 	}
+	port := f.port(p.proto, p.dstPort)
+	if port&portDisabled != 0 {
+		return DropDisabled
+	}
 	bucket := f.flowBucket(p.src, p.dst, p.srcPort, p.dstPort, p.proto)
-	if p.kind != kindSYN && f.port(p.proto, p.dstPort)&portLocal != 0 {
+	if p.kind != kindSYN && port&portLocal != 0 {
 		if isHeld(f.held(p.proto), bucket, now) {
 			return AcceptOwn
 		}
@@ -140,8 +144,12 @@ func (f *Filter) icmpError(p *packet, now int64, s Sockets) Verdict {
 	own := false
 	switch q.kind {
 	case kindTCP, kindUDP:
+		port := f.port(q.proto, q.dstPort)
+		if port&portDisabled != 0 {
+			return DropDisabled
+		}
 		bucket = f.flowBucket(q.src, q.dst, q.srcPort, q.dstPort, q.proto)
-		own = f.port(q.proto, q.dstPort)&portLocal != 0
+		own = port&portLocal != 0
 	case kindEcho, kindEchoReply:
 		bucket = f.clientBucket(q.src, q.dst)
 		own = q.kind == kindEcho

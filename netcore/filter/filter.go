@@ -21,17 +21,26 @@
 // Sockets all are let through: the kernel knows no socket, and Egress swallows
 // its RST, so that costs time and breaks nothing.
 //
+// # Ports
+//
+// A Rule gives a port its affinity; ports without one have Config.Default. What
+// comes to a port whose Rule has Disabled, and any ICMP error about what the VIP
+// sent from there, is drop-disabled on every node, whatever the table says and
+// whoever holds the bucket: only what leaves from there goes as from any other
+// port. Later fragments show no ports and still come in, but their first one
+// does not.
+//
 // # What has no ports
 //
-// Echo requests, ARP requests and neighbour solicitations fall into the
-// bucket of the client's address: one node answers all of a client's pings,
-// whatever identifier they carry, so a ping shows neither loss nor DUP when
-// traffic is healthy. ICMP errors fall into the bucket of the packet they
-// quote, which the VIP sent, so source and destination swap; the router that
-// sent the error does not matter. Fragments after the first have no ports and
-// are accepted by every node; the first one goes where its ports say, so only
-// that node can put the packet together. What the others keep until it times
-// out is bounded by the kernel (ipfrag_high_thresh, ip6frag_high_thresh).
+// Echo requests, ARP requests and neighbour solicitations fall into the bucket
+// of the client's address, whatever Default says: one node answers all of a
+// client's pings, whatever identifier they carry, so a ping shows neither loss
+// nor DUP when traffic is healthy. ICMP errors fall into the bucket of the
+// packet they quote, which the VIP sent, so source and destination swap; the
+// router that sent the error does not matter. Fragments after the first have no
+// ports and are accepted by every node; the first one goes where its ports say,
+// so only that node can put the packet together. What the others keep until it
+// times out is bounded by the kernel (ipfrag_high_thresh, ip6frag_high_thresh).
 //
 // # Flows that nodes open from the VIP
 //
@@ -139,19 +148,23 @@ const (
 	holdSlack = int64(time.Second)
 )
 
-// Rule gives the ports PortLo to PortHi of one protocol an affinity.
+// Rule gives the ports PortLo to PortHi of one protocol an affinity, or
+// disables them.
 type Rule struct {
 	Proto          uint8  // ProtoTCP or ProtoUDP
 	PortLo, PortHi uint16 // 1 to 65535, both included
 	Affinity       Affinity
+	Disabled       bool // nothing to these ports is taken; AffinityNone
 }
 
-// Config is what a Filter is built from; it is the same on every node.
+// Config is what a Filter is built from. But for LocalPorts and MaxFrame it must
+// be the same on every node; Fingerprint is what nodes compare.
 type Config struct {
 	CloneMAC   [6]byte    // unicast
 	VIP4, VIP6 netip.Addr // at least one is valid
 	HashKey    [16]byte   // secret: nobody can craft flows that fall on one node
-	Rules      []Rule     // must not overlap; ports without one have AffinityNone
+	Default    Affinity   // of ports without a rule
+	Rules      []Rule     // must not overlap
 	// LocalPorts is the kernel's ip_local_port_range: where the flows that
 	// nodes open from the VIP have their port. Zero: 32768 to 60999.
 	LocalPorts [2]uint16
@@ -190,6 +203,8 @@ type Sockets interface {
 // What portTable knows of a port.
 const (
 	portAffinity = 0x03
+	portDisabled = 0x20
+	portRuled    = 0x40
 	portLocal    = 0x80 // nodes open flows from it
 )
 
@@ -249,34 +264,46 @@ func New(cfg Config) (*Filter, error) {
 	case f.maxFrame < etherHeader:
 		return nil, fmt.Errorf("longest frame of %d bytes is less than an Ethernet header", f.maxFrame)
 	}
-	if err := f.setPorts(cfg.Rules, cfg.LocalPorts); err != nil {
+	if err := f.setPorts(cfg); err != nil {
 		return nil, err
 	}
 	f.table.Store(new(Table))
 	return f, nil
 }
 
-func (f *Filter) setPorts(rules []Rule, local [2]uint16) error {
+func (f *Filter) setPorts(cfg Config) error {
+	if cfg.Default >= affinities {
+		return fmt.Errorf("default affinity %d is not valid", cfg.Default)
+	}
+	local := cfg.LocalPorts
 	if local == [2]uint16{} {
 		local = [2]uint16{32768, 60999}
 	}
 	if local[0] > local[1] {
 		return fmt.Errorf("local ports %d to %d: first is above last", local[0], local[1])
 	}
-	for p := int(local[0]); p <= int(local[1]); p++ {
-		f.tcp[p], f.udp[p] = portLocal, portLocal
+	for p := range f.tcp {
+		f.tcp[p] = uint8(cfg.Default)
+		if p >= int(local[0]) && p <= int(local[1]) {
+			f.tcp[p] |= portLocal
+		}
 	}
-	const covered = 0x40
-	for _, r := range rules {
-		if r.Proto != ProtoTCP && r.Proto != ProtoUDP || r.PortLo == 0 || r.PortLo > r.PortHi || r.Affinity >= affinities {
+	*f.udp = *f.tcp
+	for _, r := range cfg.Rules {
+		if r.Proto != ProtoTCP && r.Proto != ProtoUDP || r.PortLo == 0 || r.PortLo > r.PortHi ||
+			r.Affinity >= affinities || r.Disabled && r.Affinity != AffinityNone {
 			return fmt.Errorf("rule %+v is not valid", r)
+		}
+		is := portRuled | uint8(r.Affinity)
+		if r.Disabled {
+			is |= portDisabled
 		}
 		for p := int(r.PortLo); p <= int(r.PortHi); p++ {
 			t := f.ports(r.Proto)
-			if t[p]&covered != 0 {
+			if t[p]&portRuled != 0 {
 				return fmt.Errorf("rule %+v: port %d has a rule already", r, p)
 			}
-			t[p] = covered | uint8(r.Affinity)
+			t[p] = is
 		}
 	}
 	return nil

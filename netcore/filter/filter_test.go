@@ -36,6 +36,7 @@ func ingressCases() []frameCase {
 		add(stateCases(ip.client, ip.vip)...)
 		add(ownFlowCases(ip.client, ip.vip)...)
 		add(errorCases(ip.client, ip.vip)...)
+		add(disabledCases(ip.client, ip.vip, ip.other)...)
 	}
 	add(linkCases()...)
 	add(ipv4Cases()...)
@@ -156,6 +157,52 @@ func errorCases(client, vip netip.Addr) []frameCase {
 		frameCase{name: "error with half a quoted port", frame: quote(flow, 20+2), state: Settled, want: "drop-malformed"},
 		frameCase{name: "error with nothing quoted", frame: quote(flow, 1), state: Settled, want: "drop-malformed"},
 	)
+}
+
+// disabledCases is what comes to ports that no node serves, and what comes to
+// others from the same ports of the client's.
+func disabledCases(client, vip, other netip.Addr) []frameCase {
+	var cases []frameCase
+	for s := range State(states) {
+		for _, held := range []bool{false, true} {
+			add := func(name string, frame []byte, want string) {
+				cases = append(cases, frameCase{name: name, frame: frame, state: s, held: held, sockets: looksUp(SocketEstablished), want: want})
+			}
+			for _, port := range []uint16{offPort, offLocalPort} {
+				for _, flags := range []string{"S", "SA", "A", "PA", "FA", "R", "RA", ""} {
+					add(fmt.Sprintf("%q to disabled port %d", flags, port), tcp(client, vip, clientPort, port, flags), "drop-disabled")
+				}
+				add("datagram to a disabled port", udp(client, vip, clientPort, port), "drop-disabled")
+				add("error about a segment from a disabled port", quote(tcp(vip, client, port, clientPort, "A"), 2000), "drop-disabled")
+				add("error about a datagram from a disabled port", quote(udp(vip, client, port, clientPort), 48), "drop-disabled")
+				add("another address's disabled port", toAddr(tcp(client, vip, clientPort, port, "S"), other), "drop-not-ours")
+			}
+			add("first fragment to a disabled port", firstFragment(udp(client, vip, clientPort, offPort)), "drop-disabled")
+		}
+	}
+	return append(cases,
+		frameCase{name: "SYN to a disabled port, without a lease", frame: tcp(client, vip, clientPort, offPort, "S"), state: Settled, fenced: true, want: "drop-disabled"},
+		frameCase{name: "SYN from a port that is disabled here", frame: tcp(client, vip, offPort, 80, "S"), state: Settled, want: "accept-new"},
+		frameCase{name: "datagram from a port that is disabled here", frame: udp(client, vip, offPort, 53), state: Settled, want: "accept-new"},
+		frameCase{name: "error about a segment to a port that is disabled here", frame: quote(tcp(vip, client, 80, offPort, "A"), 48), state: Settled, want: "accept-error"},
+		frameCase{name: "port beside a disabled one", frame: tcp(client, vip, clientPort, offPort+1, "S"), state: Settled, want: "accept-new"},
+	)
+}
+
+// firstFragment makes the packet of a frame the first part of a longer one.
+func firstFragment(frame []byte) []byte {
+	if frame[etherHeader]>>4 == 4 {
+		return fragment4(frame, 0, true)
+	}
+	return extend6(frame, fragment6(0, true))
+}
+
+// toAddr sends the packet of a frame to another address.
+func toAddr(frame []byte, dst netip.Addr) []byte {
+	if dst.Is4() {
+		return patch(frame, etherHeader+16, dst.AsSlice()...)
+	}
+	return patch(frame, etherHeader+24, dst.AsSlice()...)
 }
 
 func linkCases() []frameCase {
@@ -512,6 +559,10 @@ func egressCases() []frameCase {
 			send("data of a local port", s, tcp(ip.vip, ip.client, localPort, clientPort, "PA"), "send")
 			send("RST ACK of a local port", s, tcp(ip.vip, ip.client, localPort, clientPort, "RA"), "send")
 			send("echo", s, echo(ip.vip, ip.client), "send-open")
+			send("SYN of a disabled port", s, tcp(ip.vip, ip.client, offLocalPort, 443, "S"), "send-open")
+			send("SYN ACK of a disabled port", s, tcp(ip.vip, ip.client, offPort, clientPort, "SA"), "send")
+			send("RST of a disabled port", s, tcp(ip.vip, ip.client, offPort, clientPort, "R"), rst)
+			send("datagram of a disabled port", s, udp(ip.vip, ip.client, offPort, clientPort), "send")
 		}
 		open := tcp(ip.vip, ip.client, localPort, 443, "S")
 		send("SYN cut", Settled, open[:len(open)-5], "drop-egress-malformed")
@@ -801,7 +852,7 @@ func TestStrangersOpenNoHold(t *testing.T) {
 
 func TestRuledPortsAreNotLocal(t *testing.T) {
 	cfg := testConfig()
-	cfg.Rules = []Rule{{ProtoTCP, localPort, localPort, AffinityClient}}
+	cfg.Rules = []Rule{{ProtoTCP, localPort, localPort, AffinityClient, false}}
 	f := newFilter(t, cfg, Settled)
 	if got := f.Ingress(tcp(client4, vip4, clientPort, localPort, "A"), testNow, nil); got != AcceptFlow {
 		t.Errorf("segment to a ruled port: %v; want accept-flow", got)
@@ -819,6 +870,40 @@ func TestRuledPortsAreNotLocal(t *testing.T) {
 	}
 	if got := f.Ingress(tcp(client4, vip4, clientPort, localPort, "A"), testNow, nil); got != AcceptFlow {
 		t.Errorf("segment above the configured local ports: %v; want accept-flow", got)
+	}
+}
+
+// TestDefaultAffinity: the default is that of every port without a rule, local
+// ones too, and of nothing else.
+func TestDefaultAffinity(t *testing.T) {
+	cfg := testConfig()
+	cfg.Rules = append(cfg.Rules, Rule{Proto: ProtoTCP, PortLo: 80, PortHi: 80, Affinity: AffinityNone})
+	none := newFilter(t, cfg, Settled)
+	for _, want := range []Affinity{AffinityNone, AffinityClient, AffinityNetwork, AffinitySingle} {
+		cfg.Default = want
+		f := newFilter(t, cfg, Settled)
+		for _, ip := range clientIPs {
+			tuple := func(proto uint8, port uint16) Tuple {
+				return Tuple{proto, netip.AddrPortFrom(ip.vip, port), netip.AddrPortFrom(ip.client, clientPort)}
+			}
+			for _, port := range []uint16{0, 22, 81, localPort, 65535} {
+				for _, proto := range []uint8{ProtoTCP, ProtoUDP} {
+					k := makeFlowKey(want, addrOf(ip.client), addrOf(ip.vip), clientPort, port, proto)
+					if got := f.Bucket(tuple(proto, port)); got != f.hash.bucket(&k) {
+						t.Errorf("default %d: %v: bucket %d; want %d", want, tuple(proto, port), got, f.hash.bucket(&k))
+					}
+				}
+			}
+			if got, want := f.Bucket(tuple(ProtoTCP, 80)), none.Bucket(tuple(ProtoTCP, 80)); got != want {
+				t.Errorf("default %d: the bucket of a port with a rule is %d; want %d", cfg.Default, got, want)
+			}
+			if got, want := f.ClientBucket(ip.client), none.ClientBucket(ip.client); got != want {
+				t.Errorf("default %d: the client's bucket is %d; want %d", cfg.Default, got, want)
+			}
+		}
+		if got := f.Ingress(tcp(client4, vip4, 443, localPort, "A"), testNow, nil); got != DropNoSocket {
+			t.Errorf("default %d: segment to a local port: %v; want drop-no-socket", want, got)
+		}
 	}
 }
 
@@ -915,11 +1000,13 @@ func TestNewRefuses(t *testing.T) {
 		"loopback IPv6":      func(c *Config) { c.VIP6 = netip.IPv6Loopback() },
 		"tiny frames":        func(c *Config) { c.MaxFrame = 13 },
 		"local ports":        func(c *Config) { c.LocalPorts = [2]uint16{2, 1} },
-		"rule for ICMP":      func(c *Config) { c.Rules = []Rule{{1, 1, 1, AffinityNone}} },
-		"rule for port 0":    func(c *Config) { c.Rules = []Rule{{ProtoTCP, 0, 1, AffinityNone}} },
-		"rule upside down":   func(c *Config) { c.Rules = []Rule{{ProtoTCP, 2, 1, AffinityNone}} },
-		"unknown affinity":   func(c *Config) { c.Rules = []Rule{{ProtoTCP, 1, 1, affinities}} },
-		"rules that overlap": func(c *Config) { c.Rules = []Rule{{ProtoTCP, 1, 9, 1}, {ProtoTCP, 9, 10, 1}} },
+		"rule for ICMP":      func(c *Config) { c.Rules = []Rule{{1, 1, 1, AffinityNone, false}} },
+		"rule for port 0":    func(c *Config) { c.Rules = []Rule{{ProtoTCP, 0, 1, AffinityNone, false}} },
+		"rule upside down":   func(c *Config) { c.Rules = []Rule{{ProtoTCP, 2, 1, AffinityNone, false}} },
+		"unknown default":    func(c *Config) { c.Default = affinities },
+		"disabled affinity":  func(c *Config) { c.Rules = []Rule{{ProtoTCP, 1, 1, AffinitySingle, true}} },
+		"unknown affinity":   func(c *Config) { c.Rules = []Rule{{ProtoTCP, 1, 1, affinities, false}} },
+		"rules that overlap": func(c *Config) { c.Rules = []Rule{{ProtoTCP, 1, 9, 1, false}, {ProtoTCP, 9, 10, 1, false}} },
 	} {
 		cfg := testConfig()
 		change(&cfg)
@@ -934,7 +1021,7 @@ func TestNewRefuses(t *testing.T) {
 func TestOneNodeTakesEachNewFlow(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	cfg := testConfig()
-	cfg.Rules = []Rule{{ProtoTCP, 80, 80, AffinityClient}, {ProtoTCP, 443, 443, AffinityNetwork}, {ProtoUDP, 53, 53, AffinitySingle}}
+	cfg.Rules = []Rule{{ProtoTCP, 80, 80, AffinityClient, false}, {ProtoTCP, 443, 443, AffinityNetwork, false}, {ProtoUDP, 53, 53, AffinitySingle, false}}
 	for _, n := range []int{1, 2, 3, 7, 64} {
 		nodes := make([]*Filter, n)
 		tables := make([]Table, n)

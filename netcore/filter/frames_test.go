@@ -29,10 +29,18 @@ var (
 	testKey = [16]byte{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}
 )
 
-const clientPort, localPort = 50001, 40000
+// localPort is one from which nodes open flows, offPort one that is disabled,
+// and offLocalPort both.
+const clientPort, localPort, offPort, offLocalPort = 50001, 40000, 7, 45000
 
 func testConfig() Config {
-	return Config{CloneMAC: cloneMAC, VIP4: vip4, VIP6: vip6, HashKey: testKey}
+	var off []Rule
+	for _, proto := range []uint8{ProtoTCP, ProtoUDP} {
+		for _, port := range []uint16{offPort, offLocalPort} {
+			off = append(off, Rule{Proto: proto, PortLo: port, PortHi: port, Disabled: true})
+		}
+	}
+	return Config{CloneMAC: cloneMAC, VIP4: vip4, VIP6: vip6, HashKey: testKey, Rules: off}
 }
 
 func clone() net.HardwareAddr { return net.HardwareAddr(cloneMAC[:]) }

@@ -33,7 +33,7 @@ func FuzzIngress(f *testing.F) {
 		filter := filters[state%uint8(states)]
 		before := bytes.Clone(frame)
 		v := filter.Ingress(frame, testNow, nil)
-		if v == 0 || v > DropConflict {
+		if v == 0 || v > DropDisabled {
 			t.Fatalf("verdict %d", v)
 		}
 		if again := filter.Ingress(frame, testNow, nil); again != v || !bytes.Equal(before, frame) {
@@ -68,11 +68,25 @@ func FuzzIngress(f *testing.F) {
 		case !toClone:
 			t.Fatalf("%v of a frame to % x", v, frame[:6])
 		case etherType == etherIPv4 && bytes.Equal(b[16:20], vip4) && !bytes.Equal(b[12:16], vip4):
+			notDisabled(t, v, b[9], b[int(b[0]&15)*4:])
 		case etherType == etherIPv6 && bytes.Equal(b[24:40], vip6) && !bytes.Equal(b[8:24], vip6):
+			notDisabled(t, v, b[6], b[40:])
 		default:
 			t.Fatalf("%v of a packet not to the VIP", v)
 		}
 	})
+}
+
+// notDisabled fails when a segment or datagram that was taken is for a disabled
+// port.
+func notDisabled(t *testing.T, v Verdict, proto uint8, transport []byte) {
+	t.Helper()
+	if v == AcceptFragment || proto != ProtoTCP && proto != ProtoUDP {
+		return
+	}
+	if port := binary.BigEndian.Uint16(transport[2:]); port == offPort || port == offLocalPort {
+		t.Fatalf("%v of a packet to port %d, which is disabled", v, port)
+	}
 }
 
 func FuzzEgress(f *testing.F) {

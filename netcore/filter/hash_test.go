@@ -132,7 +132,7 @@ func TestBuckets(t *testing.T) {
 
 		cfg := testConfig()
 		cfg.HashKey = key
-		cfg.Rules = []Rule{{c.Proto, c.VIPPort, c.VIPPort, a}}
+		cfg.Rules = []Rule{{Proto: c.Proto, PortLo: c.VIPPort, PortHi: c.VIPPort, Affinity: a}}
 		f := newFilter(t, cfg, Foreign)
 		if got := f.Bucket(Tuple{c.Proto, netip.AddrPortFrom(c.VIP, c.VIPPort), netip.AddrPortFrom(c.Client, c.ClientPort)}); got != c.Bucket {
 			t.Errorf("%s: bucket %d; want %d", name, got, c.Bucket)

@@ -62,6 +62,8 @@ const (
 	DropOwnAnnouncement
 	// DropConflict: a stranger claims the VIP or the clone MAC.
 	DropConflict
+	// DropDisabled: a port that the cluster does not serve, by a Rule.
+	DropDisabled
 
 	// Send: a frame from clone0 that may leave.
 	Send
@@ -107,6 +109,7 @@ var verdictNames = [Verdicts]string{
 	DropRouter:          "drop-router",
 	DropOwnAnnouncement: "drop-own-announcement",
 	DropConflict:        "drop-conflict",
+	DropDisabled:        "drop-disabled",
 	Send:                "send",
 	SendOpen:            "send-open",
 	DropRST:             "drop-rst",
