@@ -9,10 +9,9 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
-	"net/http/httptest"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -200,74 +199,36 @@ func openFiles(t *testing.T) int {
 	return len(d)
 }
 
-func TestProbeHTTP(t *testing.T) {
-	hang := make(chan struct{})
-	mux := http.NewServeMux()
-	mux.HandleFunc("/ok", func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Query().Get("q") != "1" {
-			w.WriteHeader(400)
-		}
-	})
-	mux.HandleFunc("/no", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503) })
-	mux.HandleFunc("/moved", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/ok", http.StatusFound) })
-	mux.HandleFunc("/hang", func(http.ResponseWriter, *http.Request) { <-hang })
-	srv := httptest.NewServer(mux)
-	defer srv.Close()
-	defer close(hang)
-	raw := func(answer string) string {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { l.Close() })
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				c.Read(make([]byte, 1024))
-				io.WriteString(c, answer)
-				c.Close()
-			}
-		}()
-		return "http://" + l.Addr().String() + "/"
-	}
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
+// TestInitRunsNoExec: os/exec waits for its children itself, and in init the loop
+// alone reaps.
+func TestInitRunsNoExec(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", ".").Output()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("go list -deps: %v", err)
 	}
-	closed.Close()
-	for _, tt := range []struct{ http, tcp, want string }{
-		{http: srv.URL + "/ok?q=1", want: "<nil>"},
-		{http: srv.URL + "/ok", want: "the answer is 400 Bad Request"},
-		{http: srv.URL + "/no", want: "the answer is 503 Service Unavailable"},
-		{http: srv.URL + "/moved", want: "the answer is 302 Found"},
-		{http: srv.URL + "/hang", want: "no answer in time"},
-		{http: "http://" + closed.Addr().String() + "/", want: "connection refused"},
-		{http: raw("SSH-2.0-x\r\n"), want: "the answer is not HTTP"},
-		{http: raw(""), want: "the answer is not HTTP"},
-		{http: raw(strings.Repeat("x", 10_000)), want: "the answer is not HTTP"},
-		{http: raw("HTTP/1.1 200\r\n"), want: "<nil>"},
-		{tcp: srv.Listener.Addr().String(), want: "<nil>"},
-		{tcp: closed.Addr().String(), want: "connection refused"},
-	} {
-		err := probe(t.Context(), config.Health{HTTP: tt.http, TCP: tt.tcp, Timeout: time.Second})
-		if got := fmt.Sprint(err); got != tt.want {
-			t.Errorf("probe(%s%s) = %q; want %q", tt.http, tt.tcp, got, tt.want)
-		}
+	deps := strings.Fields(string(out))
+	if !slices.Contains(deps, "clonecluster/netcore/health/probe") {
+		t.Errorf("init does not ask its services by package probe: %d dependencies", len(deps))
+	}
+	if slices.Contains(deps, "os/exec") {
+		t.Error("init imports os/exec")
 	}
 }
 
-func FuzzStatusLine(f *testing.F) {
-	f.Add("HTTP/1.1 200 OK\r\n")
-	f.Add("HTTP/1.1 2")
-	f.Add("")
-	f.Fuzz(func(t *testing.T, line string) {
-		if err := statusLine(line); err == nil && !strings.Contains(line, " 2") {
-			t.Errorf("statusLine(%q) = nil", line)
+// TestQuestion: a service whose check init cannot run counts by its process.
+func TestQuestion(t *testing.T) {
+	for _, tt := range []struct {
+		health config.Health
+		asks   bool
+	}{
+		{config.Health{HTTP: "http://127.0.0.1/"}, true},
+		{config.Health{TCP: "127.0.0.1:25"}, true},
+		{config.Health{Interval: time.Second}, false},
+	} {
+		if got := question(tt.health) != nil; got != tt.asks {
+			t.Errorf("init asks %+v: %v; want %v", tt.health, got, tt.asks)
 		}
-	})
+	}
 }
 
 func TestKernelStages(t *testing.T) {

@@ -32,6 +32,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"clonecluster/config"
+	"clonecluster/netcore/health/probe"
 	"clonecluster/netcore/nic"
 )
 
@@ -99,7 +100,7 @@ func appliance() environment {
 		cmdline:    "/proc/cmdline",
 		configFile: ConfigFile,
 		runDir:     RunDir,
-		engine:     []string{EngineBinary, "--config", "CONFIG", "--interface", "NIC", "--drain", defaultPolicy.ServiceGrace.String()},
+		engine:     []string{EngineBinary, "--config", "CONFIG", "--interface", "NIC"},
 		policy:     defaultPolicy,
 		setClock:   true,
 		arm:        openWatchdog,
@@ -370,9 +371,14 @@ func (p *pid1) prepare() {
 			armed = p.dog.Timeout
 		}
 		policy = policy.withWatchdog(p.config.System.Watchdog, armed)
+		// The engine waits that long for the others to take over.
+		policy.LeaveMost += 2 * p.config.Cluster.Detect.Dead()
+		if d := p.config.Cluster.Drain; d > defaultPolicy.ServiceGrace {
+			policy.ServiceGrace = d
+		}
 		specs = append(specs, spec{Name: "engine", Engine: true})
 		for _, s := range p.config.Services {
-			specs = append(specs, spec{Name: s.Name, Checked: s.Health.HTTP != "" || s.Health.TCP != ""})
+			specs = append(specs, spec{Name: s.Name, Checked: question(s.Health) != nil})
 		}
 		file := filepath.Join(p.env.runDir, filepath.Base(EngineConfig))
 		if err := os.WriteFile(file, p.config.Clear(), 0o600); err != nil {
@@ -628,7 +634,7 @@ func (p *pid1) start(c *child) {
 		health, pid := s.Health, pid
 		go func() {
 			defer catch(p.log, "the health check of "+name)
-			probes(ctx, health, func(err error) {
+			probe.Repeat(ctx, health.Interval, health.Timeout, question(health), func(err error) {
 				p.tell(func() { p.sup.checked(name, pid, err, sinceBoot()) })
 			})
 		}()

@@ -1,0 +1,92 @@
+package load
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"math/bits"
+	"os"
+	"strconv"
+	"strings"
+)
+
+// ProcStat is the file to give to ReadStat.
+const ProcStat = "/proc/stat"
+
+// Stat is the time that all CPUs together have spent since boot, in ticks (a
+// hundredth of a second, of each CPU).
+type Stat struct {
+	// Busy is everything but Idle. Steal counts: it is work that this machine
+	// wanted to do and was not let.
+	Busy uint64
+	Idle uint64 // idle and iowait
+}
+
+// ReadStat reads a file in the form of /proc/stat.
+func ReadStat(path string) (Stat, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return Stat{}, fmt.Errorf("reading the CPU times: %w", err)
+	}
+	defer f.Close()
+	s, err := parseStat(f)
+	if err != nil {
+		return Stat{}, fmt.Errorf("reading the CPU times from %s: %w", path, err)
+	}
+	return s, nil
+}
+
+// The columns of the line "cpu" (proc_stat(5)). Guest time is part of user and
+// nice, so what comes after steal would count twice.
+const (
+	columnIdle   = 3
+	columnIOWait = 4
+	columnSteal  = 7
+)
+
+// parseStat reads the first line, the sum over all CPUs. Kernels before 2.6.11
+// have fewer columns.
+func parseStat(r io.Reader) (s Stat, err error) {
+	const longest = 512 // ten numbers of at most 20 digits
+	line, err := bufio.NewReaderSize(io.LimitReader(r, longest), longest).ReadString('\n')
+	if err != nil {
+		return Stat{}, errors.New("the first line has no end")
+	}
+	fields := strings.Fields(line)
+	if len(fields) < columnIOWait+1 || fields[0] != "cpu" {
+		return Stat{}, errors.New("the first line is not that of all CPUs")
+	}
+	for i, text := range fields[1:] {
+		if i > columnSteal {
+			break
+		}
+		ticks, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			return Stat{}, err
+		}
+		sum := &s.Busy
+		if i == columnIdle || i == columnIOWait {
+			sum = &s.Idle
+		}
+		var carry uint64
+		if *sum, carry = bits.Add64(*sum, ticks, 0); carry != 0 {
+			return Stat{}, errors.New("the times overflow")
+		}
+	}
+	return s, nil
+}
+
+// share is how much of the time between two readings was busy, 0 to 1; false if
+// they do not tell: no tick has passed, or a counter has gone back, as that of
+// iowait may (proc_stat(5)).
+func share(from, to Stat) (float64, bool) {
+	if to.Busy < from.Busy || to.Idle < from.Idle {
+		return 0, false
+	}
+	busy, idle := float64(to.Busy-from.Busy), float64(to.Idle-from.Idle)
+	if busy+idle == 0 {
+		return 0, false
+	}
+	return busy / (busy + idle), true
+}
