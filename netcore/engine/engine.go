@@ -1,5 +1,6 @@
 // Package engine is a node's data plane put together: the NIC, the filter, the
-// raw datapath and the presence protocol, from one configuration. It runs as
+// raw datapath, the membership protocol, the services' health and the machine's
+// load, from one configuration. It runs as
 // cloned on any Linux host and as a child of the appliance's init.
 //
 // An engine that ends by itself or crashes leaves clone0 and the kernel's
@@ -18,6 +19,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -25,8 +27,10 @@ import (
 
 	"clonecluster/config"
 	"clonecluster/netcore/filter"
+	"clonecluster/netcore/health"
+	"clonecluster/netcore/load"
+	"clonecluster/netcore/membership"
 	"clonecluster/netcore/nic"
-	"clonecluster/netcore/presence"
 	"clonecluster/netcore/raw"
 )
 
@@ -37,18 +41,21 @@ type Options struct {
 	Interface string
 	Logger    *slog.Logger
 	// Notify is told the engine's state in the words of sd_notify(3): READY=1,
-	// STATUS=…, STOPPING=1, and WATCHDOG=1 while both directions of the
-	// datapath and the presence protocol prove alive. May be nil.
+	// STATUS=…, STOPPING=1 when a stop has given all buckets away, and WATCHDOG=1 while both directions of the
+	// datapath and the membership protocol prove alive. May be nil.
 	Notify func(state string)
 	// StatusSocket is the path of the unix socket that serves GET /v1/status.
 	// Empty: none.
 	StatusSocket string
-	// Presence are the protocol's times. Zero: presence.DefaultParams.
-	Presence presence.Params
 	// Drain bounds how long a stop waits for the flows of this node to end.
+	// Negative: as the configuration says.
 	Drain time.Duration
 	// Heartbeat is the time between two WATCHDOG=1. Zero: 1 s.
 	Heartbeat time.Duration
+	// Intercept, if set, may change each table before it is installed: for tests
+	// of what must hold even if the protocol is wrong. It is also called every 10 ms
+	// with the last table.
+	Intercept func(*filter.Table)
 }
 
 // Engine is one running engine.
@@ -57,12 +64,17 @@ type engine struct {
 	log    *slog.Logger
 	filter *filter.Filter
 	path   *raw.Datapath
-	node   *presence.Node
-	link   *presence.Link
+	node   *membership.Node
+	link   *membership.Link
 	socket net.Listener // of the status; nil: none
 	nic    nic.NIC
 	vips   []netip.Addr
 	start  time.Time
+
+	unwell atomic.Pointer[[]string] // why services fail their checks
+
+	mu    sync.Mutex // of what follows, for Options.Intercept
+	table filter.Table
 }
 
 // Run runs an engine until ctx ends, which is a graceful stop (nil), or until
@@ -71,8 +83,8 @@ func Run(ctx context.Context, opt Options) error {
 	if opt.Notify == nil {
 		opt.Notify = func(string) {}
 	}
-	if opt.Presence == (presence.Params{}) {
-		opt.Presence = presence.DefaultParams()
+	if opt.Drain < 0 {
+		opt.Drain = opt.Config.Cluster.Drain
 	}
 	if opt.Heartbeat == 0 {
 		opt.Heartbeat = time.Second
@@ -117,7 +129,8 @@ func (e *engine) open(ctx context.Context) (err error) {
 	if e.nic, err = e.selectNIC(ctx, want); err != nil {
 		return fmt.Errorf("choosing the cluster's network interface: %w", err)
 	}
-	if e.filter, err = newFilter(cfg); err != nil {
+	fc := filterConfig(cfg)
+	if e.filter, err = filter.New(fc); err != nil {
 		return fmt.Errorf("building the filter: %w", err)
 	}
 	for _, p := range []netip.Prefix{cfg.VIP.IPv4, cfg.VIP.IPv6} {
@@ -130,23 +143,26 @@ func (e *engine) open(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if e.link, err = presence.OpenLink(e.nic.Index, e.nic.Name); err != nil {
+	if e.link, err = membership.OpenLink(e.nic.Index, e.nic.Name); err != nil {
 		return err
 	}
 	e.path, err = raw.Open(ctx, raw.Config{
 		NIC: e.nic, CloneMAC: [6]byte(cfg.VIP.CloneMAC),
 		VIP4: cfg.VIP.IPv4, VIP6: cfg.VIP.IPv6, Gateway4: cfg.VIP.IPv4Gateway, Gateway6: cfg.VIP.IPv6Gateway,
 		Filter: e.filter, Logger: e.log, Now: monotonic,
-		WireMACChanged: func(mac net.HardwareAddr) { e.node.SetID(ctx, presence.NodeID(mac)) },
+		WireMACChanged: func(mac net.HardwareAddr) { e.node.SetID(ctx, membership.NodeID(mac)) },
 		CarrierChanged: func(up bool) { e.node.SetCarrier(ctx, up) },
 	})
 	if err != nil {
 		return fmt.Errorf("setting up the datapath on %s: %w", e.nic.Name, err)
 	}
-	e.node, err = presence.NewNode(presence.Config{
-		ID: presence.NodeID(e.nic.MAC), Params: e.opt.Presence, Link: e.link, Logger: e.log, Now: monotonic,
-		Codec: presence.NewCodec(cfg.Cluster.Name, cfg.Cluster.Key.Derive("presence", 32)),
-		Apply: e.apply, Announce: e.announce, Flows: e.flows, Changed: e.viewChanged,
+	e.node, err = membership.NewNode(membership.NodeConfig{
+		Machine: membership.Config{
+			Params: membership.Params{Interval: cfg.Cluster.Detect.Beacon(), Dead: cfg.Cluster.Detect.Dead(), Lease: cfg.Cluster.Detect.Lease()},
+			Policy: policy(cfg), Weight: cfg.Weight(e.nic.MAC), Rules: fc.Fingerprint(),
+		},
+		ID: membership.NodeID(e.nic.MAC), Link: e.link, Logger: e.log, Now: monotonic, Codec: newCodec(cfg),
+		Apply: e.apply, Announce: e.announce, Flows: e.flows, Changed: e.viewChanged, Priority: beaconPriority,
 	})
 	if err != nil {
 		return errors.Join(err, e.path.Undo())
@@ -176,27 +192,58 @@ func (e *engine) selectNIC(ctx context.Context, want config.Interface) (nic.NIC,
 	return nic.Select(ctx, want)
 }
 
-// newFilter gives the filter of a configuration.
-func newFilter(cfg *config.Config) (*filter.Filter, error) {
-	fc := filter.Config{
-		CloneMAC: [6]byte(cfg.VIP.CloneMAC), VIP4: cfg.VIP.IPv4.Addr(), VIP6: cfg.VIP.IPv6.Addr(),
-		HashKey:    [16]byte(cfg.Cluster.Key.Derive("flow hash", 16)),
-		LocalPorts: localPorts(),
+// beaconPriority is the real-time priority of the thread that speaks with the
+// other nodes: above nothing but the ordinary, as it needs the processor for
+// microseconds.
+const beaconPriority = 10
+
+func newCodec(cfg *config.Config) *membership.Codec {
+	var accept [][]byte
+	for _, k := range cfg.Cluster.AcceptKeys {
+		accept = append(accept, k.Derive("membership", 32))
 	}
+	return membership.NewCodec(cfg.Cluster.Name, cfg.Cluster.Key.Derive("membership", 32), accept...)
+}
+
+func policy(cfg *config.Config) membership.Policy {
+	p := membership.Policy{Moves: cfg.Policy.Moves, StopWhenSick: cfg.Policy.WhenAllFail == config.StopWhenAllFail}
+	if cfg.Policy.Balance == config.BalanceLoad {
+		p.Balance = membership.Load
+	}
+	return p
+}
+
+// filterConfig gives the filter's part of a configuration.
+func filterConfig(cfg *config.Config) filter.Config {
 	affinities := map[config.Affinity]filter.Affinity{
 		config.AffinityNone: filter.AffinityNone, config.AffinityClient: filter.AffinityClient,
 		config.AffinityNetwork: filter.AffinityNetwork, config.AffinitySingle: filter.AffinitySingle,
 	}
-	for _, s := range cfg.Services {
-		for _, p := range s.Ports {
+	fc := filter.Config{
+		CloneMAC: [6]byte(cfg.VIP.CloneMAC), VIP4: cfg.VIP.IPv4.Addr(), VIP6: cfg.VIP.IPv6.Addr(),
+		HashKey:    [16]byte(cfg.Cluster.FlowKey.Derive("flow hash", 16)),
+		Default:    affinities[cfg.Policy.Affinity],
+		LocalPorts: localPorts(),
+	}
+	rule := func(ports []config.PortRange, a config.Affinity) {
+		for _, p := range ports {
 			proto := uint8(filter.ProtoTCP)
 			if p.Protocol == "udp" {
 				proto = filter.ProtoUDP
 			}
-			fc.Rules = append(fc.Rules, filter.Rule{Proto: proto, PortLo: p.Number, PortHi: p.Number, Affinity: affinities[s.Affinity]})
+			fc.Rules = append(fc.Rules, filter.Rule{
+				Proto: proto, PortLo: p.First, PortHi: p.Last,
+				Affinity: affinities[a], Disabled: a == config.AffinityDisabled,
+			})
 		}
 	}
-	return filter.New(fc)
+	for _, s := range cfg.Services {
+		rule(s.Ports, s.Affinity)
+	}
+	for _, r := range cfg.Rules {
+		rule(r.Ports, r.Affinity)
+	}
+	return fc
 }
 
 // localPorts reads the range of the ports that the kernel gives to flows the
@@ -225,14 +272,41 @@ var clockBase, clockOffset = func() (time.Time, int64) {
 	return base, ts.Nano()
 }()
 
-func (e *engine) apply(a presence.Actions) {
-	now := monotonic()
+func (e *engine) apply(a membership.Actions) {
 	if a.Table != nil {
-		e.filter.SetTable(a.Table, now)
+		e.mu.Lock()
+		e.table = *a.Table
+		e.install()
+		e.mu.Unlock()
 	}
 	e.filter.SetLease(a.Lease)
 	for _, b := range a.EndQuarantine {
 		e.filter.EndQuarantine(b)
+	}
+}
+
+// install puts e.table into effect; e.mu is held.
+func (e *engine) install() {
+	t := e.table
+	if e.opt.Intercept != nil {
+		e.opt.Intercept(&t)
+	}
+	e.filter.SetTable(&t, monotonic())
+}
+
+// intercept gives Options.Intercept its say even if the protocol has none.
+func (e *engine) intercept(ctx context.Context) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			e.mu.Lock()
+			e.install()
+			e.mu.Unlock()
+		}
 	}
 }
 
@@ -244,7 +318,7 @@ func (e *engine) announce() {
 
 // flows finds the buckets of the flows that the kernel has, those that it
 // opened itself included, and has the filter hold the latter.
-func (e *engine) flows() (bits presence.Bits, active int, err error) {
+func (e *engine) flows() (bits membership.Bits, active int, err error) {
 	now := monotonic()
 	err = raw.EachFlow(e.vips, func(f raw.Flow) {
 		bits.Set(e.filter.Bucket(f.Tuple))
@@ -258,24 +332,81 @@ func (e *engine) flows() (bits presence.Bits, active int, err error) {
 	return bits, active, err
 }
 
-func (e *engine) viewChanged(v presence.View) {
-	slot, of := slot(v)
-	nodes := make([]string, len(v.Serving))
-	for i, p := range v.Serving {
-		nodes[i] = p.ID.String()
-	}
-	e.log.Info("view", "state", v.State, "slot", slot, "of", of, "agreed", v.Adopted, "nodes", strings.Join(nodes, " "))
-	e.opt.Notify(fmt.Sprintf("STATUS=%v, node %d of %d", v.State, slot, of))
+func (e *engine) viewChanged(v membership.View) {
+	slot, owners := slot(v)
+	e.log.Info("view", "map", v.Map.Version, "state", v.State, "slot", slot, "of", len(owners), "agreed", v.Agreed, "nodes", strings.Join(owners, " "))
+	e.opt.Notify(fmt.Sprintf("STATUS=%v, node %d of %d", v.State, slot, len(owners)))
 }
 
-// slot is this node's place among the serving ones, from 1; 0 if it is none.
-func slot(v presence.View) (slot, of int) {
-	for i, p := range v.Serving {
-		if p.ID == v.Self.ID {
-			slot = i + 1
+// slot gives the nodes that the present map gives buckets to, by wire MAC, and
+// this node's place among them, from 1; 0 if it is none of them.
+func slot(v membership.View) (slot int, owners []string) {
+	owners = []string{}
+	for _, m := range v.Members {
+		if m.Buckets == 0 {
+			continue
+		}
+		owners = append(owners, m.ID.String())
+		if m.Self {
+			slot = len(owners)
 		}
 	}
-	return slot, len(v.Serving)
+	return slot, owners
+}
+
+// watchHealth tells the protocol whether the services pass their checks.
+func (e *engine) watchHealth(ctx context.Context) {
+	health.Run(ctx, checks(e.opt.Config), health.Options{VIPs: e.vips, Logger: e.log, Tell: func(r health.Report) {
+		e.unwell.Store(&r.Reasons)
+		e.node.SetHealth(ctx, r.Healthy)
+	}})
+}
+
+func checks(cfg *config.Config) (all []health.Check) {
+	for _, s := range cfg.Services {
+		c := health.Check{
+			Name: s.Name, Exec: s.Health.Exec, HTTP: s.Health.HTTP, TCP: s.Health.TCP,
+			Interval: s.Health.Interval, Timeout: s.Health.Timeout, Rise: s.Health.Rise, Fall: s.Health.Fall,
+		}
+		for k, v := range s.Env {
+			c.Env = append(c.Env, k+"="+v)
+		}
+		for _, p := range s.Ports {
+			if p.Protocol == "tcp" {
+				c.Listen = append(c.Listen, health.PortRange{Lo: p.First, Hi: p.Last})
+			}
+		}
+		all = append(all, c)
+	}
+	return all
+}
+
+// loadInterval is the time between two looks at how busy the machine is. What
+// they give is damped by load.Tau.
+const loadInterval = 500 * time.Millisecond
+
+// watchLoad tells the protocol how busy the machine is.
+func (e *engine) watchLoad(ctx context.Context) {
+	meter := load.NewMeter(load.Tau)
+	tick := time.NewTicker(loadInterval)
+	defer tick.Stop()
+	said := false
+	for {
+		stat, err := load.ReadStat(load.ProcStat)
+		sockets, err2 := load.ReadSockets(load.ProcSockets, load.ProcSockets6)
+		if err = errors.Join(err, err2); err == nil {
+			s := meter.Add(stat, sockets, time.Duration(monotonic()))
+			e.node.SetLoad(ctx, membership.LoadSeen{Busy: s.Busy, Flows: s.Flows})
+		} else if !said {
+			said = true
+			e.log.Warn("how busy the machine is cannot be told", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // run moves frames until ctx ends, then leaves gracefully.
@@ -291,8 +422,13 @@ func (e *engine) run(ctx context.Context) error {
 	g.Go(func() error { return e.path.Run(parts) })
 	g.Go(func() error { return e.node.Run(parts) })
 	g.Go(func() error { e.heartbeat(parts); return nil })
+	g.Go(func() error { e.watchHealth(parts); return nil })
+	g.Go(func() error { e.watchLoad(parts); return nil })
+	if e.opt.Intercept != nil {
+		g.Go(func() error { e.intercept(parts); return nil })
+	}
 	if e.socket != nil {
-		g.Go(func() error { return serveStatus(parts, e.socket, e.status) })
+		g.Go(func() error { return e.serveStatus(parts) })
 	}
 	e.log.Info("engine running", "nic", e.nic.Name, "driver", e.nic.Driver, "wire-mac", e.path.WireMAC().String(),
 		"clone-mac", e.opt.Config.VIP.CloneMAC.String(), "vip", e.vips, "carrier", e.nic.Carrier)
@@ -303,11 +439,11 @@ func (e *engine) run(ctx context.Context) error {
 		case <-parts.Done():
 			return nil
 		}
-		e.opt.Notify("STOPPING=1")
 		e.log.Info("leaving", "drain", e.opt.Drain)
-		drain, cancel := context.WithTimeout(parts, max(e.opt.Drain, e.opt.Presence.Interval))
+		drain, cancel := context.WithTimeout(parts, max(e.opt.Drain, e.opt.Config.Cluster.Detect.Dead()))
 		defer cancel()
-		e.node.Leave(drain)
+		// Only then may whoever waits for it stop the services.
+		e.node.Leave(drain, func() { e.opt.Notify("STOPPING=1") })
 		stop()
 		return nil
 	})
@@ -329,7 +465,7 @@ func (e *engine) heartbeat(ctx context.Context) {
 		if last := min(e.path.Alive(), e.node.Alive()); monotonic()-last < 3*int64(e.opt.Heartbeat) {
 			e.opt.Notify("WATCHDOG=1")
 		} else {
-			e.log.Error("the data plane stands still", "receive-transmit", e.path.Alive(), "presence", e.node.Alive(), "now", monotonic())
+			e.log.Error("the data plane stands still", "receive-transmit", e.path.Alive(), "membership", e.node.Alive(), "now", monotonic())
 		}
 	}
 }

@@ -34,6 +34,7 @@ func httpd(args []string) int {
 	name := args[0]
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /whoami", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, name) })
+	mux.HandleFunc("GET /healthz", func(http.ResponseWriter, *http.Request) {})
 	mux.HandleFunc("GET /client", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, r.RemoteAddr) })
 	mux.HandleFunc("GET /download/{size}", func(w http.ResponseWriter, r *http.Request) {
 		size, _ := strconv.ParseInt(r.PathValue("size"), 10, 64)

@@ -29,10 +29,12 @@ const usage = `cloned - one node's data plane of a cluster that shares one addre
 
 Usage:
   cloned [flags]
+  cloned status|drain|resume [flags]      of the cloned that runs here
 
 It takes this machine's share of the frames for the cluster's address (the VIP)
-and runs until it gets SIGTERM. A graceful stop takes everything back that it
-set up. After a crash, start it again: established connections go on.
+and runs until it gets SIGTERM. A graceful stop gives this node's share to the
+others, waits for its connections to end, and takes everything back that it set
+up. After a crash, start it again: established connections go on.
 
 Flags:
 `
@@ -43,8 +45,12 @@ Examples:
         join the cluster of /etc/clonecluster/cluster.yaml
   cloned --interface eth1 --log-level debug
         use eth1, whatever the file says, and tell more
-  curl --unix-socket /run/clonecluster/cloned.sock http://cloned/v1/status
-        see what it does
+  cloned status
+        see what the running one does, and what it knows of the others
+  cloned drain --wait 5m && reboot
+        give this node's share to the others and wait for its connections to end
+  cloned resume
+        take a share again
 
 Exit codes: 0 stopped as asked, 1 could not go on, 2 wrong use.
 `
@@ -57,6 +63,11 @@ func Main(args []string) int {
 }
 
 func run(ctx context.Context, args []string, getenv func(string) string, stderr io.Writer) int {
+	if len(args) > 0 {
+		if _, ok := verbs[args[0]]; ok {
+			return ask(ctx, args[0], args[1:], os.Stdout, stderr)
+		}
+	}
 	flags := flag.NewFlagSet("cloned", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	file := flags.String("config", DefaultConfig, "the cluster's configuration `file`")
@@ -64,7 +75,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	iface := flags.String("interface", "", "`name` of the network interface (default: as the configuration says)")
 	status := flags.String("status-socket", DefaultStatusSocket, "`path` of the unix socket for the status; empty: none")
 	level := flags.String("log-level", "", "debug, info, warn or error (default: as the configuration says)")
-	drain := flags.Duration("drain", 2*time.Second, "how long a stop waits for this node's connections to end")
+	drain := flags.Duration("drain", -1, "how long a stop waits for this node's connections to end (default: as the configuration says)")
 	flags.Usage = func() {
 		fmt.Fprint(stderr, usage)
 		flags.PrintDefaults()
@@ -79,7 +90,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		fmt.Fprintf(stderr, "cloned: unexpected argument %q; see cloned --help\n", flags.Arg(0))
 		return 2
 	}
-	cfg, err := load(*file, *cmdline)
+	cfg, err := loadConfig(*file, *cmdline)
 	if err != nil {
 		fmt.Fprintf(stderr, "cloned: %v\n", err)
 		return 1
@@ -96,6 +107,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	if err != nil {
 		log.Warn("no supervisor to report to", "error", err)
 	}
+	lockMemory(log)
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	err = Run(ctx, Options{
@@ -109,7 +121,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	return 0
 }
 
-func load(file, cmdline string) (*config.Config, error) {
+func loadConfig(file, cmdline string) (*config.Config, error) {
 	if cmdline == "" {
 		return config.LoadFile(file)
 	}
@@ -124,6 +136,15 @@ func load(file, cmdline string) (*config.Config, error) {
 	// What is ignored, init has told already.
 	cfg, _, err := config.LoadWithCmdline(data, file, string(params))
 	return cfg, err
+}
+
+// lockMemory keeps what the engine has in memory there, so that a machine short
+// of it does not make this node look dead.
+func lockMemory(log *slog.Logger) {
+	// Not what Go has only reserved.
+	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT); err != nil {
+		log.Warn("the engine's memory cannot be locked", "error", err)
+	}
 }
 
 // newLogger leaves the time to whoever collects the lines, unless that is a

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"clonecluster/netcore/filter"
-	"clonecluster/netcore/presence"
+	"clonecluster/netcore/membership"
 	"clonecluster/netcore/raw"
 )
 
@@ -28,16 +28,51 @@ type Status struct {
 	Datapath  string   `json:"datapath"` // "raw"
 	UptimeSec float64  `json:"uptime_seconds"`
 
-	State   string   `json:"state"`   // listening, serving or leaving
-	Slot    int      `json:"slot"`    // place among the serving nodes, from 1; 0: none
-	Nodes   []string `json:"nodes"`   // the serving nodes, by wire MAC
-	Heard   []string `json:"heard"`   // the other nodes, serving or not
-	Agreed  bool     `json:"agreed"`  // all serving nodes go by the same set
+	State   string   `json:"state"`   // listening, serving, draining, stopping or leaving
+	Slot    int      `json:"slot"`    // place among Nodes, from 1; 0: none
+	Nodes   []string `json:"nodes"`   // those that own buckets, by wire MAC
+	Heard   []string `json:"heard"`   // the other live nodes
+	Agreed  bool     `json:"agreed"`  // all live nodes go by the same map
+	Fenced  bool     `json:"fenced"`  // takes no new connections, as somebody may not know of this node
+	Leader  string   `json:"leader"`  // wire MAC; empty: none known
+	Map     uint64   `json:"map"`     // its version
 	Buckets Buckets  `json:"buckets"` // how many are in which state
 
-	Verdicts map[string]uint64 `json:"verdicts"` // frames by verdict, without zeros
-	Counters raw.Counters      `json:"datapath_counters"`
-	Presence presence.Counters `json:"presence_counters"`
+	// Unwell are the services that fail their checks, with the reason.
+	Unwell []string `json:"unwell"`
+	// FailOpen: the services of all nodes fail, and the cluster serves on.
+	FailOpen bool     `json:"fail_open"`
+	Members  []Member `json:"members"` // all that are heard, this node too
+	Drain    Drain    `json:"drain"`
+	// Findings are what was wrong on the segment in the last ten minutes.
+	Findings []membership.Finding `json:"findings"`
+
+	Verdicts map[string]uint64   `json:"verdicts"` // frames by verdict, without zeros
+	Counters raw.Counters        `json:"datapath_counters"`
+	Beacons  membership.Counters `json:"beacon_counters"` // frames without effect
+}
+
+// Member is one node as this one knows it.
+type Member struct {
+	Node    string  `json:"node"` // wire MAC
+	Self    bool    `json:"self,omitempty"`
+	State   string  `json:"state"`
+	Live    bool    `json:"live"` // it hears this node as well
+	Unwell  bool    `json:"unwell,omitempty"`
+	Weight  int     `json:"weight"`
+	Busy    float64 `json:"busy"` // share of the processors, 0 to 1
+	Flows   int     `json:"flows"`
+	Buckets int     `json:"buckets"` // of 1024, by the map
+	Map     uint64  `json:"map"`     // the version it goes by
+}
+
+// Drain is how far a drain or a stop has come.
+type Drain struct {
+	Draining bool `json:"draining"`
+	// Owned: some buckets still wait for another node to take them.
+	Owned bool `json:"owned"`
+	// Flows are the connections of the VIP that this node still has.
+	Flows int `json:"flows"`
 }
 
 // Buckets counts the buckets by state.
@@ -50,23 +85,36 @@ type Buckets struct {
 
 func (e *engine) status() Status {
 	view, table, verdicts := e.node.View(), e.filter.Table(), e.filter.Counters()
-	place, _ := slot(view)
+	place, owners := slot(view)
+	progress := e.node.Progress()
 	s := Status{
 		NIC: e.nic.Name, Driver: e.nic.Driver, Datapath: "raw",
 		WireMAC: e.path.WireMAC().String(), CloneMAC: e.opt.Config.VIP.CloneMAC.String(),
 		UptimeSec: time.Since(e.start).Seconds(),
-		State:     view.State.String(), Slot: place, Agreed: view.Adopted,
-		Nodes: []string{}, Heard: []string{}, Verdicts: map[string]uint64{},
-		Counters: e.path.Counters(), Presence: e.node.Counters(),
+		State:     view.State.String(), Slot: place, Agreed: view.Agreed, Fenced: view.Fenced, Map: view.Map.Version,
+		Nodes: owners, Heard: []string{}, Unwell: []string{}, Members: []Member{}, Verdicts: map[string]uint64{},
+		FailOpen: view.AllSick && !policy(e.opt.Config).StopWhenSick,
+		Drain:    Drain{Draining: view.State > membership.Serving, Owned: progress.Owned, Flows: progress.Flows},
+		Findings: append([]membership.Finding{}, e.node.Findings()...),
+		Counters: e.path.Counters(), Beacons: e.node.Counters(),
+	}
+	if unwell := e.unwell.Load(); unwell != nil {
+		s.Unwell = append(s.Unwell, *unwell...)
+	}
+	if view.Leader != (membership.NodeID{}) {
+		s.Leader = view.Leader.String()
+	}
+	for _, m := range view.Members {
+		s.Members = append(s.Members, Member{
+			Node: m.ID.String(), Self: m.Self, State: m.State.String(), Live: m.Live, Unwell: m.Sick, Weight: m.Weight,
+			Busy: float64(m.Busy) / 1000, Flows: m.Flows, Buckets: m.Buckets, Map: m.Map.Version,
+		})
+		if m.Live && !m.Self {
+			s.Heard = append(s.Heard, m.ID.String())
+		}
 	}
 	for _, v := range e.vips {
 		s.VIP = append(s.VIP, v.String())
-	}
-	for _, p := range view.Serving {
-		s.Nodes = append(s.Nodes, p.ID.String())
-	}
-	for _, p := range view.Live {
-		s.Heard = append(s.Heard, p.ID.String())
 	}
 	for _, state := range table {
 		switch state {
@@ -122,15 +170,19 @@ func listenStatus(ctx context.Context, path string) (net.Listener, error) {
 	return l, nil
 }
 
-// serveStatus serves the status until ctx ends.
-func serveStatus(ctx context.Context, l net.Listener, status func() Status) error {
+// serveStatus serves the status and the orders of this machine's root until ctx
+// ends.
+func (e *engine) serveStatus(ctx context.Context) error {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
+	answer := func(w http.ResponseWriter) {
 		w.Header().Set("Content-Type", "application/json")
 		enc := json.NewEncoder(w)
 		enc.SetIndent("", "  ")
-		_ = enc.Encode(status())
-	})
+		_ = enc.Encode(e.status())
+	}
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { answer(w) })
+	mux.HandleFunc("POST /v1/drain", func(w http.ResponseWriter, _ *http.Request) { e.node.Drain(ctx); answer(w) })
+	mux.HandleFunc("POST /v1/resume", func(w http.ResponseWriter, _ *http.Request) { e.node.Resume(ctx); answer(w) })
 	srv := &http.Server{Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, MaxHeaderBytes: 8 << 10}
 	stopped := make(chan struct{})
 	go func() {
@@ -138,7 +190,7 @@ func serveStatus(ctx context.Context, l net.Listener, status func() Status) erro
 		<-ctx.Done()
 		_ = srv.Close()
 	}()
-	err := srv.Serve(l)
+	err := srv.Serve(e.socket)
 	if ctx.Err() == nil {
 		return fmt.Errorf("serving the status: %w", err)
 	}

@@ -1,0 +1,446 @@
+package membership
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"clonecluster/netcore/filter"
+)
+
+// mapMaker is what a leader remembers.
+type mapMaker struct {
+	madeAt     int64
+	balancedAt int64
+}
+
+// candidate is a node that a map may give buckets to.
+type candidate struct {
+	id     NodeID
+	weight int
+	busy   float64 // 0 to 1
+	flows  float64
+}
+
+// lead makes a map if this node is the leader and the present one will not do.
+func (m *Machine) lead(now int64, a *Actions) bool {
+	if !m.unsettled && now < m.nextLook {
+		return false
+	}
+	m.nextLook = math.MaxInt64
+	chosen, allSick := m.candidates()
+	if allSick != m.allSick {
+		m.allSick = allSick
+		switch {
+		case !allSick:
+			a.note(Recovered, m.self)
+		case m.cfg.Policy.StopWhenSick:
+			a.note(AllFailed, m.self)
+		default:
+			a.note(FailOpen, m.self)
+		}
+	}
+	if !m.state.takesPart() || m.leader != m.self.ID || m.fence {
+		return false
+	}
+	quotas, why := m.wanted(chosen, now)
+	if why == "" {
+		return false
+	}
+	// Two leaders that do not see each other as such must not fill the segment.
+	if least := int64(m.cfg.Params.Interval) / 4; now < m.madeAt+least {
+		m.nextLook = m.madeAt + least
+		return false
+	}
+	m.madeAt = now
+	next := &Map{MapID: MapID{m.highest() + 1, m.self.ID}, Rules: m.cfg.Rules, Members: make([]NodeID, len(chosen))}
+	if m.cur != nil {
+		next.Parent = m.cur.MapID
+	}
+	for i, c := range chosen {
+		next.Members[i] = c.id
+	}
+	next.Owner = assign(m.cur, next.Members, quotas)
+	a.Notes = append(a.Notes, Note{What: NewMap, Peer: m.self, Map: next.MapID, Why: why})
+	m.adopt(next, now, a)
+	m.mapSent = 0
+	return true
+}
+
+// candidates gives the nodes that shall own buckets, by id: those that serve and
+// whose services are well, or else those that serve, or else those that drain;
+// somebody has to.
+func (m *Machine) candidates() (chosen []candidate, allSick bool) {
+	rules := m.commonRules()
+	const best, worst = 0, 2
+	var class [worst + 1][]candidate
+	add := func(id NodeID, s State, sick bool, weight, busy, flows int) {
+		c := candidate{id, max(weight, 1), float64(busy) / 1000, float64(flows)}
+		switch {
+		case s == Serving && !sick:
+			class[best] = append(class[best], c)
+		case s == Serving:
+			class[1] = append(class[1], c)
+		case s == Draining:
+			class[worst] = append(class[worst], c)
+		}
+	}
+	if m.cfg.Rules == rules {
+		add(m.self.ID, m.state, m.sick, m.cfg.Weight, int(m.busy), int(m.flows))
+	}
+	for _, p := range m.live {
+		if p.rules == rules {
+			add(p.ID, p.state, p.sick, int(p.weight), int(p.busy), int(p.flows))
+		}
+	}
+	allSick = len(class[best]) == 0 && len(class[1]) > 0
+	for i, c := range class {
+		if len(c) > 0 {
+			chosen = c
+			if i == 1 && m.cfg.Policy.StopWhenSick {
+				chosen = nil
+			}
+			break
+		}
+	}
+	slices.SortFunc(chosen, func(a, b candidate) int { return a.id.Compare(b.id) })
+	return chosen[:min(len(chosen), MaxNodes)], allSick
+}
+
+// highest is the highest version that this node has heard of.
+func (m *Machine) highest() (v uint64) {
+	if m.cur != nil {
+		v = m.cur.Version
+	}
+	for _, p := range m.all {
+		if p.proven {
+			v = max(v, p.mapID.Version)
+		}
+	}
+	return v
+}
+
+// wanted gives how many buckets each candidate shall have, and why the present
+// map will not do; "" if it will.
+func (m *Machine) wanted(chosen []candidate, now int64) (quotas []int, why string) {
+	fair := make([]float64, len(chosen))
+	for i, c := range chosen {
+		fair[i] = float64(c.weight)
+	}
+	if m.cur == nil {
+		return apportion(fair), "the first"
+	}
+	var count [256]int
+	for _, o := range m.cur.Owner {
+		count[o]++
+	}
+	have := make([]float64, len(chosen))
+	known := true
+	for i, c := range chosen {
+		if j := m.cur.index(c.id); j != Nobody {
+			have[i] = float64(count[j])
+		} else {
+			known = false
+		}
+	}
+	shares := fair
+	balance := m.cfg.Policy.Balance == Load && len(chosen) > 0
+	if balance {
+		shares = carryOver(have, fair, func(i int) bool { return m.cur.index(chosen[i].id) != Nobody })
+	}
+	switch {
+	case !known || len(m.cur.Members) != len(chosen) || m.cur.Rules != m.cfg.Rules || count[Nobody] > 0 && len(chosen) > 0:
+		why = m.membersChanged(chosen)
+	case m.cur.Version < m.highest() || m.higherMap():
+		why = "to bring maps together"
+	}
+	if why != "" {
+		m.balancedAt = now
+		return apportion(shares), why
+	}
+	if !balance {
+		quotas = apportion(fair)
+		for i := range quotas {
+			if quotas[i] != int(have[i]) {
+				return quotas, "weights"
+			}
+		}
+		return nil, ""
+	}
+	if due := m.balancedAt + int64(time.Second); now < due {
+		m.nextLook = due
+		return nil, ""
+	}
+	elapsed := min(float64(now-m.balancedAt)/1e9, 2)
+	m.balancedAt = now
+	m.nextLook = now + int64(time.Second)
+	quotas = rebalance(chosen, have, fair, float64(m.cfg.Policy.Moves)*elapsed)
+	for i := range quotas {
+		if quotas[i] != int(have[i]) {
+			return quotas, "load"
+		}
+	}
+	return nil, ""
+}
+
+// higherMap reports whether a live peer goes by a map of the same version as
+// the present one, and another.
+func (m *Machine) higherMap() bool {
+	for _, p := range m.live {
+		if p.mapID.Compare(m.cur.MapID) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func (m *Machine) membersChanged(chosen []candidate) string {
+	var what []string
+	in := func(id NodeID) bool { return slices.ContainsFunc(chosen, func(c candidate) bool { return c.id == id }) }
+	for _, c := range chosen {
+		if m.cur.index(c.id) == Nobody {
+			what = append(what, "takes part: "+c.id.String())
+		}
+	}
+	for _, id := range m.cur.Members {
+		if !in(id) {
+			what = append(what, "no more: "+id.String())
+		}
+	}
+	if len(what) == 0 {
+		return "other rules"
+	}
+	if most := 8; len(what) > most {
+		what = append(what[:most], fmt.Sprintf("and %d more", len(what)-most))
+	}
+	return strings.Join(what, ", ")
+}
+
+// apportion divides the buckets by share, exactly but for the rounding, by the
+// largest remainders (Hamilton's method); equal remainders favour the first.
+func apportion(shares []float64) []int {
+	quotas := make([]int, len(shares))
+	total := 0.0
+	for _, s := range shares {
+		total += s
+	}
+	if total <= 0 {
+		return quotas
+	}
+	order := make([]int, len(shares))
+	rest := make([]float64, len(shares))
+	left := filter.Buckets
+	for i, s := range shares {
+		exact := s / total * filter.Buckets
+		quotas[i] = int(exact)
+		rest[i], order[i] = exact-float64(quotas[i]), i
+		left -= quotas[i]
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(rest[b], rest[a]) })
+	for _, i := range order[:min(left, len(order))] {
+		quotas[i]++
+	}
+	return quotas
+}
+
+// carryOver gives the shares after a change of members when the shares follow
+// the load: those that were there keep theirs in proportion to each other, and a
+// newcomer begins with its fair one.
+func carryOver(have, fair []float64, known func(int) bool) []float64 {
+	shares := make([]float64, len(have))
+	knownHave, knownFair := 0.0, 0.0
+	for i := range have {
+		if known(i) {
+			knownHave += have[i]
+			knownFair += fair[i]
+		}
+	}
+	for i := range have {
+		if known(i) && knownHave > 0 {
+			shares[i] = have[i] / knownHave * knownFair
+		} else {
+			shares[i] = fair[i]
+		}
+	}
+	return shares
+}
+
+// What rebalance goes by.
+const (
+	loadGain = 0.2  // part of the relative difference that is mended each second
+	loadBand = 0.05 // differences below that are none
+	loadIdle = 0.05 // below that mean the shares go back to the static weights
+	loadMost = 8.0  // a node has at least this part of its fair share
+)
+
+// rebalance moves shares from nodes that are busier than the mean to those that
+// are less busy, at most so many buckets. Load is the busy share of the
+// processors, corrected by how many connections a node has for its share of the
+// buckets: by Little's law that is its response time, and tells nodes apart
+// whose processors are all busy.
+func rebalance(chosen []candidate, have, fair []float64, most float64) []int {
+	n := float64(len(chosen))
+	load := loads(chosen, have)
+	mean, sumFair := 0.0, 0.0
+	for i := range chosen {
+		mean += load[i] / n
+		sumFair += fair[i]
+	}
+	want := slices.Clone(have)
+	off := 0.0
+	for i := range chosen {
+		off = max(off, math.Abs(load[i]-mean))
+	}
+	switch {
+	case mean < loadIdle:
+		for i := range want {
+			want[i] += loadGain * (fair[i]/sumFair*filter.Buckets - have[i])
+		}
+	case off < loadBand:
+		return toInts(have)
+	default:
+		total := 0.0
+		for i := range want {
+			least := fair[i] / sumFair * filter.Buckets / loadMost
+			want[i] = max(have[i]*(1+loadGain*(mean-load[i])/mean), least)
+			total += want[i]
+		}
+		for i := range want {
+			want[i] *= filter.Buckets / total
+		}
+	}
+	moved := 0.0
+	for i := range want {
+		moved += math.Abs(want[i]-have[i]) / 2
+	}
+	if moved > most {
+		for i := range want {
+			want[i] = have[i] + (want[i]-have[i])*most/moved
+		}
+	}
+	if moved < 1 {
+		return toInts(have)
+	}
+	return apportion(want)
+}
+
+func loads(chosen []candidate, have []float64) []float64 {
+	load := make([]float64, len(chosen))
+	flows, share := 0.0, 0.0
+	for i, c := range chosen {
+		flows += c.flows
+		share += have[i]
+	}
+	for i, c := range chosen {
+		slow := 0.5
+		if flows >= 8*float64(len(chosen)) && have[i] > 0 && share > 0 {
+			each, mean := c.flows/have[i], flows/share
+			slow = each / (each + mean)
+		}
+		load[i] = c.busy * (0.5 + slow)
+	}
+	return load
+}
+
+func toInts(fs []float64) []int {
+	is := make([]int, len(fs))
+	for i, f := range fs {
+		is[i] = int(f)
+	}
+	return is
+}
+
+// score is what a node bids for a bucket: the highest has it.
+func score(id NodeID, b int) uint64 { return mix(idNumber(id), uint64(b)+1) }
+
+// assign gives each member its number of buckets. What a member has it keeps,
+// up to that number, beginning with those for which its score is the highest;
+// the rest go to the highest scores among those that have room.
+func assign(last *Map, members []NodeID, quotas []int) (owner [filter.Buckets]uint8) {
+	room := slices.Clone(quotas)
+	for b := range owner {
+		owner[b] = Nobody
+	}
+	if last != nil {
+		had := make([][]int, len(members))
+		for b := range last.Owner {
+			if i := slices.Index(members, last.owner(b)); i >= 0 {
+				had[i] = append(had[i], b)
+			}
+		}
+		for i, id := range members {
+			if len(had[i]) > room[i] {
+				slices.SortFunc(had[i], func(x, y int) int { return cmp.Compare(score(id, y), score(id, x)) })
+				had[i] = had[i][:room[i]]
+			}
+			for _, b := range had[i] {
+				owner[b] = uint8(i)
+			}
+			room[i] -= len(had[i])
+		}
+	}
+	for b := range owner {
+		if owner[b] != Nobody {
+			continue
+		}
+		best := uint64(0)
+		for i, id := range members {
+			if room[i] <= 0 {
+				continue
+			}
+			if s := score(id, b); owner[b] == Nobody || s > best {
+				owner[b], best = uint8(i), s
+			}
+		}
+		if owner[b] != Nobody {
+			room[owner[b]]--
+		}
+	}
+	return owner
+}
+
+// mapDue reports whether somebody lacks the present map and this node is the one
+// to send it: its leader at once and again, and, if the leader is not heard by
+// whoever lacks it, the lowest of those that are.
+func (m *Machine) mapDue(now int64) bool {
+	return m.cur != nil && now >= m.nextMap(now)
+}
+
+// nextMap is when to send the map.
+func (m *Machine) nextMap(now int64) int64 {
+	next := int64(math.MaxInt64)
+	if m.cur == nil || m.state == Leaving {
+		return next
+	}
+	interval := int64(m.cfg.Params.Interval)
+	author := m.peers[m.cur.Leader]
+	for _, p := range m.all {
+		if !p.proven || p.gone || now-p.heard > int64(m.cfg.Params.Dead) || p.mapID.Compare(m.cur.MapID) >= 0 {
+			continue
+		}
+		switch {
+		case m.cur.Leader == m.self.ID:
+			next = min(next, m.mapSent+interval)
+		case m.relays(p) && !(author != nil && author.live && slices.Contains(p.tags, author.tag)):
+			next = min(next, max(p.laggedSince+interval, m.mapSent+interval))
+		default:
+			// Somebody else will do it, unless that one takes another machine for p.
+			next = min(next, max(p.laggedSince+interval*int64(3+m.tag%8), m.mapSent+4*interval))
+		}
+	}
+	return next
+}
+
+// relays reports whether of those that p hears and that have the map this node
+// is the lowest.
+func (m *Machine) relays(p *peer) bool {
+	for _, l := range m.live {
+		if l.ID.Compare(m.self.ID) < 0 && l != p && l.mapID == m.cur.MapID && slices.Contains(p.tags, l.tag) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,527 @@
+package membership
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// NodeConfig is what a Node needs from its surroundings.
+type NodeConfig struct {
+	Machine Config // its Self is ID and a new incarnation
+	ID      NodeID
+	Codec   *Codec
+	Link    *Link
+	Logger  *slog.Logger
+	Now     func() int64 // the clock of the filter's lease
+
+	// Apply puts the table, the lease and the ends of quarantine into effect;
+	// it returns at once.
+	Apply func(Actions)
+	// Announce tells the segment that the VIP is here.
+	Announce func()
+	// Flows looks up the buckets in which the kernel has flows of the VIP, and
+	// how many of them are more than a TIME-WAIT remainder.
+	Flows func() (Bits, int, error)
+	// Changed, if set, is told every change of the view.
+	Changed func(View)
+	// Priority is the real-time priority (SCHED_FIFO, 1 to 99) of the thread that
+	// speaks with the others; 0: as the process.
+	Priority int
+}
+
+// Counters count frames that had no effect.
+type Counters struct {
+	Malformed, OtherVersion, OtherCluster, Unauthentic uint64
+	Ignored                                            uint64 // authentic, but replayed, of this node's own MAC, or one node too many
+}
+
+// Node runs the machine.
+type Node struct {
+	cfg     NodeConfig
+	events  chan Event
+	poll    chan int64 // when the flows were asked for
+	machine *Machine
+
+	status    atomic.Pointer[View]
+	published int64
+	alive     atomic.Int64
+	active    atomic.Int64 // flows at the last look
+	drained   atomic.Bool
+	changed   chan struct{} // closed and replaced when drained or active may have changed
+	changeMu  sync.Mutex
+
+	assemblers map[NodeID]*Assembler
+	frame      [MaxFrame + 1]byte
+
+	malformed, otherVersion, otherCluster, unauthentic, ignored atomic.Uint64
+
+	// What anyone can make the node say, and what takes the key. The first may
+	// not silence the second.
+	strangers, members onceLog
+	findings           findings
+}
+
+// NewNode prepares a node; Run starts it.
+func NewNode(cfg NodeConfig) (*Node, error) {
+	flows, active, err := cfg.Flows()
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Machine.Self, err = newPeer(cfg.ID); err != nil {
+		return nil, err
+	}
+	cfg.Machine.Flows = flows
+	n := &Node{
+		cfg: cfg, events: make(chan Event, 64), poll: make(chan int64, 1), changed: make(chan struct{}),
+		machine: New(cfg.Machine, cfg.Now()), assemblers: map[NodeID]*Assembler{},
+	}
+	n.active.Store(int64(active))
+	v := n.machine.View()
+	n.status.Store(&v)
+	t := n.machine.Table()
+	cfg.Apply(Actions{Table: &t})
+	return n, nil
+}
+
+func newPeer(id NodeID) (Peer, error) {
+	var b [8]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return Peer{}, fmt.Errorf("choosing an incarnation: %w", err)
+	}
+	return Peer{ID: id, Incarnation: binary.BigEndian.Uint64(b[:])}, nil
+}
+
+// View is what the node goes by now; up to an interval old.
+func (n *Node) View() View { return *n.status.Load() }
+
+// Alive is when the node last did a step, on the clock of NodeConfig.Now.
+func (n *Node) Alive() int64 { return n.alive.Load() }
+
+// Counters gives the numbers of frames without effect.
+func (n *Node) Counters() Counters {
+	return Counters{n.malformed.Load(), n.otherVersion.Load(), n.otherCluster.Load(), n.unauthentic.Load(), n.ignored.Load()}
+}
+
+// SetCarrier tells the node about its NIC's link.
+func (n *Node) SetCarrier(ctx context.Context, up bool) { n.tell(ctx, Carrier{up}) }
+
+// SetHealth says whether the node's services pass their checks.
+func (n *Node) SetHealth(ctx context.Context, ok bool) { n.tell(ctx, Health{ok}) }
+
+// SetLoad says how busy the node is.
+func (n *Node) SetLoad(ctx context.Context, load LoadSeen) { n.tell(ctx, load) }
+
+// SetID gives the node the NIC's new address.
+func (n *Node) SetID(ctx context.Context, id NodeID) {
+	if p, err := newPeer(id); err == nil {
+		n.tell(ctx, Rename{p})
+	}
+}
+
+func (n *Node) tell(ctx context.Context, ev Event) {
+	select {
+	case n.events <- ev:
+		n.cfg.Link.Wake()
+	case <-ctx.Done():
+	}
+}
+
+// Progress is how far a drain has come.
+type Progress struct {
+	Owned bool // the node still owns buckets
+	Flows int  // connections of the VIP that it has
+}
+
+// Progress gives it.
+func (n *Node) Progress() Progress {
+	return Progress{Owned: !n.drained.Load(), Flows: int(n.active.Load())}
+}
+
+// Drain gives the node's buckets to the others and returns; see Progress.
+func (n *Node) Drain(ctx context.Context) { n.tell(ctx, Drain{On: true}) }
+
+// Resume takes part again after Drain.
+func (n *Node) Resume(ctx context.Context) { n.tell(ctx, Drain{On: false}) }
+
+// Leave gives this node's buckets to the others, calls given (if not nil) when it
+// owns none any more, waits until its flows have ended or ctx has, and says that
+// the node is gone.
+func (n *Node) Leave(ctx context.Context, given func()) {
+	last := context.WithoutCancel(ctx)
+	n.tell(last, Drain{On: true})
+	// If nobody takes over, the node cannot wait for it.
+	handover, cancel := context.WithTimeout(ctx, 2*n.cfg.Machine.Params.Dead)
+	n.await(handover, func() bool { return n.drained.Load() })
+	cancel()
+	n.tell(last, Stop{})
+	if given != nil {
+		given()
+	}
+	n.await(ctx, func() bool { return n.drained.Load() && n.active.Load() == 0 })
+	// One may be lost.
+	for range 3 {
+		n.tell(last, Leave{})
+	}
+	n.await(ctx, func() bool { return len(n.events) == 0 })
+}
+
+// await returns when cond holds or ctx has ended.
+func (n *Node) await(ctx context.Context, cond func() bool) {
+	for {
+		n.changeMu.Lock()
+		changed := n.changed
+		n.changeMu.Unlock()
+		if cond() {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+func (n *Node) signal() {
+	n.changeMu.Lock()
+	defer n.changeMu.Unlock()
+	close(n.changed)
+	n.changed = make(chan struct{})
+}
+
+// Run takes part until ctx ends (nil) or the socket fails.
+func (n *Node) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return n.loop(ctx) })
+	g.Go(func() error { n.pollFlows(ctx); return nil })
+	g.Go(func() error {
+		<-ctx.Done()
+		n.cfg.Link.Wake()
+		return nil
+	})
+	return g.Wait()
+}
+
+// loop is the one thread that speaks with the others, so that a busy machine
+// does not fake its death: it runs at real-time priority, waits in the kernel and
+// not in Go's scheduler, and nothing in it blocks.
+func (n *Node) loop(ctx context.Context) error {
+	runtime.LockOSThread() // and never unlocked: the thread ends with the loop
+	if err := realtime(n.cfg.Priority); err != nil {
+		n.cfg.Logger.Warn("no real-time priority: on a busy machine this node may be taken for dead", "error", err)
+	}
+	next := n.step(Tick{})
+	for ctx.Err() == nil {
+		n.cfg.Link.wait(time.Duration(next - n.cfg.Now()))
+		busy := true
+		for range 256 {
+			size, err := n.cfg.Link.receive(n.frame[:])
+			if err != nil {
+				return fmt.Errorf("receiving beacons: %w", err)
+			}
+			if size == 0 {
+				busy = false
+				break
+			}
+			if ev := n.read(n.frame[:size]); ev != nil {
+				next = n.step(ev)
+			}
+		}
+		for pending := true; pending; {
+			select {
+			case ev := <-n.events:
+				next = n.step(ev)
+			default:
+				pending = false
+			}
+		}
+		// Even under a flood of frames beacons go out in time.
+		if busy || next <= n.cfg.Now() {
+			next = n.step(Tick{})
+		}
+	}
+	return nil
+}
+
+// realtime gives the calling thread a real-time priority that what it starts
+// does not inherit.
+func realtime(priority int) error {
+	if priority == 0 {
+		return nil
+	}
+	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: uint32(priority), Flags: unix.SCHED_FLAG_RESET_ON_FORK}
+	if err := unix.SchedSetAttr(0, &attr, 0); err != nil {
+		return fmt.Errorf("sched_setattr: %w", err)
+	}
+	return nil
+}
+
+// read gives the event of a frame; nil if it has none.
+func (n *Node) read(frame []byte) Event {
+	beacon, part, err := n.cfg.Codec.Decode(frame)
+	switch {
+	case err != nil:
+		n.refuse(err, frame)
+		return nil
+	case beacon != nil:
+		return Received{beacon}
+	}
+	a := n.assemblers[part.From.ID]
+	if a == nil {
+		if len(n.assemblers) >= MaxNodes {
+			clear(n.assemblers)
+		}
+		a = new(Assembler)
+		n.assemblers[part.From.ID] = a
+	}
+	m, err := a.Add(part)
+	if err != nil {
+		n.refuse(err, frame)
+	}
+	if m == nil {
+		return nil
+	}
+	return ReceivedMap{Map: m, From: part.From, Sequence: part.Sequence}
+}
+
+// refuse counts a frame without effect; each kind is logged once in a while for
+// a source.
+func (n *Node) refuse(err error, frame []byte) {
+	switch {
+	case errors.Is(err, ErrOtherVersion):
+		n.otherVersion.Add(1)
+	case errors.Is(err, ErrOtherCluster):
+		n.otherCluster.Add(1)
+	case errors.Is(err, ErrUnauthentic):
+		n.unauthentic.Add(1)
+	default:
+		n.malformed.Add(1)
+	}
+	source := "?"
+	if len(frame) >= 12 {
+		source = net.HardwareAddr(frame[6:12]).String()
+	}
+	now := n.cfg.Now()
+	n.findings.add(err.Error(), source, now)
+	if n.strangers.first(err.Error()+source, now) {
+		n.cfg.Logger.Warn(err.Error(), "from", source)
+	}
+}
+
+// onceLog tells what has not been said lately. A flood of forged sources makes
+// it remember and say a bounded number of things in a bounded time.
+type onceLog struct {
+	mu    sync.Mutex
+	said  map[string]bool
+	since int64
+}
+
+const (
+	onceMax    = 256
+	onceForget = int64(10 * time.Minute)
+)
+
+// first reports whether what is said for the first time, at now (nanoseconds).
+func (l *onceLog) first(what string, now int64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.said == nil || now-l.since >= onceForget {
+		l.said, l.since = map[string]bool{}, now
+	}
+	if l.said[what] || len(l.said) >= onceMax {
+		return false
+	}
+	l.said[what] = true
+	return true
+}
+
+// Finding is something that is wrong on the segment, for the status.
+type Finding struct {
+	What  string `json:"what"`
+	From  string `json:"from"` // wire MAC
+	Count uint64 `json:"count"`
+	last  int64
+}
+
+// findings keeps the latest of each kind and source, a bounded number.
+type findings struct {
+	mu  sync.Mutex
+	all []Finding
+}
+
+const mostFindings = 32
+
+func (f *findings) add(what, from string, now int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range f.all {
+		if f.all[i].What == what && f.all[i].From == from {
+			f.all[i].Count++
+			f.all[i].last = now
+			return
+		}
+	}
+	next := Finding{what, from, 1, now}
+	if len(f.all) < mostFindings {
+		f.all = append(f.all, next)
+		return
+	}
+	oldest := 0
+	for i := range f.all {
+		if f.all[i].last < f.all[oldest].last {
+			oldest = i
+		}
+	}
+	f.all[oldest] = next
+}
+
+// Findings are what was wrong with frames of the last ten minutes, by source.
+func (n *Node) Findings() []Finding {
+	n.findings.mu.Lock()
+	defer n.findings.mu.Unlock()
+	since := n.cfg.Now() - onceForget
+	n.findings.all = slices.DeleteFunc(n.findings.all, func(f Finding) bool { return f.last < since })
+	return slices.Clone(n.findings.all)
+}
+
+// flowsRetry is the time after a look-up that failed.
+const flowsRetry = time.Second
+
+// pollFlows looks the flows up beside the loop: with very many of them that
+// takes longer than a lease.
+func (n *Node) pollFlows(ctx context.Context) {
+	var said string
+	for {
+		var asked int64
+		select {
+		case <-ctx.Done():
+			return
+		case asked = <-n.poll:
+		}
+		flows, active, err := n.cfg.Flows()
+		if err == nil {
+			said = ""
+			n.active.Store(int64(active))
+			n.tell(ctx, FlowsSeen{flows, asked})
+			continue
+		}
+		if said != err.Error() {
+			said = err.Error()
+			n.cfg.Logger.Error("looking up flows", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(flowsRetry):
+		}
+	}
+}
+
+// step does a step of the machine, what it asks for, and the step that follows
+// from that.
+func (n *Node) step(ev Event) (next int64) {
+	news := false
+	for ev != nil {
+		now := n.cfg.Now()
+		n.alive.Store(now)
+		a := n.machine.Step(ev, now)
+		ev = nil
+		n.cfg.Apply(a)
+		if a.Map != nil {
+			for _, f := range n.cfg.Codec.Map(a.Map, n.machine.Self(), a.MapSequence) {
+				_ = n.cfg.Link.send(f) // whoever lacks it shows, and it is sent again
+			}
+		}
+		if a.Beacon != nil && n.sendBeacon(&a) {
+			ev = Sent{At: now}
+		}
+		if a.PollFlows {
+			select {
+			case n.poll <- now:
+			default: // still at it; the machine asks again
+			}
+		}
+		if a.Announce {
+			n.cfg.Announce()
+		}
+		news = news || a.Table != nil || len(a.Notes) > 0
+		n.note(a.Notes)
+		next = a.Next
+	}
+	n.publish(news)
+	return next
+}
+
+// sendBeacon reports whether the beacon is on the wire.
+func (n *Node) sendBeacon(a *Actions) bool {
+	frame := n.cfg.Codec.Beacon(a.Beacon)
+	err := n.cfg.Link.send(frame)
+	for _, id := range a.Unicast {
+		copy(frame, id[:])
+		_ = n.cfg.Link.send(frame)
+	}
+	return err == nil
+}
+
+func (n *Node) note(notes []Note) {
+	for _, note := range notes {
+		if note.What.Refused() {
+			n.ignored.Add(1)
+			now := n.cfg.Now()
+			if note.What != Replayed {
+				n.findings.add(note.What.String(), note.Peer.ID.String(), now)
+			}
+			if n.members.first(note.What.String()+note.Peer.ID.String(), now) {
+				n.cfg.Logger.Warn(note.What.String(), "from", note.Peer.ID)
+			}
+			continue
+		}
+		switch note.What {
+		case NewMap:
+			n.cfg.Logger.Info("node made a map", "version", note.Map.Version, "why", note.Why)
+		case Adopted:
+			n.cfg.Logger.Debug("node adopted a map", "version", note.Map.Version, "leader", note.Map.Leader)
+		case FailOpen, AllFailed:
+			n.cfg.Logger.Warn(note.What.String())
+		default:
+			n.cfg.Logger.Info("node "+note.What.String(), "node", note.Peer.ID)
+		}
+	}
+}
+
+// publish makes the view known when there is news, and now and again.
+func (n *Node) publish(news bool) {
+	drained := n.machine.Drained()
+	if was := n.drained.Swap(drained); was != drained || news {
+		n.signal()
+	}
+	now := n.cfg.Now()
+	if !news && now < n.published+int64(n.cfg.Machine.Params.Interval) {
+		return
+	}
+	n.published = now
+	v := n.machine.View()
+	last := n.status.Swap(&v)
+	if n.cfg.Changed != nil && viewsDiffer(last, &v) {
+		n.cfg.Changed(v)
+	}
+}
+
+func viewsDiffer(a, b *View) bool {
+	return a.State != b.State || a.Agreed != b.Agreed || a.Map != b.Map || a.Leader != b.Leader || a.Sick != b.Sick || a.Fenced != b.Fenced ||
+		!slices.EqualFunc(a.Members, b.Members, func(x, y Member) bool {
+			return x.Peer == y.Peer && x.State == y.State && x.Live == y.Live && x.Sick == y.Sick
+		})
+}

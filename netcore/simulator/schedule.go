@@ -1,0 +1,277 @@
+package simulator
+
+import (
+	"time"
+
+	"clonecluster/netcore/membership"
+)
+
+// schedule draws what will happen. Times are in multiples of the detection time,
+// so that one set of numbers serves every profile.
+func (s *sim) schedule() {
+	dead := []time.Duration{300 * time.Millisecond, 150 * time.Millisecond, time.Second}[s.rand.IntN(3)]
+	s.params = membership.Detect(dead)
+	D := int64(dead)
+	s.minDelay = 10_000 // ns
+	s.delay = []int64{D / 1000, D / 200, D / 50}[s.rand.IntN(3)]
+	s.loss = []float64{0, 0, 0.01, 0.05, 0.2}[s.rand.IntN(5)]
+	s.duplicate = []float64{0, 0, 0.1}[s.rand.IntN(3)]
+	// Long enough for a frame each way, and for the beacon before the first to be
+	// heard.
+	s.grace = int64(s.params.Interval) + 2*(s.minDelay+4*s.delay)
+	// Of two machines with one address the others hear now one, now the other,
+	// when frames are lost. The switch would not bring them the right ones either.
+	twins := s.rand.IntN(40) == 0 && len(s.nodes) > 2
+	if twins {
+		s.nodes[len(s.nodes)-1].id = s.nodes[0].id
+		s.loss = 0
+	}
+	start := s.now
+	together := s.rand.IntN(3) == 0
+	for _, n := range s.nodes {
+		n.offset = s.rand.Int64N(int64(time.Hour))
+		at := start
+		if !together {
+			at += s.rand.Int64N(2 * D)
+		}
+		if s.rand.IntN(8) > 0 || n.n == 0 {
+			s.at(at, func() { s.boot(n) })
+		}
+	}
+	events := 2 + s.rand.IntN(7)
+	first := start + 2*D
+	quiet := first + int64(events)*D
+	s.quietFrom = quiet
+	for range events {
+		at := first + s.rand.Int64N(quiet-first)
+		do := s.disturb()
+		if twins {
+			do = s.ask()
+		}
+		s.at(at, do)
+	}
+	s.at(quiet, s.calm)
+	s.end = quiet + 6*D + int64(s.grace)
+	for t := start + D; t < s.end; t += D / 10 {
+		s.queue.push(event{at: t + s.rand.Int64N(D/10), kind: evArrive})
+	}
+	s.queue.push(event{at: s.end, kind: evEnd})
+}
+
+func (s *sim) at(t int64, do func()) { s.queue.push(event{at: t, kind: evDo, do: do}) }
+
+// later does something after d, but not when all shall be quiet.
+func (s *sim) later(d int64, do func()) { s.at(min(s.now+d, max(s.now, s.quietFrom)), do) }
+
+func (s *sim) any() *node { return s.nodes[s.rand.IntN(len(s.nodes))] }
+
+// ask draws one thing that is asked for.
+func (s *sim) ask() func() {
+	n, d := s.any(), s.rand.Int64N(4*int64(s.params.Dead))
+	if s.rand.IntN(2) == 0 {
+		return func() {
+			s.setSick(n, true)
+			s.later(d, func() { s.setSick(n, false) })
+		}
+	}
+	return func() {
+		s.setDrain(n, true)
+		s.later(d, func() { s.setDrain(n, false) })
+	}
+}
+
+// disturb draws one thing that goes wrong or is asked for.
+func (s *sim) disturb() func() {
+	D := int64(s.params.Dead)
+	n, o := s.any(), s.any()
+	for_ := s.rand.Int64N(4 * D)
+	switch s.rand.IntN(15) {
+	case 0: // starts, or restarts after a crash of the engine
+		return func() {
+			s.crash(n)
+			s.later(for_/8, func() { s.boot(n) })
+		}
+	case 1, 2:
+		return func() {
+			s.die(n)
+			s.later(for_, func() { s.boot(n) })
+		}
+	case 3: // for good
+		return func() { s.die(n) }
+	case 4: // graceful end
+		return func() {
+			s.setDrain(n, true)
+			s.at(s.now+D, func() { s.leave(n) })
+		}
+	case 5, 6: // of several at once
+		several := []*node{n, o, s.any()}
+		return func() {
+			for _, n := range several {
+				s.setDrain(n, true)
+			}
+			s.later(for_, func() {
+				for _, n := range several {
+					s.setDrain(n, false)
+				}
+			})
+		}
+	case 7:
+		return func() { s.pause(n, s.rand.Int64N(3*D)) }
+	case 8:
+		return func() { s.setCut(n, o, true, false, for_) }
+	case 9:
+		return func() { s.setCut(n, o, true, true, for_) }
+	case 10: // nothing that it sends is heard, or nothing is heard by it
+		in := s.rand.IntN(2) == 0
+		return func() {
+			for _, p := range s.nodes {
+				if in {
+					s.setCut(p, n, true, false, for_)
+				} else {
+					s.setCut(n, p, true, false, for_)
+				}
+			}
+		}
+	case 11:
+		side := make([]bool, len(s.nodes))
+		for i := range side {
+			side[i] = s.rand.IntN(2) == 0
+		}
+		return func() { s.partition(side, for_) }
+	case 12: // its clock jumps, as after the machine was suspended
+		return func() {
+			if n.running {
+				s.trace("node %d: its clock jumps by %.0f ms", n.n, float64(for_)/1e6)
+				n.lease -= for_
+				n.offset += for_
+				n.next -= for_
+				for j := range n.received { // to itself it has not heard them for longer
+					n.received[j] -= for_
+				}
+				n.timer = s.now + 1
+				s.queue.push(event{at: n.timer, kind: evTick, node: n, boot: n.boots})
+			}
+		}
+	case 13: // somebody plays back what he has recorded
+		return func() { s.replay(n, for_) }
+	default:
+		return func() {
+			s.setSick(n, true)
+			s.later(for_, func() { s.setSick(n, false) })
+		}
+	}
+}
+
+func (s *sim) setDrain(n *node, on bool) {
+	if n.running && !n.paused && n.drain != on {
+		s.trace("node %d: drain %v", n.n, on)
+		n.drain = on
+		s.step(n, membership.Drain{On: on})
+	}
+}
+
+func (s *sim) setSick(n *node, on bool) {
+	if n.running && !n.paused && n.sick != on {
+		s.trace("node %d: sick %v", n.n, on)
+		n.sick = on
+		s.step(n, membership.Health{OK: !on})
+	}
+}
+
+func (s *sim) leave(n *node) {
+	if n.running && !n.paused && n.drain {
+		s.trace("node %d leaves", n.n)
+		s.step(n, membership.Leave{})
+		s.die(n)
+	}
+}
+
+func (s *sim) pause(n *node, d int64) {
+	if !n.running || n.paused {
+		return
+	}
+	s.trace("node %d sleeps for %.0f ms", n.n, float64(d)/1e6)
+	n.paused, n.pausedUntil = true, s.now+d
+	s.later(d, func() { s.wake(n) })
+}
+
+func (s *sim) wake(n *node) {
+	if !n.paused {
+		return
+	}
+	n.paused = false
+	if !n.running {
+		return
+	}
+	s.trace("node %d wakes", n.n)
+	backlog := n.backlog
+	n.backlog = nil
+	n.timer = 0
+	for _, ev := range backlog {
+		s.step(n, ev)
+	}
+	s.step(n, membership.Tick{})
+}
+
+func (s *sim) setCut(a, b *node, forth, back bool, d int64) {
+	if a == b {
+		return
+	}
+	s.trace("cut %d to %d, and back %v, for %.0f ms", a.n, b.n, back, float64(d)/1e6)
+	s.cut[a.n][b.n] = forth
+	if back {
+		s.cut[b.n][a.n] = true
+	}
+	s.later(d, func() {
+		s.cut[a.n][b.n] = false
+		if back {
+			s.cut[b.n][a.n] = false
+		}
+	})
+}
+
+func (s *sim) partition(side []bool, d int64) {
+	s.trace("partition %v for %.0f ms", side, float64(d)/1e6)
+	for i := range side {
+		for j := range side {
+			s.cut[i][j] = s.cut[i][j] || side[i] != side[j]
+		}
+	}
+	s.later(d, s.heal)
+}
+
+func (s *sim) heal() {
+	for i := range s.cut {
+		clear(s.cut[i])
+	}
+}
+
+// replay delivers recorded frames, old and new, to everybody for a while.
+func (s *sim) replay(n *node, d int64) {
+	s.trace("recorded frames are played back for %.0f ms", float64(d)/1e6)
+	until := s.now + d
+	var again func()
+	again = func() {
+		if s.now > until || len(s.records) == 0 {
+			return
+		}
+		r := s.records[s.rand.IntN(len(s.records))]
+		for _, to := range s.nodes {
+			if to.running {
+				s.queue.push(event{at: s.now + 1, kind: evDeliver, node: to, from: -1, boot: to.boots, payload: r.event})
+			}
+		}
+		s.at(s.now+int64(s.params.Interval)/2, again)
+	}
+	again()
+}
+
+// calm ends every disturbance: what is left must come to agree.
+func (s *sim) calm() {
+	s.trace("calm")
+	s.heal()
+	s.loss = 0
+	for _, n := range s.nodes {
+		s.wake(n)
+	}
+}

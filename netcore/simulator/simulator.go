@@ -1,0 +1,547 @@
+// Package simulator runs many nodes' membership machines over a simulated
+// segment, under schedules drawn from a seed: loss, duplication, reordering,
+// delay, one-way cables, partitions, pauses, crashes, restarts, clocks that jump,
+// frames recorded and played back, and two machines with one address. It checks
+// the invariants at every step. One seed is one schedule, always the same.
+//
+// What it checks:
+//
+//   - I3: of two nodes that hear each other no two accept new flows of a bucket.
+//   - I5: while a flow's holder lives, the holder takes its segments, and no
+//     other node that hears it would reset them.
+//   - I4 and convergence: when nothing has disturbed the segment for a while,
+//     every bucket has one owner and all go by one map.
+//
+// Two nodes hear each other when each has received a beacon of the other that
+// lists it within a lease, and has done so for as long as it takes to tell each
+// other: what two halves of a partition did before they could know of each other
+// is no fault.
+package simulator
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"clonecluster/netcore/filter"
+	"clonecluster/netcore/membership"
+)
+
+const ms = int64(time.Millisecond)
+
+// Options say what to simulate.
+type Options struct {
+	Seed uint64
+	// Nodes is the number of machines, 2 to membership.MaxNodes. Zero: drawn from
+	// the seed, 2 to 64, mostly few.
+	Nodes    int
+	Weakness membership.Weakness
+	// Trace keeps a timeline.
+	Trace bool
+}
+
+// Result is what came of a schedule.
+type Result struct {
+	Seed      uint64   `json:"seed"`
+	Nodes     int      `json:"nodes"`
+	Violation string   `json:"violation,omitempty"` // empty: all held
+	Invariant string   `json:"invariant,omitempty"` // "I3", "I4" or "I5"
+	At        float64  `json:"at_seconds,omitempty"`
+	Accepted  int      `json:"accepted"` // connections
+	Refused   int      `json:"refused"`  // attempts that nobody took
+	Steps     int      `json:"steps"`    // of machines
+	Maps      uint64   `json:"maps"`     // made
+	Timeline  []string `json:"timeline,omitempty"`
+}
+
+// Run simulates one schedule, until its end or the first violation.
+func Run(o Options) Result {
+	s := newSim(o)
+	s.schedule()
+	most := 20_000 * s.result.Nodes * s.result.Nodes
+	for !s.over && s.queue.len() > 0 {
+		e := s.queue.pop()
+		if s.now = e.at; s.result.Steps > most {
+			s.fail("liveness", "the machines do not come to rest: more than %d steps", most)
+		}
+		s.handle(e)
+		s.verify()
+	}
+	if s.result.Violation == "" {
+		s.converged()
+	}
+	return s.result
+}
+
+type sim struct {
+	o      Options
+	rand   *rand.Rand
+	now    int64
+	end    int64
+	over   bool
+	queue  queue
+	nodes  []*node
+	params membership.Params
+
+	loss, duplicate float64
+	minDelay, delay int64
+	cut             [][]bool // from, to
+	flows           []*flow
+	records         []recorded // what an eavesdropper has kept
+	grace           int64
+	quietFrom       int64
+	result          Result
+	dirty           []*node // whose acceptance has grown since the last check
+	recheckAt       int64
+	checkFlows      bool
+}
+
+type node struct {
+	n           int
+	id          membership.NodeID
+	boots       uint64
+	machine     *membership.Machine
+	running     bool
+	paused      bool
+	pausedUntil int64
+	offset      int64 // of its clock
+	table       filter.Table
+	lease       int64 // on the clock of the simulation
+	owned       int
+	timer       int64 // when the pending tick fires; 0: none
+	next        int64
+	drain, sick bool
+	heldCache   membership.Bits
+	// received[j] is when a beacon of node j was last taken, since when they have
+	// come without a gap.
+	received, since []int64
+	incarnation     []uint64 // of j, as last received
+	backlog         []membership.Event
+}
+
+type flow struct {
+	holder *node
+	boot   uint64
+	bucket int
+	ended  bool
+}
+
+type recorded struct {
+	event membership.Event
+	from  int
+}
+
+func nodeID(n int) membership.NodeID {
+	return membership.NodeID{0x52, 0x54, 0, 0x77, byte(n >> 8), byte(n + 1)}
+}
+
+func newSim(o Options) *sim {
+	s := &sim{o: o, rand: rand.New(rand.NewPCG(o.Seed, 0x636c6f6e65)), now: int64(time.Second)}
+	n := o.Nodes
+	if n == 0 {
+		switch p := s.rand.IntN(1000); {
+		case p < 780:
+			n = 2 + s.rand.IntN(4)
+		case p < 970:
+			n = 6 + s.rand.IntN(5)
+		case p < 996:
+			n = 11 + s.rand.IntN(14)
+		default:
+			n = 25 + s.rand.IntN(40)
+		}
+	}
+	s.result = Result{Seed: o.Seed, Nodes: n}
+	s.cut = make([][]bool, n)
+	for i := range n {
+		s.cut[i] = make([]bool, n)
+		s.nodes = append(s.nodes, &node{n: i, id: nodeID(i), received: make([]int64, n), since: make([]int64, n), incarnation: make([]uint64, n)})
+	}
+	return s
+}
+
+func (s *sim) fail(invariant, format string, args ...any) {
+	if s.over {
+		return
+	}
+	s.over = true
+	s.result.Invariant, s.result.Violation = invariant, fmt.Sprintf(format, args...)
+	s.result.At = float64(s.now-int64(time.Second)) / 1e9
+	s.trace("VIOLATION %s: %s", invariant, s.result.Violation)
+	for _, n := range s.nodes {
+		if n.machine != nil {
+			s.trace("  node %d: running=%v paused=%v lease in %.1f ms, %v", n.n, n.running, n.paused, float64(n.lease-s.now)/1e6, n.machine)
+		}
+	}
+}
+
+func (s *sim) trace(format string, args ...any) {
+	if s.o.Trace {
+		s.result.Timeline = append(s.result.Timeline, fmt.Sprintf("%9.4f s  ", float64(s.now-int64(time.Second))/1e9)+fmt.Sprintf(format, args...))
+	}
+}
+
+// boot starts a node's engine; its kernel may have flows from before.
+func (s *sim) boot(n *node) {
+	if n.running {
+		return
+	}
+	n.boots++
+	n.running, n.paused = true, false
+	n.drain, n.sick = false, false
+	n.backlog, n.timer = nil, 0
+	incarnation := s.rand.Uint64()
+	n.machine = membership.New(membership.Config{
+		Self: membership.Peer{ID: n.id, Incarnation: incarnation}, Params: s.params,
+		Policy: membership.Policy{Moves: 32}, Weight: 100, Rules: 1, Flows: s.held(n), Weakness: s.o.Weakness,
+	}, s.now+n.offset)
+	n.table, n.lease, n.owned = n.machine.Table(), 0, 0
+	for j := range n.received {
+		n.received[j], n.since[j] = 0, 0
+	}
+	s.trace("node %d starts", n.n)
+	s.step(n, membership.Tick{})
+}
+
+func (s *sim) held(n *node) (b membership.Bits) {
+	for _, f := range s.flows {
+		if f.holder == n {
+			b.Set(f.bucket)
+		}
+	}
+	return b
+}
+
+// crash ends the engine; the kernel and its flows stay.
+func (s *sim) crash(n *node) {
+	if n.running {
+		n.running = false
+		s.trace("node %d: engine crashes", n.n)
+	}
+}
+
+// die ends the machine and its flows.
+func (s *sim) die(n *node) {
+	if n.running {
+		s.trace("node %d dies", n.n)
+	}
+	n.running = false
+	s.flows = slices.DeleteFunc(s.flows, func(f *flow) bool { return f.holder == n })
+}
+
+func (s *sim) step(n *node, ev membership.Event) {
+	for follow := ev; follow != nil; {
+		s.result.Steps++
+		local := s.now + n.offset
+		a := n.machine.Step(follow, local)
+		follow = nil
+		s.apply(n, &a)
+		for _, note := range a.Notes {
+			if s.o.Trace {
+				s.trace("node %d: %v %02x %v %s", n.n, note.What, note.Peer.ID[5], note.Map.Version, note.Why)
+			}
+			if note.What == membership.NewMap {
+				s.result.Maps++
+			}
+		}
+		if a.Map != nil {
+			s.broadcast(n, membership.ReceivedMap{Map: a.Map, From: n.self(), Sequence: a.MapSequence})
+		}
+		if a.Beacon != nil {
+			s.broadcast(n, membership.Received{Beacon: a.Beacon})
+			follow = membership.Sent{At: local}
+		}
+		if a.PollFlows {
+			// The look-up takes its time.
+			s.queue.push(event{at: s.now + s.rand.Int64N(int64(s.params.Interval)/2), kind: evFlows, node: n, boot: n.boots,
+				payload: membership.FlowsSeen{Buckets: s.held(n), Asked: local}})
+		}
+		n.next = a.Next - n.offset
+	}
+	if n.timer == 0 || n.next < n.timer {
+		n.timer = max(n.next, s.now+1)
+		s.queue.push(event{at: n.timer, kind: evTick, node: n, boot: n.boots})
+	}
+}
+
+func (n *node) self() membership.Peer { return n.machine.Self() }
+
+func (s *sim) apply(n *node, a *membership.Actions) {
+	was := s.accepts(n)
+	if a.Table != nil {
+		n.table = *a.Table
+		n.owned = 0
+		for _, state := range n.table {
+			if state.Owned() {
+				n.owned++
+			}
+		}
+		s.checkFlows = true
+		s.mark(n)
+	}
+	n.lease = 0
+	if a.Lease > 0 {
+		if n.lease = a.Lease - n.offset; a.Lease > 1<<62 {
+			n.lease = a.Lease
+		}
+	}
+	if !was && s.accepts(n) {
+		s.mark(n)
+	}
+}
+
+func (s *sim) mark(n *node) {
+	if !slices.Contains(s.dirty, n) {
+		s.dirty = append(s.dirty, n)
+	}
+}
+
+// accepts reports whether a node takes new flows in the buckets that it owns. A
+// paused one does: its kernel goes on until the lease ends.
+func (s *sim) accepts(n *node) bool { return n.running && n.owned > 0 && s.now < n.lease }
+
+func (s *sim) broadcast(from *node, ev membership.Event) {
+	if len(s.records) < 64 && s.rand.IntN(8) == 0 {
+		s.records = append(s.records, recorded{ev, from.n})
+	}
+	for _, to := range s.nodes {
+		if to == from || !to.running || s.cut[from.n][to.n] || s.loss > 0 && s.rand.Float64() < s.loss {
+			continue
+		}
+		s.queue.push(event{at: s.now + s.minDelay + s.rand.Int64N(s.delay), kind: evDeliver, node: to, from: from.n, boot: to.boots, payload: ev})
+		if s.duplicate > 0 && s.rand.Float64() < s.duplicate {
+			s.queue.push(event{at: s.now + s.minDelay + s.rand.Int64N(4*s.delay), kind: evDeliver, node: to, from: from.n, boot: to.boots, payload: ev})
+		}
+	}
+}
+
+func (s *sim) handle(e event) {
+	switch e.kind {
+	case evDo:
+		e.do()
+		return
+	case evArrive:
+		s.arrive()
+		return
+	case evEnd:
+		s.over = true
+		return
+	case evTick:
+		if e.node.timer == e.at {
+			e.node.timer = 0
+		}
+	}
+	n := e.node
+	if !n.running || n.boots != e.boot {
+		return
+	}
+	if n.paused { // what comes in while it sleeps waits in its socket
+		if e.kind != evTick && len(n.backlog) < 256 {
+			n.backlog = append(n.backlog, e.payload)
+		}
+		return
+	}
+	switch e.kind {
+	case evTick:
+		if n.next <= s.now {
+			s.step(n, membership.Tick{})
+		} else if n.timer == 0 {
+			n.timer = n.next
+			s.queue.push(event{at: n.timer, kind: evTick, node: n, boot: n.boots})
+		}
+	case evDeliver:
+		if b, ok := e.payload.(membership.Received); ok && e.from >= 0 {
+			s.heard(n, e.from, b.Beacon)
+		}
+		s.step(n, e.payload)
+	case evFlows:
+		s.step(n, e.payload)
+	}
+}
+
+// heard keeps when beacons that list the node come from whom.
+func (s *sim) heard(n *node, from int, b *membership.Beacon) {
+	if !slices.Contains(b.Heard, n.self().Tag()) {
+		return
+	}
+	if s.now-n.received[from] > int64(s.params.Lease) || n.incarnation[from] != b.Incarnation {
+		n.since[from] = s.now
+	}
+	n.received[from], n.incarnation[from] = s.now, b.Incarnation
+}
+
+// connected reports whether two nodes hear each other, and have for long enough.
+func (s *sim) connected(a, b *node) bool {
+	lease := int64(s.params.Lease)
+	return !a.paused && !b.paused && a.running && b.running && a.id != b.id &&
+		s.now-a.received[b.n] <= lease && s.now-b.received[a.n] <= lease &&
+		a.incarnation[b.n] == b.self().Incarnation && b.incarnation[a.n] == a.self().Incarnation &&
+		s.now-max(a.since[b.n], b.since[a.n]) > s.grace
+}
+
+// verify checks I3 and I5 after what has just happened.
+func (s *sim) verify() {
+	if s.over {
+		s.dirty = s.dirty[:0]
+		return
+	}
+	if s.recheckAt != 0 && s.now >= s.recheckAt {
+		s.recheckAt = 0
+		s.checkFlows = true
+		for _, n := range s.nodes {
+			if s.accepts(n) {
+				s.mark(n)
+			}
+		}
+	}
+	for _, n := range s.dirty {
+		if !s.accepts(n) {
+			continue
+		}
+		for _, o := range s.nodes {
+			if o == n || !s.accepts(o) {
+				continue
+			}
+			for b := range n.table {
+				if !n.table[b].Owned() || !o.table[b].Owned() {
+					continue
+				}
+				if s.connected(n, o) {
+					s.fail("I3", "nodes %d and %d both accept new flows of bucket %d", n.n, o.n, b)
+					return
+				}
+				s.recheck()
+				break
+			}
+		}
+	}
+	s.dirty = s.dirty[:0]
+	if s.checkFlows {
+		s.checkFlows = false
+		s.verifyFlows()
+	}
+}
+
+func (s *sim) recheck() {
+	if s.recheckAt == 0 {
+		s.recheckAt = s.now + s.grace/4 + 1
+		s.queue.push(event{at: s.recheckAt, kind: evDo, do: func() {}})
+	}
+}
+
+func (s *sim) verifyFlows() {
+	for _, f := range s.flows {
+		h := f.holder
+		if !h.running || s.twinOf(h) != nil {
+			continue // of two machines with one address one gives up its flows
+		}
+		if h.table[f.bucket] == filter.Foreign && !h.paused {
+			s.fail("I5", "node %d drops the flow it holds in bucket %d", h.n, f.bucket)
+			return
+		}
+		for _, o := range s.nodes {
+			if o == h || !s.accepts(o) || o.table[f.bucket] != filter.Settled {
+				continue
+			}
+			if s.connected(o, h) {
+				s.fail("I5", "node %d would reset the flow that node %d holds in bucket %d", o.n, h.n, f.bucket)
+				return
+			}
+			s.recheck()
+		}
+	}
+}
+
+// arrive lets a client open a connection in a random bucket.
+func (s *sim) arrive() {
+	b := s.rand.IntN(filter.Buckets)
+	var holder *node
+	first := s.rand.IntN(len(s.nodes))
+	for i := range s.nodes {
+		n := s.nodes[(first+i)%len(s.nodes)]
+		if s.accepts(n) && n.table[b].Owned() && !n.paused {
+			holder = n
+			break
+		}
+	}
+	if holder == nil {
+		s.result.Refused++
+		return
+	}
+	s.result.Accepted++
+	s.checkFlows = true
+	f := &flow{holder: holder, bucket: b}
+	s.flows = append(s.flows, f)
+	life := int64(s.rand.ExpFloat64() * 8 * float64(s.params.Dead))
+	s.queue.push(event{at: s.now + life, kind: evDo, do: func() {
+		if i := slices.Index(s.flows, f); i >= 0 {
+			s.flows = slices.Delete(s.flows, i, i+1)
+		}
+	}})
+}
+
+// converged checks at the end of the quiet time that every bucket has one owner
+// and that all go by one map.
+func (s *sim) converged() {
+	s.over = false
+	var running []*node
+	willing := 0
+	for _, n := range s.nodes {
+		if n.running {
+			running = append(running, n)
+			if !n.drain {
+				willing++
+			}
+		}
+	}
+	if len(running) == 0 {
+		return
+	}
+	var owners [filter.Buckets]int
+	for _, n := range running {
+		v := n.machine.View()
+		switch {
+		case v.State == membership.Listening && s.twinOf(n) != nil:
+			continue
+		case !v.Agreed:
+			s.fail("I4", "node %d does not agree with the others: %v", n.n, n.machine)
+			return
+		case v.Map != running[0].machine.View().Map && s.twinOf(running[0]) == nil:
+			s.fail("I4", "nodes %d and %d go by different maps", running[0].n, n.n)
+			return
+		}
+		if !s.accepts(n) {
+			if n.owned > 0 {
+				s.fail("I4", "node %d owns %d buckets and accepts nothing: %v", n.n, n.owned, n.machine)
+				return
+			}
+			continue
+		}
+		if n.drain && willing > 0 {
+			s.fail("I4", "node %d drains and still owns %d buckets", n.n, n.owned)
+			return
+		}
+		for b, state := range n.table {
+			if state.Owned() {
+				owners[b]++
+			}
+		}
+	}
+	for b, count := range owners {
+		if count != 1 {
+			s.fail("I4", "bucket %d has %d owners", b, count)
+			return
+		}
+	}
+	s.over = true
+}
+
+// twinOf gives another running node with the same address.
+func (s *sim) twinOf(n *node) *node {
+	for _, o := range s.nodes {
+		if o != n && o.running && o.id == n.id {
+			return o
+		}
+	}
+	return nil
+}
