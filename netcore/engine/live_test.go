@@ -29,12 +29,19 @@ func TestMain(m *testing.M) {
 }
 
 // httpd is the service of the tests: who answers, streams both ways with their
-// checksums, and the address of whoever asks.
+// checksums, and the address of whoever asks. Its health check fails while the
+// file of its second argument exists.
 func httpd(args []string) int {
 	name := args[0]
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /whoami", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, name) })
-	mux.HandleFunc("GET /healthz", func(http.ResponseWriter, *http.Request) {})
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		if len(args) > 1 {
+			if _, err := os.Stat(args[1]); err == nil {
+				http.Error(w, "sick", http.StatusServiceUnavailable)
+			}
+		}
+	})
 	mux.HandleFunc("GET /client", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, r.RemoteAddr) })
 	mux.HandleFunc("GET /download/{size}", func(w http.ResponseWriter, r *http.Request) {
 		size, _ := strconv.ParseInt(r.PathValue("size"), 10, 64)
@@ -152,7 +159,23 @@ func (c *cluster) start() {
 	c.agree(c.nodes...)
 }
 
-func (n *node) StartHTTP() { n.Start("httpd", n.Name).Await(0, "httpd ready") }
+func (n *node) StartHTTP() { n.Start("httpd", n.Name, n.sickness()).Await(0, "httpd ready") }
+
+// sickness is the file that makes the node's service fail its check.
+func (n *node) sickness() string { return filepath.Join(n.c.Dir, n.Name+".sick") }
+
+func (n *node) setSick(sick bool) {
+	n.c.t.Helper()
+	var err error
+	if sick {
+		err = os.WriteFile(n.sickness(), nil, 0o600)
+	} else {
+		err = os.Remove(n.sickness())
+	}
+	if err != nil {
+		n.c.t.Fatal(err)
+	}
+}
 
 func (n *node) start() {
 	n.cloned = n.Start("cloned", "--config", n.c.config, "--interface", "eth0", "--status-socket", n.status, "--log-level", "debug")

@@ -300,6 +300,8 @@ func (c *cluster) askAll(streams []*stream, line string) {
 // data into the gap, and starts it again.
 func TestCrash(t *testing.T) {
 	c := newCluster(t, 3)
+	// Later than a busy machine takes to start an engine.
+	writeConfig(t, c.config, "detect: relaxed", "detect: 5s")
 	c.start()
 	streams := c.openStreams(12)
 	crashed := c.nodes[1]

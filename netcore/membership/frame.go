@@ -91,7 +91,10 @@ type MapID struct {
 
 // Compare orders map ids by version, then by leader.
 func (id MapID) Compare(other MapID) int {
-	return cmp.Or(cmp.Compare(id.Version, other.Version), id.Leader.Compare(other.Leader))
+	if id.Version != other.Version { // nearly always enough
+		return cmp.Compare(id.Version, other.Version)
+	}
+	return id.Leader.Compare(other.Leader)
 }
 
 func (id MapID) String() string { return fmt.Sprintf("%d of %v", id.Version, id.Leader) }

@@ -31,8 +31,7 @@ func (m *Machine) lead(now int64, a *Actions) bool {
 		return false
 	}
 	m.nextLook = math.MaxInt64
-	chosen, allSick := m.candidates()
-	if allSick != m.allSick {
+	if allSick := m.everybodySick(); allSick != m.allSick {
 		m.allSick = allSick
 		switch {
 		case !allSick:
@@ -46,6 +45,7 @@ func (m *Machine) lead(now int64, a *Actions) bool {
 	if !m.state.takesPart() || m.leader != m.self.ID || m.fence {
 		return false
 	}
+	chosen := m.candidates()
 	quotas, why := m.wanted(chosen, now)
 	if why == "" {
 		return false
@@ -70,22 +70,42 @@ func (m *Machine) lead(now int64, a *Actions) bool {
 	return true
 }
 
+// everybodySick reports whether there are nodes that serve, and the services of
+// all of them fail their checks.
+func (m *Machine) everybodySick() bool {
+	rules, serving := m.commonRules(), false
+	if m.state == Serving && m.cfg.Rules == rules {
+		if !m.sick {
+			return false
+		}
+		serving = true
+	}
+	for _, p := range m.live {
+		if p.state == Serving && p.rules == rules {
+			if !p.sick {
+				return false
+			}
+			serving = true
+		}
+	}
+	return serving
+}
+
 // candidates gives the nodes that shall own buckets, by id: those that serve and
 // whose services are well, or else those that serve, or else those that drain;
 // somebody has to.
-func (m *Machine) candidates() (chosen []candidate, allSick bool) {
+func (m *Machine) candidates() []candidate {
 	rules := m.commonRules()
-	const best, worst = 0, 2
-	var class [worst + 1][]candidate
-	add := func(id NodeID, s State, sick bool, weight, busy, flows int) {
+	var well, sick, drain []candidate
+	add := func(id NodeID, s State, unwell bool, weight, busy, flows int) {
 		c := candidate{id, max(weight, 1), float64(busy) / 1000, float64(flows)}
 		switch {
-		case s == Serving && !sick:
-			class[best] = append(class[best], c)
-		case s == Serving:
-			class[1] = append(class[1], c)
 		case s == Draining:
-			class[worst] = append(class[worst], c)
+			drain = append(drain, c)
+		case s == Serving && unwell:
+			sick = append(sick, c)
+		case s == Serving:
+			well = append(well, c)
 		}
 	}
 	if m.cfg.Rules == rules {
@@ -96,18 +116,18 @@ func (m *Machine) candidates() (chosen []candidate, allSick bool) {
 			add(p.ID, p.state, p.sick, int(p.weight), int(p.busy), int(p.flows))
 		}
 	}
-	allSick = len(class[best]) == 0 && len(class[1]) > 0
-	for i, c := range class {
-		if len(c) > 0 {
-			chosen = c
-			if i == 1 && m.cfg.Policy.StopWhenSick {
-				chosen = nil
-			}
-			break
-		}
+	chosen := well
+	switch {
+	case len(well) > 0:
+	case len(sick) > 0 && m.cfg.Policy.StopWhenSick:
+		return nil
+	case len(sick) > 0:
+		chosen = sick
+	default:
+		chosen = drain
 	}
 	slices.SortFunc(chosen, func(a, b candidate) int { return a.id.Compare(b.id) })
-	return chosen[:min(len(chosen), MaxNodes)], allSick
+	return chosen[:min(len(chosen), MaxNodes)]
 }
 
 // highest is the highest version that this node has heard of.
