@@ -73,8 +73,9 @@ type engine struct {
 
 	unwell atomic.Pointer[[]string] // why services fail their checks
 
-	mu    sync.Mutex // of what follows, for Options.Intercept
-	table filter.Table
+	mu     sync.Mutex   // of what follows
+	table  filter.Table // in force
+	wanted filter.Table // in force when the frames from before it have been judged
 }
 
 // Run runs an engine until ctx ends, which is a graceful stop (nil), or until
@@ -224,6 +225,8 @@ func filterConfig(cfg *config.Config) filter.Config {
 		HashKey:    [16]byte(cfg.Cluster.FlowKey.Derive("flow hash", 16)),
 		Default:    affinities[cfg.Policy.Affinity],
 		LocalPorts: localPorts(),
+		// A beacon of whoever holds the flow after all comes first.
+		ResetPatience: cfg.Cluster.Detect.Beacon() * 3 / 2,
 	}
 	rule := func(ports []config.PortRange, a config.Affinity) {
 		for _, p := range ports {
@@ -273,15 +276,36 @@ var clockBase, clockOffset = func() (time.Time, int64) {
 }()
 
 func (e *engine) apply(a membership.Actions) {
-	if a.Table != nil {
-		e.mu.Lock()
-		e.table = *a.Table
-		e.install()
-		e.mu.Unlock()
-	}
 	e.filter.SetLease(a.Lease)
+	if a.Table != nil {
+		e.setTable(a.Table)
+	}
 	for _, b := range a.EndQuarantine {
 		e.filter.EndQuarantine(b)
+	}
+}
+
+// setTable puts what is lost into effect at once, and what is gained when the
+// frames that have come in until now have been judged.
+func (e *engine) setTable(t *filter.Table) {
+	e.mu.Lock()
+	gains, now := false, *t
+	for b := range now {
+		if now[b].Owned() && !e.table[b].Owned() {
+			now[b], gains = e.table[b], true
+		}
+	}
+	e.table = now
+	e.wanted = *t
+	e.install()
+	e.mu.Unlock()
+	if gains {
+		e.path.AfterQueued(func() {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			e.table = e.wanted
+			e.install()
+		})
 	}
 }
 

@@ -168,6 +168,12 @@ type Config struct {
 	// LocalPorts is the kernel's ip_local_port_range: where the flows that
 	// nodes open from the VIP have their port. Zero: 32768 to 60999.
 	LocalPorts [2]uint16
+	// ResetPatience is how long after a flow's first pure RST, which is swallowed,
+	// another may leave; 0: the first one leaves. A node that was cut off takes the
+	// others for dead and their buckets for its own, and when the cable is back
+	// their clients' segments reach it before the others' word does. An orphan's
+	// client sends again, and then has its RST.
+	ResetPatience time.Duration
 	// MaxFrame is the longest frame in bytes, Ethernet header included; with
 	// segmentation offload frames are longer than any MTU. Zero: 65550.
 	MaxFrame int
@@ -227,6 +233,9 @@ type Filter struct {
 	lease                             atomic.Int64
 	quarantine, heldTCP, heldDatagram deadlines
 
+	patience uint32 // of resets, ms
+	resets   *resets
+
 	ingress, egress counters
 }
 
@@ -266,6 +275,9 @@ func New(cfg Config) (*Filter, error) {
 	}
 	if err := f.setPorts(cfg); err != nil {
 		return nil, err
+	}
+	if cfg.ResetPatience > 0 {
+		f.patience, f.resets = uint32(cfg.ResetPatience.Milliseconds()), new(resets)
 	}
 	f.table.Store(new(Table))
 	return f, nil

@@ -12,7 +12,7 @@ import (
 // whatever their order, and rules in a row that say the same count as one. Nodes
 // that tell each other different ones would take the same flows twice, or none
 // of them would. What may differ between nodes is not in it (LocalPorts,
-// MaxFrame), nor is CloneMAC, which no bucket depends on. Nothing is learnt of
+// MaxFrame, ResetPatience), nor is CloneMAC, which no bucket depends on. Nothing is learnt of
 // the key from it: it is the first eight bytes of a SHA-256 over all 128 bits
 // of the key, behind a text that no other use of the key begins with.
 func (c Config) Fingerprint() uint64 {

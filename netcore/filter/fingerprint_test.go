@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"slices"
 	"testing"
+	"time"
 )
 
 func fingerprintConfig() Config {
@@ -61,6 +62,7 @@ func TestFingerprint(t *testing.T) {
 		},
 		"local ports":   func(c *Config) { c.LocalPorts = [2]uint16{1024, 2000} },
 		"longest frame": func(c *Config) { c.MaxFrame = 1514 },
+		"patience":      func(c *Config) { c.ResetPatience = time.Second },
 		"clone MAC":     func(c *Config) { c.CloneMAC[5]++ },
 	} {
 		cfg := fingerprintConfig()
@@ -71,7 +73,7 @@ func TestFingerprint(t *testing.T) {
 	}
 	// A field that somebody adds must be in one of the two lists.
 	for _, f := range reflect.VisibleFields(reflect.TypeFor[Config]()) {
-		if !changed[f.Name] && !slices.Contains([]string{"CloneMAC", "LocalPorts", "MaxFrame"}, f.Name) {
+		if !changed[f.Name] && !slices.Contains([]string{"CloneMAC", "LocalPorts", "MaxFrame", "ResetPatience"}, f.Name) {
 			t.Errorf("Config.%s is not in the fingerprint; is it meant to be?", f.Name)
 		}
 	}

@@ -119,6 +119,12 @@ func (f *Filter) flowBucket(client, vip addr, clientPort, vipPort uint16, proto 
 	return f.hash.bucket(&k)
 }
 
+// flowHash tells flows apart, whatever the affinity of their port.
+func (f *Filter) flowHash(client, vip addr, clientPort, vipPort uint16, proto uint8) uint64 {
+	k := makeFlowKey(AffinityNone, client, vip, clientPort, vipPort, proto)
+	return f.hash.sum(&k)
+}
+
 func (f *Filter) clientBucket(client, vip addr) int {
 	k := makeFlowKey(AffinityClient, client, vip, 0, 0, 0)
 	return f.hash.bucket(&k)

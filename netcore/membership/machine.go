@@ -12,8 +12,8 @@
 // # Fences
 //
 // A node accepts new flows until Lease after its last beacon left. A peer that
-// has not heard it for Lease no longer lists it, and takes its buckets only after
-// Dead; a node that sees itself no longer listed by a peer that it hears accepts
+// has not heard it for three quarters of Dead no longer lists it, and takes its
+// buckets only after Dead; a node that sees itself no longer listed by a peer that it hears accepts
 // nothing new. So it stops before the others begin, unless both directions fail
 // at once, which is a partition. One that did not send for Lease, since it slept,
 // begins anew with another incarnation.
@@ -108,7 +108,6 @@ const (
 	KeepLost                 // lost buckets are given up only at the next beacon
 	ForgetFlows              // flows in lost buckets are not looked for
 	NeverShared              // a gained bucket is settled at once
-	AnyIncarnation           // a list that names a former incarnation counts
 	OldMaps                  // any map is adopted, even an older one
 	NoFence                  // not being listed has no effect
 	IgnoreDivergent          // maps that do not follow from each other are no reason to stop
@@ -118,7 +117,7 @@ const (
 // Weaknesses are all but None, with their names.
 var weaknessNames = [weaknesses]string{
 	"none", "take-at-once", "no-lease", "trust-one-way", "no-listening", "keep-lost", "forget-flows", "never-shared",
-	"any-incarnation", "old-maps", "no-fence", "ignore-divergent",
+	"old-maps", "no-fence", "ignore-divergent",
 }
 
 func (w Weakness) String() string {
@@ -178,7 +177,8 @@ type (
 	Leave struct{}
 )
 
-// Actions are what has to be done after a step, in this order.
+// Actions are what has to be done after a step: table, lease and quarantines
+// first, then the map, then the beacon, which says that it is in use.
 type Actions struct {
 	Table *filter.Table // install it; nil: as it was
 	Lease int64         // accept new flows until then; 0: no more
@@ -292,7 +292,8 @@ type Machine struct {
 	history  []MapID // adopted before
 	myIndex  uint8   // in cur
 	mapSent  int64
-	agreed   bool // all live peers go by cur
+	adopted  int64 // when cur was
+	agreed   bool  // all live peers go by cur
 	allSick  bool
 	strange  bool // somebody goes by a map that does not follow from cur
 	nextLook int64
@@ -310,16 +311,18 @@ type peer struct {
 	Peer
 	tag          Tag
 	heard, first int64
-	otherHeard   int64 // another incarnation was; 0: never
+	otherHeard   int64    // another incarnation was; 0: never
+	other        lastWord // of that
 	lastListed   int64
 	sequence     uint64
 	mapSequence  uint64
 	listsMe      bool // in its last beacon
 	proven       bool // it has listed this node's present incarnation
 	live         bool
-	gone         bool // it has said so
-	lapsed       bool // it took part, was lost, and does not yet go by the present map
-	asked        int64
+	listed       bool  // in this node's beacons
+	gone         bool  // it has said so
+	lapsed       bool  // it took part, was lost, and does not yet go by the present map
+	alone        int64 // until then it is sent beacons by unicast as well
 	laggedSince  int64
 	state        State
 	sick         bool
@@ -395,10 +398,8 @@ func (m *Machine) renew(now int64) {
 	m.self.Incarnation = mix(m.self.Incarnation, uint64(now)|1)
 	m.tag = m.self.Tag()
 	m.sequence = 0
-	if m.cfg.Weakness != AnyIncarnation {
-		for _, p := range m.all {
-			p.proven, p.listsMe = false, false
-		}
+	for _, p := range m.all {
+		p.proven, p.listsMe = false, false
 	}
 	m.listen(now)
 }
@@ -508,7 +509,9 @@ func (m *Machine) receive(b *Beacon, now int64, a *Actions) (urgent bool) {
 			return false
 		}
 		p = m.newPeer(b.Peer)
-	case b.Sequence <= p.sequence:
+	case b.Sequence == p.sequence: // the copy that was sent to this node alone
+		return false
+	case b.Sequence < p.sequence:
 		a.note(Replayed, b.Peer)
 		return false
 	}
@@ -587,7 +590,11 @@ func (m *Machine) succeed(p *peer, b *Beacon, now int64, a *Actions) *peer {
 			return nil
 		}
 	}
-	p.otherHeard = now // if it has restarted, its kernel may still have flows
+	// If it has restarted, its kernel may still have flows. A recording says that
+	// once.
+	if p.other.incarnation != b.Incarnation || b.Sequence > p.other.sequence {
+		p.other, p.otherHeard = lastWord{b.Incarnation, b.Sequence}, now
+	}
 	// A recording that is played on and on may not keep the place for ever.
 	fresh := now-p.heard <= int64(m.cfg.Params.Dead) && !p.gone && (p.proven || now-p.first <= 2*int64(m.cfg.Params.Dead))
 	switch {
@@ -769,7 +776,7 @@ func (m *Machine) adopt(next *Map, now int64, a *Actions) {
 	if old != nil {
 		m.history = append(m.history[max(0, len(m.history)-7):], old.MapID)
 	}
-	m.cur, m.myIndex = next, next.index(m.self.ID)
+	m.cur, m.myIndex, m.adopted = next, next.index(m.self.ID), now
 	m.unsettled = true
 	for _, p := range m.all {
 		if i := oldIndex(old, p.ID); i != Nobody {
@@ -809,11 +816,14 @@ func (m *Machine) evaluate(now int64, a *Actions) {
 	heard := 0
 	for _, p := range m.all {
 		fresh := now-p.heard <= dead
-		if fresh {
+		if fresh && !m.past(p, now) {
 			heard++
 		}
 		if p.otherHeard != 0 && now-p.otherHeard <= dead {
 			heard++
+		}
+		if listed := now-p.heard <= m.listing() && !p.gone; listed != p.listed {
+			p.listed, m.soon = listed, true
 		}
 		live := fresh && p.proven && !p.gone && now-p.lastListed <= dead
 		if live == p.live {
@@ -877,15 +887,15 @@ func (m *Machine) part(p *peer, a *Actions) {
 	}
 }
 
-// fenced gives a peer that takes part and is heard and that does not hear this
-// node, and so has taken its buckets or is about to. One that hears none of the
+// fenced gives a peer that is heard and no longer hears this node, and so has taken
+// its buckets or is about to. One that hears none of the
 // live peers either is deaf, and cannot.
 func (m *Machine) fenced(now int64) *peer {
 	if m.cfg.Weakness == NoFence {
 		return nil
 	}
 	for _, p := range m.all {
-		if p.proven && !p.gone && !p.listsMe && p.state.takesPart() && now-p.heard <= int64(m.cfg.Params.Dead) && !m.deaf(p) {
+		if p.proven && !p.gone && !p.listsMe && p.state < Stopping && now-p.heard <= int64(m.cfg.Params.Dead) && !m.deaf(p) {
 			return p
 		}
 	}
@@ -893,15 +903,16 @@ func (m *Machine) fenced(now int64) *peer {
 }
 
 func (m *Machine) deaf(p *peer) bool {
-	if len(m.live) == 0 {
-		return false
-	}
+	others := false
 	for _, l := range m.live {
-		if l != p && slices.Contains(p.tags, l.tag) {
+		if l == p {
+			continue
+		}
+		if others = true; slices.Contains(p.tags, l.tag) {
 			return false
 		}
 	}
-	return true
+	return others // if there are none, it may be this node that is not heard
 }
 
 // leaders gives the lowest node that takes part and that this node hears, and the
@@ -959,6 +970,10 @@ func (m *Machine) commonRules() uint64 {
 // peers that serve and never list it: they may be recorded frames.
 const ghostLimit = 30
 
+// unicastFor is how long, in multiples of Dead, a peer that did not list this node
+// is sent beacons by unicast as well, since multicast may be filtered.
+const unicastFor = 30
+
 // enter begins to take part when it is time.
 func (m *Machine) enter(now int64, a *Actions) (urgent bool) {
 	unheard := len(m.live) == 0 && m.fence
@@ -1001,7 +1016,9 @@ func (m *Machine) settle(a *Actions) {
 		m.giveUp(func(b int) bool { return !m.mine(b) }, m.lastStep)
 	}
 	m.strange = m.diverges()
-	m.agreed = m.cur != nil && !m.fence && !m.strange && m.agreedOn()
+	if m.agreed = m.cur != nil && !m.fence && !m.strange && m.agreedOn(); m.agreed {
+		m.forgetOrphans()
+	}
 	if m.cur == nil || !m.state.takesPart() || m.myIndex == Nobody {
 		return
 	}
@@ -1018,6 +1035,24 @@ func (m *Machine) settle(a *Actions) {
 		m.set(b, filter.Settled)
 		if m.orphaned.Has(b) {
 			a.EndQuarantine = append(a.EndQuarantine, b)
+			m.orphaned.Clear(b)
+		}
+	}
+}
+
+// forgetOrphans leaves the orphans of buckets that live peers own to those.
+func (m *Machine) forgetOrphans() {
+	if m.orphaned == (Bits{}) {
+		return
+	}
+	var theirs [256]bool
+	for _, p := range m.live {
+		if i := m.cur.index(p.ID); i != Nobody {
+			theirs[i] = true
+		}
+	}
+	for b, o := range m.cur.Owner {
+		if theirs[o] {
 			m.orphaned.Clear(b)
 		}
 	}
@@ -1048,12 +1083,28 @@ func (m *Machine) diverges() bool {
 		if m.cur == nil {
 			return true
 		}
+		if len(p.tags) == 0 && m.deaf(p) {
+			continue // deaf: it cannot know that it is not alone
+		}
 		if p.mapID == m.cur.MapID || p.parent == m.cur.MapID || slices.Contains(m.history, p.mapID) && !p.lapsed {
 			continue
 		}
 		return true
 	}
 	return false
+}
+
+// past reports whether a peer that has never listed this node has had the time to:
+// it is a recording, or one that cannot hear.
+func (m *Machine) past(p *peer, now int64) bool {
+	return !p.proven && now-p.first > ghostLimit*int64(m.cfg.Params.Dead)
+}
+
+// listing is how long after it was heard a peer is listed, in nanoseconds. It ends
+// before Dead: a beacon without it, sent at that time, is how the peer learns that
+// it is not heard before its buckets are taken. One lost beacon does not do that.
+func (m *Machine) listing() int64 {
+	return int64(m.cfg.Params.Lease) + int64(m.cfg.Params.Interval)/4
 }
 
 // mayBeHeld are the buckets in which a peer holds flows, or has not yet said
@@ -1068,7 +1119,7 @@ func (m *Machine) mayBeHeld() (may Bits) {
 				may[i] = 0xff
 			}
 			return may
-		case !p.proven && m.lastStep-p.first > ghostLimit*dead: // a recording
+		case m.past(p, m.lastStep):
 		case !p.gone && m.lastStep-p.heard <= dead:
 			for i := range may {
 				may[i] |= p.may[i]
@@ -1139,11 +1190,15 @@ func (m *Machine) nextPoll() int64 {
 	return math.MaxInt64
 }
 
-// nextExpiry is when the first live peer is dead if nothing more is heard of it.
+// nextExpiry is when the first live peer is no longer listed, or dead, if nothing
+// more is heard of it.
 func (m *Machine) nextExpiry(now int64) int64 {
 	next := int64(math.MaxInt64)
 	for _, p := range m.live {
 		next = min(next, min(p.heard, p.lastListed)+int64(m.cfg.Params.Dead)+1)
+		if p.listed {
+			next = min(next, p.heard+m.listing()+1)
+		}
 	}
 	return max(next, now+1)
 }
@@ -1159,11 +1214,13 @@ func (m *Machine) beacon(now int64, a *Actions) *Beacon {
 		b.Map, b.Parent = m.cur.MapID, m.cur.Parent
 	}
 	for _, p := range m.all {
-		// Not up to Dead: this is how it learns in time that it is not heard.
-		if now-p.heard <= int64(m.cfg.Params.Lease) && !p.gone {
+		if p.listed {
 			b.Heard = append(b.Heard, p.tag)
-			if !p.listsMe && now-p.asked >= int64(m.cfg.Params.Interval) {
-				p.asked = now
+			// Once that has helped, it is what keeps the two together.
+			if !p.listsMe {
+				p.alone = now + unicastFor*int64(m.cfg.Params.Dead)
+			}
+			if now < p.alone {
 				a.Unicast = append(a.Unicast, p.ID)
 			}
 		}

@@ -15,6 +15,10 @@ import (
 type mapMaker struct {
 	madeAt     int64
 	balancedAt int64
+	// shares are how many buckets, and parts of one, the load gives to the members
+	// of the map sharesOf. Of any other map they are what it says.
+	shares   []float64
+	sharesOf MapID
 }
 
 // candidate is a node that a map may give buckets to.
@@ -65,6 +69,9 @@ func (m *Machine) lead(now int64, a *Actions) bool {
 	}
 	next.Owner = assign(m.cur, next.Members, quotas)
 	a.Notes = append(a.Notes, Note{What: NewMap, Peer: m.self, Map: next.MapID, Why: why})
+	if why == whyLoad {
+		m.sharesOf = next.MapID
+	}
 	m.adopt(next, now, a)
 	m.mapSent = 0
 	return true
@@ -197,14 +204,21 @@ func (m *Machine) wanted(chosen []candidate, now int64) (quotas []int, why strin
 	elapsed := min(float64(now-m.balancedAt)/1e9, 2)
 	m.balancedAt = now
 	m.nextLook = now + int64(time.Second)
-	quotas = rebalance(chosen, have, fair, float64(m.cfg.Policy.Moves)*elapsed)
-	for i := range quotas {
-		if quotas[i] != int(have[i]) {
-			return quotas, "load"
-		}
+	if m.sharesOf != m.cur.MapID {
+		m.shares, m.sharesOf = have, m.cur.MapID
 	}
-	return nil, ""
+	m.shares = rebalance(chosen, m.shares, fair, elapsed)
+	if quotas = towards(m.shares, have, m.cfg.Policy.Moves); quotas == nil {
+		return nil, ""
+	}
+	for i, q := range quotas { // what may not move yet is asked for again, if need be
+		m.shares[i] = min(max(m.shares[i], float64(q-1)), float64(q+1))
+	}
+	return quotas, whyLoad
 }
+
+// whyLoad is the reason of a map that moves nothing but what the load asks for.
+const whyLoad = "load"
 
 // higherMap reports whether a live peer goes by a map of the same version as
 // the present one, and another.
@@ -288,82 +302,104 @@ func carryOver(have, fair []float64, known func(int) bool) []float64 {
 	return shares
 }
 
-// What rebalance goes by.
+// What rebalance goes by. The gain is small, since a node that is given less is
+// not less busy before the connections that it has are over: with a gain of 0.2
+// the shares swing to and fro without end, with this one not even with
+// connections of a minute.
 const (
-	loadGain = 0.2  // part of the relative difference that is mended each second
-	loadBand = 0.05 // differences below that are none
-	loadIdle = 0.05 // below that mean the shares go back to the static weights
-	loadMost = 8.0  // a node has at least this part of its fair share
+	loadGain = 0.08  // part of a relative difference in load that is mended each second
+	loadLeak = 0.001 // part of the distance from the static share that is undone each second
+	loadBand = 0.02  // relative differences below that are none
+	loadIdle = 0.05  // with a mean load below that the shares go back to the static ones,
+	loadBack = 0.2   // by that part of the distance each second
+	loadMost = 8.0   // a node has at least this part of its static share
+	loadFull = 0.95  // what is busier than that is saturated
+	loadWait = 0.05  // the most that connections count then
+	loadStep = 2.0   // buckets: moving less is not worth a map
 )
 
 // rebalance moves shares from nodes that are busier than the mean to those that
-// are less busy, at most so many buckets. Load is the busy share of the
-// processors, corrected by how many connections a node has for its share of the
-// buckets: by Little's law that is its response time, and tells nodes apart
-// whose processors are all busy.
-func rebalance(chosen []candidate, have, fair []float64, most float64) []int {
-	n := float64(len(chosen))
-	load := loads(chosen, have)
+// are less busy, as much as the loads ask for in so many seconds.
+func rebalance(chosen []candidate, shares, fair []float64, elapsed float64) []float64 {
+	load := loads(chosen, shares)
 	mean, sumFair := 0.0, 0.0
 	for i := range chosen {
-		mean += load[i] / n
+		mean += load[i] / float64(len(chosen))
 		sumFair += fair[i]
 	}
-	want := slices.Clone(have)
-	off := 0.0
-	for i := range chosen {
-		off = max(off, math.Abs(load[i]-mean))
-	}
-	switch {
-	case mean < loadIdle:
-		for i := range want {
-			want[i] += loadGain * (fair[i]/sumFair*filter.Buckets - have[i])
+	next, total := make([]float64, len(shares)), 0.0
+	for i, share := range shares {
+		static := fair[i] / sumFair * filter.Buckets
+		switch back := static - share; {
+		case mean < loadIdle && math.Abs(back) < loadStep:
+			next[i] = static
+		case mean < loadIdle:
+			next[i] = share + back*loadBack*elapsed
+		default:
+			off := 1 - load[i]/mean
+			off = math.Copysign(max(0, math.Abs(off)-loadBand), off)
+			next[i] = max(share+(off*loadGain*share+back*loadLeak)*elapsed, static/loadMost)
 		}
-	case off < loadBand:
-		return toInts(have)
-	default:
-		total := 0.0
-		for i := range want {
-			least := fair[i] / sumFair * filter.Buckets / loadMost
-			want[i] = max(have[i]*(1+loadGain*(mean-load[i])/mean), least)
-			total += want[i]
-		}
-		for i := range want {
-			want[i] *= filter.Buckets / total
-		}
+		total += next[i]
 	}
-	moved := 0.0
-	for i := range want {
-		moved += math.Abs(want[i]-have[i]) / 2
+	for i := range next {
+		next[i] *= filter.Buckets / total
 	}
-	if moved > most {
-		for i := range want {
-			want[i] = have[i] + (want[i]-have[i])*most/moved
-		}
-	}
-	if moved < 1 {
-		return toInts(have)
-	}
-	return apportion(want)
+	return next
 }
 
-func loads(chosen []candidate, have []float64) []float64 {
-	load := make([]float64, len(chosen))
-	flows, share := 0.0, 0.0
-	for i, c := range chosen {
+// loads gives the busy share of each node's processors. When those of all are
+// saturated it says little, and how many connections a node has for its share
+// counts as well: by Little's law that is its response time. It counts little,
+// since connections may also do nothing, and since those of clients that wait
+// for their answers before they ask again all gather at whoever is the slowest
+// at the moment.
+func loads(chosen []candidate, shares []float64) []float64 {
+	flows, full := 0.0, 1.0
+	for _, c := range chosen {
 		flows += c.flows
-		share += have[i]
+		full = min(full, max(0, c.busy-loadFull)/(1-loadFull))
 	}
+	load := make([]float64, len(chosen))
 	for i, c := range chosen {
-		slow := 0.5
-		if flows >= 8*float64(len(chosen)) && have[i] > 0 && share > 0 {
-			each, mean := c.flows/have[i], flows/share
-			slow = each / (each + mean)
+		load[i] = c.busy
+		if flows > 0 && shares[i] > 0 {
+			each, mean := c.flows/shares[i], flows/filter.Buckets
+			load[i] *= 1 + loadWait*full*(each-mean)/(each+mean)
 		}
-		load[i] = c.busy * (0.5 + slow)
 	}
 	return load
 }
+
+// towards moves buckets one by one, at most so many, until the quotas are as close
+// to the shares as they can be; nil if that is not worth a map.
+func towards(shares, have []float64, most int) []int {
+	quotas := toInts(have)
+	moved := 0.0
+	for range most {
+		gains, loses := 0, 0
+		for i := range quotas {
+			if lack(shares, quotas, i) > lack(shares, quotas, gains) {
+				gains = i
+			}
+			if lack(shares, quotas, i) < lack(shares, quotas, loses) {
+				loses = i
+			}
+		}
+		if lack(shares, quotas, gains)-lack(shares, quotas, loses) <= 1 {
+			break
+		}
+		quotas[gains]++
+		quotas[loses]--
+		moved++
+	}
+	if moved < min(loadStep, float64(most)) {
+		return nil
+	}
+	return quotas
+}
+
+func lack(shares []float64, quotas []int, i int) float64 { return shares[i] - float64(quotas[i]) }
 
 func toInts(fs []float64) []int {
 	is := make([]int, len(fs))
@@ -441,14 +477,15 @@ func (m *Machine) nextMap(now int64) int64 {
 		if !p.proven || p.gone || now-p.heard > int64(m.cfg.Params.Dead) || p.mapID.Compare(m.cur.MapID) >= 0 {
 			continue
 		}
+		since := max(p.laggedSince, m.adopted) // before that nobody lacked it
 		switch {
 		case m.cur.Leader == m.self.ID:
 			next = min(next, m.mapSent+interval)
 		case m.relays(p) && !(author != nil && author.live && slices.Contains(p.tags, author.tag)):
-			next = min(next, max(p.laggedSince+interval, m.mapSent+interval))
+			next = min(next, max(since+interval, m.mapSent+interval))
 		default:
 			// Somebody else will do it, unless that one takes another machine for p.
-			next = min(next, max(p.laggedSince+interval*int64(3+m.tag%8), m.mapSent+4*interval))
+			next = min(next, max(since+interval*int64(3+m.tag%8), m.mapSent+4*interval))
 		}
 	}
 	return next

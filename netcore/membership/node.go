@@ -70,8 +70,8 @@ type Node struct {
 
 	// What anyone can make the node say, and what takes the key. The first may
 	// not silence the second.
-	strangers, members onceLog
-	findings           findings
+	strangers, members           onceLog
+	strangersFound, membersFound findings
 }
 
 // NewNode prepares a node; Run starts it.
@@ -175,7 +175,10 @@ func (n *Node) Leave(ctx context.Context, given func()) {
 	for range 3 {
 		n.tell(last, Leave{})
 	}
-	n.await(ctx, func() bool { return len(n.events) == 0 })
+	// Also when ctx has ended: without its last word the node would be missed.
+	said, cancel := context.WithTimeout(last, n.cfg.Machine.Params.Interval)
+	defer cancel()
+	n.await(said, func() bool { return len(n.events) == 0 })
 }
 
 // await returns when cond holds or ctx has ended.
@@ -240,13 +243,17 @@ func (n *Node) loop(ctx context.Context) error {
 				next = n.step(ev)
 			}
 		}
+		told := false
 		for pending := true; pending; {
 			select {
 			case ev := <-n.events:
-				next = n.step(ev)
+				next, told = n.step(ev), true
 			default:
 				pending = false
 			}
+		}
+		if told { // not all that Leave waits for is news of the view
+			n.signal()
 		}
 		// Even under a flood of frames beacons go out in time.
 		if busy || next <= n.cfg.Now() {
@@ -315,7 +322,7 @@ func (n *Node) refuse(err error, frame []byte) {
 		source = net.HardwareAddr(frame[6:12]).String()
 	}
 	now := n.cfg.Now()
-	n.findings.add(err.Error(), source, now)
+	n.strangersFound.add(err.Error(), source, now)
 	if n.strangers.first(err.Error()+source, now) {
 		n.cfg.Logger.Warn(err.Error(), "from", source)
 	}
@@ -390,11 +397,15 @@ func (f *findings) add(what, from string, now int64) {
 
 // Findings are what was wrong with frames of the last ten minutes, by source.
 func (n *Node) Findings() []Finding {
-	n.findings.mu.Lock()
-	defer n.findings.mu.Unlock()
 	since := n.cfg.Now() - onceForget
-	n.findings.all = slices.DeleteFunc(n.findings.all, func(f Finding) bool { return f.last < since })
-	return slices.Clone(n.findings.all)
+	return append(n.membersFound.after(since), n.strangersFound.after(since)...)
+}
+
+func (f *findings) after(since int64) []Finding {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.all = slices.DeleteFunc(f.all, func(f Finding) bool { return f.last < since })
+	return slices.Clone(f.all)
 }
 
 // flowsRetry is the time after a look-up that failed.
@@ -481,7 +492,7 @@ func (n *Node) note(notes []Note) {
 			n.ignored.Add(1)
 			now := n.cfg.Now()
 			if note.What != Replayed {
-				n.findings.add(note.What.String(), note.Peer.ID.String(), now)
+				n.membersFound.add(note.What.String(), note.Peer.ID.String(), now)
 			}
 			if n.members.first(note.What.String()+note.Peer.ID.String(), now) {
 				n.cfg.Logger.Warn(note.What.String(), "from", note.Peer.ID)

@@ -42,6 +42,9 @@ func Main(m *testing.M, programs map[string]func(args []string) int) int {
 	if name := os.Getenv(programEnv); name != "" {
 		program, ok := programs[name]
 		if !ok {
+			program, ok = registered[name]
+		}
+		if !ok {
 			fmt.Fprintf(os.Stderr, "no program %q in this test binary\n", name)
 			return 2
 		}
@@ -51,6 +54,12 @@ func Main(m *testing.M, programs map[string]func(args []string) int) int {
 	return m.Run()
 }
 
+// Register adds a program to those of Main. It is for init functions of test
+// files beside the one with TestMain.
+func Register(name string, program func(args []string) int) { registered[name] = program }
+
+var registered = map[string]func([]string) int{}
+
 // Bed is one bridge with its hosts.
 type Bed struct {
 	tb     testing.TB
@@ -59,6 +68,9 @@ type Bed struct {
 	Dir    string
 
 	capture *capture
+	sink    bool     // the device that loses frames is there
+	cut     []string // ports with a Cut
+	parted  []*Host
 }
 
 var beds atomic.Int32
@@ -103,6 +115,14 @@ func (b *Bed) namespace(name string) *Host {
 	return h
 }
 
+// run runs a command of this machine that must not fail.
+func (b *Bed) run(name string, args ...string) {
+	b.tb.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		b.tb.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
+	}
+}
+
 // removeStale removes namespaces of test binaries that are no more.
 func removeStale(tb testing.TB) {
 	out, err := exec.Command("ip", "netns", "list").Output()
@@ -141,16 +161,29 @@ func (b *Bed) Cable(h *Host, device, mac string, addresses ...string) {
 	b.cable(h, device, h.Name+"-"+device, mac, addresses)
 }
 
+// cable is what connects one interface of a host to the bridge.
+type cable struct {
+	device, port, mac string
+	addresses         []string
+}
+
 func (b *Bed) cable(h *Host, device, port, mac string, addresses []string) {
 	b.tb.Helper()
-	h.Run("ip", "link", "add", device, "type", "veth", "peer", "name", port, "netns", b.Switch.NS)
-	if mac != "" {
-		h.Run("ip", "link", "set", device, "address", mac)
+	c := cable{device, port, mac, addresses}
+	h.cables = append(h.cables, c)
+	b.connect(h, c)
+}
+
+func (b *Bed) connect(h *Host, c cable) {
+	b.tb.Helper()
+	h.Run("ip", "link", "add", c.device, "type", "veth", "peer", "name", c.port, "netns", b.Switch.NS)
+	if c.mac != "" {
+		h.Run("ip", "link", "set", c.device, "address", c.mac)
 	}
-	b.Switch.Run("ip", "link", "set", port, "master", "br0", "up")
-	h.Run("ip", "link", "set", device, "up")
-	for _, a := range addresses {
-		args := []string{"addr", "add", a, "dev", device}
+	b.Switch.Run("ip", "link", "set", c.port, "master", "br0", "up")
+	h.Run("ip", "link", "set", c.device, "up")
+	for _, a := range c.addresses {
+		args := []string{"addr", "add", a, "dev", c.device}
 		if strings.Contains(a, ":") {
 			args = append(args, "nodad")
 		}
@@ -241,6 +274,8 @@ type Host struct {
 	MAC  string // of eth0
 	bed  *Bed
 	tb   testing.TB
+
+	cables []cable
 
 	mu        sync.Mutex
 	processes []*Process
@@ -415,6 +450,7 @@ type Process struct {
 	mu    sync.Mutex
 	more  *sync.Cond
 	lines bytes.Buffer
+	times []time.Time // of the lines
 	ended bool
 	err   error
 }
@@ -423,6 +459,7 @@ func (p *Process) add(line string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.lines.WriteString(line + "\n")
+	p.times = append(p.times, time.Now())
 	p.more.Broadcast()
 }
 
@@ -431,6 +468,26 @@ func (p *Process) Output() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.lines.String()
+}
+
+// A Line is one line of a program's output and when it came.
+type Line struct {
+	At   time.Time
+	Text string
+}
+
+// Lines are the lines that have come after a time.
+func (p *Process) Lines(after time.Time) (lines []Line) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i := 0
+	for text := range strings.Lines(p.lines.String()) {
+		if at := p.times[i]; at.After(after) {
+			lines = append(lines, Line{at, strings.TrimSuffix(text, "\n")})
+		}
+		i++
+	}
+	return lines
 }
 
 // Await waits until the output from offset on matches, and gives the offset

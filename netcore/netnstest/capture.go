@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -28,7 +29,8 @@ const snapLen = 2048
 // filter passes nothing but violations, cannot miss one for want of room.
 type capture struct {
 	path     string
-	bridge   int // index of br0, to which the switch hands what it floods
+	bridge   int          // index of br0, to which the switch hands what it floods
+	second   atomic.Int32 // the same of br1; see Bed.Part
 	all      int
 	witness  int
 	file     *os.File
@@ -145,7 +147,7 @@ func (c *capture) run() {
 				c.err = errno
 				return
 			}
-			if ifindex == c.bridge || ifindex == 1 || n < 14 {
+			if c.isBridge(ifindex) || ifindex == 1 || n < 14 {
 				continue
 			}
 			c.frames++
@@ -161,7 +163,7 @@ func (c *capture) run() {
 			if errno != 0 {
 				break
 			}
-			if ifindex != c.bridge && len(c.violations) < 20 {
+			if !c.isBridge(ifindex) && len(c.violations) < 20 {
 				c.violations = append(c.violations, fmt.Sprintf("interface %d: %s", ifindex, hex.EncodeToString(buf[:min(n, 64)])))
 			}
 		}
@@ -169,6 +171,10 @@ func (c *capture) run() {
 			return
 		}
 	}
+}
+
+func (c *capture) isBridge(ifindex int) bool {
+	return ifindex == c.bridge || ifindex == int(c.second.Load())
 }
 
 // receive is recvfrom(2) without allocations, which tests of other packages

@@ -99,7 +99,17 @@ type Datapath struct {
 	count     counters
 
 	rxAlive, txAlive atomic.Int64 // Now() when the loop last proved alive
-	drops            sync.Mutex
+
+	stats   sync.Mutex // of queued: the kernel's counters are cleared by reading them
+	queued  uint64     // frames that the kernel has put into the socket
+	read    atomic.Uint64
+	waiting atomic.Pointer[afterQueued]
+}
+
+// afterQueued is what has to be done when so many frames have been read.
+type afterQueued struct {
+	read uint64
+	do   func()
 }
 
 // ErrCloneMACInUse is matched by the error of Open when another interface of
@@ -421,6 +431,8 @@ func (l *receiveLoop) burst(fd uintptr) bool {
 		case 0:
 			l.frame(n)
 			l.d.rxAlive.Store(l.d.cfg.Now())
+			l.d.read.Add(1)
+			l.d.reached()
 		case unix.EAGAIN:
 			return false
 		case unix.EINTR:
@@ -429,6 +441,8 @@ func (l *receiveLoop) burst(fd uintptr) bool {
 			// when it is up; if it was removed, follow finds out.
 		case unix.EINVAL:
 			l.d.count.rxUnsupported.Add(1)
+			l.d.read.Add(1)
+			l.d.reached()
 		default:
 			l.err = fmt.Errorf("receiving from %s: %w", l.d.cfg.NIC.Name, errno)
 			return true
@@ -539,14 +553,38 @@ func (d *Datapath) send(b []byte, flags int) {
 	}
 }
 
-// Counters gives the datapath's own counters.
-func (d *Datapath) Counters() Counters {
-	// The kernel's drop counter is cleared by reading it.
-	d.drops.Lock()
-	defer d.drops.Unlock()
+// AfterQueued calls do when all frames that are in the receiving socket now have
+// been read and judged: what a node gains must not count for a SYN that another
+// has answered already, while it lay here. It may call do at once, and otherwise
+// does so between two frames; another call takes the place of one that waits.
+func (d *Datapath) AfterQueued(do func()) {
+	w := &afterQueued{d.queuedFrames(), do}
+	d.waiting.Store(w)
+	d.reached()
+}
+
+// reached does what waits for the frames that have been read.
+func (d *Datapath) reached() {
+	if w := d.waiting.Load(); w != nil && d.read.Load() >= w.read && d.waiting.CompareAndSwap(w, nil) {
+		w.do()
+	}
+}
+
+// queuedFrames is how many frames the kernel has put into the receiving socket
+// since it was opened.
+func (d *Datapath) queuedFrames() uint64 {
+	d.stats.Lock()
+	defer d.stats.Unlock()
 	if s, err := d.rx.Stats(); err == nil {
 		d.count.rxKernelDrops.Add(uint64(s.Drops))
+		d.queued += uint64(s.Packets - s.Drops) // those that found no room are counted, too
 	}
+	return d.queued
+}
+
+// Counters gives the datapath's own counters.
+func (d *Datapath) Counters() Counters {
+	d.queuedFrames()
 	c := &d.count
 	return Counters{
 		RxKernelDrops: c.rxKernelDrops.Load(), RxTruncated: c.rxTruncated.Load(), RxUnsupported: c.rxUnsupported.Load(),

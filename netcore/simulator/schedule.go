@@ -15,6 +15,7 @@ func (s *sim) schedule() {
 	s.minDelay = 10_000 // ns
 	s.delay = []int64{D / 1000, D / 200, D / 50}[s.rand.IntN(3)]
 	s.loss = []float64{0, 0, 0.01, 0.05, 0.2}[s.rand.IntN(5)]
+	s.messy = s.loss > 0
 	s.duplicate = []float64{0, 0, 0.1}[s.rand.IntN(3)]
 	// Long enough for a frame each way, and for the beacon before the first to be
 	// heard.
@@ -142,6 +143,7 @@ func (s *sim) disturb() func() {
 		return func() {
 			if n.running {
 				s.trace("node %d: its clock jumps by %.0f ms", n.n, float64(for_)/1e6)
+				s.messy = true
 				n.lease -= for_
 				n.offset += for_
 				n.next -= for_
@@ -191,7 +193,7 @@ func (s *sim) pause(n *node, d int64) {
 		return
 	}
 	s.trace("node %d sleeps for %.0f ms", n.n, float64(d)/1e6)
-	n.paused, n.pausedUntil = true, s.now+d
+	n.paused, n.pausedAt = true, s.now
 	s.later(d, func() { s.wake(n) })
 }
 

@@ -6,7 +6,8 @@
 //
 // What it checks:
 //
-//   - I3: of two nodes that hear each other no two accept new flows of a bucket.
+//   - I3: of two nodes that hear each other no two accept new flows of a bucket, nor
+//     do two of which one has been told that the other does not hear it, or sleeps.
 //   - I5: while a flow's holder lives, the holder takes its segments, and no
 //     other node that hears it would reset them.
 //   - I4 and convergence: when nothing has disturbed the segment for a while,
@@ -95,6 +96,9 @@ type sim struct {
 	dirty           []*node // whose acceptance has grown since the last check
 	recheckAt       int64
 	checkFlows      bool
+	// messy: frames are lost or clocks jump, so that what a node has not heard in
+	// time may have been said.
+	messy bool
 }
 
 type node struct {
@@ -104,7 +108,7 @@ type node struct {
 	machine     *membership.Machine
 	running     bool
 	paused      bool
-	pausedUntil int64
+	pausedAt    int64
 	offset      int64 // of its clock
 	table       filter.Table
 	lease       int64 // on the clock of the simulation
@@ -116,8 +120,12 @@ type node struct {
 	// received[j] is when a beacon of node j was last taken, since when they have
 	// come without a gap.
 	received, since []int64
-	incarnation     []uint64 // of j, as last received
-	backlog         []membership.Event
+	// unlisted[j] is since when beacons of node j no longer list this node, 0 if they
+	// do or never did; last[j], at lastAt[j], is the last beacon.
+	unlisted, lastAt []int64
+	last             []*membership.Beacon
+	incarnation      []uint64 // of j, as last received
+	backlog          []membership.Event
 }
 
 type flow struct {
@@ -155,7 +163,8 @@ func newSim(o Options) *sim {
 	s.cut = make([][]bool, n)
 	for i := range n {
 		s.cut[i] = make([]bool, n)
-		s.nodes = append(s.nodes, &node{n: i, id: nodeID(i), received: make([]int64, n), since: make([]int64, n), incarnation: make([]uint64, n)})
+		s.nodes = append(s.nodes, &node{n: i, id: nodeID(i), received: make([]int64, n), since: make([]int64, n), incarnation: make([]uint64, n),
+			unlisted: make([]int64, n), lastAt: make([]int64, n), last: make([]*membership.Beacon, n)})
 	}
 	return s
 }
@@ -197,7 +206,7 @@ func (s *sim) boot(n *node) {
 	}, s.now+n.offset)
 	n.table, n.lease, n.owned = n.machine.Table(), 0, 0
 	for j := range n.received {
-		n.received[j], n.since[j] = 0, 0
+		n.received[j], n.since[j], n.unlisted[j], n.last[j] = 0, 0, 0, nil
 	}
 	s.trace("node %d starts", n.n)
 	s.step(n, membership.Tick{})
@@ -361,9 +370,14 @@ func (s *sim) handle(e event) {
 
 // heard keeps when beacons that list the node come from whom.
 func (s *sim) heard(n *node, from int, b *membership.Beacon) {
+	n.last[from], n.lastAt[from] = b, s.now
 	if !slices.Contains(b.Heard, n.self().Tag()) {
+		if n.unlisted[from] == 0 && n.received[from]-n.since[from] > int64(s.params.Dead) && n.incarnation[from] == b.Incarnation {
+			n.unlisted[from] = s.now
+		}
 		return
 	}
+	n.unlisted[from] = 0
 	if s.now-n.received[from] > int64(s.params.Lease) || n.incarnation[from] != b.Incarnation {
 		n.since[from] = s.now
 	}
@@ -377,6 +391,34 @@ func (s *sim) connected(a, b *node) bool {
 		s.now-a.received[b.n] <= lease && s.now-b.received[a.n] <= lease &&
 		a.incarnation[b.n] == b.self().Incarnation && b.incarnation[a.n] == a.self().Incarnation &&
 		s.now-max(a.since[b.n], b.since[a.n]) > s.grace
+}
+
+// asleep reports whether a sleeps, and b and it heard each other until then: its
+// lease must have ended before b took over.
+func (s *sim) asleep(a, b *node) bool {
+	lease := int64(s.params.Lease)
+	return !s.messy && a.paused && a.running && b.running && !b.paused && a.id != b.id &&
+		a.pausedAt-a.received[b.n] <= lease && a.pausedAt-b.received[a.n] <= lease &&
+		a.incarnation[b.n] == b.self().Incarnation && b.incarnation[a.n] == a.self().Incarnation &&
+		a.pausedAt-max(a.since[b.n], b.since[a.n]) > s.grace
+}
+
+// told reports whether node a knows that b does not hear it, though b hears a node
+// that a is live with, or they are but two.
+func (s *sim) told(a, b *node) bool {
+	if s.messy || a.paused || a.id == b.id || a.unlisted[b.n] == 0 || s.now-a.unlisted[b.n] <= s.grace/4 || s.now-a.lastAt[b.n] > int64(s.params.Interval)*3/2 ||
+		a.incarnation[b.n] != b.self().Incarnation || !b.running || s.twinOf(a) != nil || s.twinOf(b) != nil {
+		return false
+	}
+	if len(s.nodes) == 2 {
+		return true
+	}
+	for _, m := range a.machine.View().Members {
+		if m.Live && !m.Self && m.ID != b.id && slices.Contains(a.last[b.n].Heard, m.Peer.Tag()) {
+			return true
+		}
+	}
+	return false
 }
 
 // verify checks I3 and I5 after what has just happened.
@@ -408,6 +450,14 @@ func (s *sim) verify() {
 				}
 				if s.connected(n, o) {
 					s.fail("I3", "nodes %d and %d both accept new flows of bucket %d", n.n, o.n, b)
+					return
+				}
+				if s.asleep(n, o) || s.asleep(o, n) {
+					s.fail("I3", "nodes %d and %d both accept new flows of bucket %d, of which one sleeps", n.n, o.n, b)
+					return
+				}
+				if s.told(n, o) || s.told(o, n) {
+					s.fail("I3", "nodes %d and %d both accept new flows of bucket %d, though one knows that the other does not hear it", n.n, o.n, b)
 					return
 				}
 				s.recheck()

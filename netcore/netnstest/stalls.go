@@ -1,0 +1,92 @@
+package netnstest
+
+import (
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Stalls watches how long this machine keeps a thread from running. For one of
+// real-time priority that is what no load explains: a figure measured meanwhile
+// is one of the machine, not of the cluster. For a normal one it tells how busy
+// the machine is.
+type Stalls struct {
+	priority uint32
+	stop     chan struct{}
+	done     sync.WaitGroup
+
+	mu    sync.Mutex
+	spans []stall
+}
+
+type stall struct {
+	from, to time.Time
+}
+
+// stallTick is how often the watching thread wakes, and below stallNoted a
+// delay is not worth a note.
+const (
+	stallTick  = 5 * time.Millisecond
+	stallNoted = 10 * time.Millisecond
+)
+
+// WatchStalls watches until the test ends, with a thread of that real-time
+// priority (SCHED_FIFO, 1 to 99; 0: a normal one). If the test has failed, it
+// then logs the longest stall.
+func WatchStalls(tb testing.TB, priority int) *Stalls {
+	s := &Stalls{priority: uint32(priority), stop: make(chan struct{})}
+	s.done.Go(s.run)
+	tb.Cleanup(func() {
+		close(s.stop)
+		s.done.Wait()
+		if tb.Failed() {
+			tb.Logf("the longest time this machine kept a thread of real-time priority %d waiting: %v", priority, s.Longest(time.Time{}))
+		}
+	})
+	return s
+}
+
+func (s *Stalls) run() {
+	// Never unlocked: the priority goes with the thread.
+	runtime.LockOSThread()
+	if s.priority > 0 {
+		// Without the right to it, the figures are those of a normal thread.
+		_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: s.priority}, 0)
+	}
+	for last := time.Now(); ; {
+		select {
+		case <-s.stop:
+			return
+		default:
+		}
+		tick := unix.NsecToTimespec(int64(stallTick))
+		_ = unix.Nanosleep(&tick, nil)
+		now := time.Now()
+		if late := now.Sub(last) - stallTick; late > stallNoted {
+			s.mu.Lock()
+			s.spans = append(s.spans, stall{last, now})
+			s.mu.Unlock()
+		}
+		last = now
+	}
+}
+
+// Longest is the longest stall that ended after a time.
+func (s *Stalls) Longest(after time.Time) time.Duration {
+	return s.Between(after, time.Now())
+}
+
+// Between is the longest stall that was in a span of time.
+func (s *Stalls) Between(from, to time.Time) (longest time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range s.spans {
+		if x.to.After(from) && x.from.Before(to) {
+			longest = max(longest, x.to.Sub(x.from)-stallTick)
+		}
+	}
+	return longest
+}
