@@ -220,6 +220,7 @@ func (s *sim) setCut(a, b *node, forth, back bool, d int64) {
 		return
 	}
 	s.trace("cut %d to %d, and back %v, for %.0f ms", a.n, b.n, back, float64(d)/1e6)
+	s.torn = true
 	s.cut[a.n][b.n] = forth
 	if back {
 		s.cut[b.n][a.n] = true
@@ -234,6 +235,7 @@ func (s *sim) setCut(a, b *node, forth, back bool, d int64) {
 
 func (s *sim) partition(side []bool, d int64) {
 	s.trace("partition %v for %.0f ms", side, float64(d)/1e6)
+	s.torn = true
 	for i := range side {
 		for j := range side {
 			s.cut[i][j] = s.cut[i][j] || side[i] != side[j]
