@@ -75,6 +75,7 @@ normal end of a live "qemu up": 0).`,
 		grouped("build", newImageCmd()),
 		grouped("build", newSizesCmd()),
 		grouped("run", newQEMUCmd()),
+		grouped("run", newSimCmd()),
 		grouped("configure", newConfigCmd()),
 	)
 	return root

@@ -461,7 +461,7 @@ func TestHandOver(t *testing.T) {
 	stays := slices.Concat(n[0].buckets(), n[1].buckets())
 	moves := s.nodes[2].buckets()
 
-	s, n = cluster(t, 2)
+	s, _ = cluster(t, 2)
 	lost := int64(0)
 	s.never("a bucket that does not move is without an owner", func() bool {
 		if lost == 0 && s.unowned(moves) {

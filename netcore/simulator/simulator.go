@@ -29,8 +29,6 @@ import (
 	"clonecluster/netcore/membership"
 )
 
-const ms = int64(time.Millisecond)
-
 // Options say what to simulate.
 type Options struct {
 	Seed uint64
@@ -117,7 +115,6 @@ type node struct {
 	timer       int64 // when the pending tick fires; 0: none
 	next        int64
 	drain, sick bool
-	heldCache   membership.Bits
 	// received[j] is when a beacon of node j was last taken, since when they have
 	// come without a gap.
 	received, since []int64
@@ -130,9 +127,7 @@ type node struct {
 
 type flow struct {
 	holder *node
-	boot   uint64
 	bucket int
-	ended  bool
 }
 
 type recorded struct {
