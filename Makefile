@@ -64,6 +64,9 @@ lint: ## gofmt, go vet, staticcheck
 bench: deps-test ## benchmarks of the datapath
 	$(GO) test -run '^$$' -bench . -benchmem ./netcore/...
 
+figures: deps-test ## fail-over, drain and false-failover figures at full scale (half an hour, as root, on a quiet machine)
+	CLONECLUSTER_FULL=1 $(GO) test -count=1 -timeout 90m -v -run '^TestFigure' ./netcore/engine
+
 fuzz: ## every fuzz target for FUZZTIME (10s)
 	@for p in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
 	  for f in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' $$p/*_test.go | cut -c6-); do \
@@ -107,4 +110,4 @@ $$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive $$cmd -q \
 endef
 
 FORCE:
-.PHONY: help demo image kernel sizes test lint bench fuzz clean deps deps-test FORCE
+.PHONY: help demo image kernel sizes test lint bench figures fuzz clean deps deps-test FORCE
