@@ -8,16 +8,21 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"clonecluster/netcore/membership"
 )
 
-// smallCosts are measured in a test; the whole takes minutes.
-func smallCosts(t *testing.T) []Cost {
+// smallCosts are measured once for all tests; those of large clusters take minutes.
+var smallCosts = sync.OnceValues(func() ([]Cost, error) {
+	return MeasureCosts(context.Background(), []int{2, 3, 4, 8, 16}, nil)
+})
+
+func costsOf(t *testing.T) []Cost {
 	t.Helper()
-	costs, err := MeasureCosts(t.Context(), []int{2, 3, 4, 8, 16}, nil)
+	costs, err := smallCosts()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -25,7 +30,7 @@ func smallCosts(t *testing.T) []Cost {
 }
 
 func TestCosts(t *testing.T) {
-	costs := smallCosts(t)
+	costs := costsOf(t)
 	if len(costs) != 10 {
 		t.Fatalf("%d costs", len(costs))
 	}
@@ -68,7 +73,7 @@ func TestCostsCurrent(t *testing.T) {
 	_, times, traffic := cutTwice(string(data), "## How long it takes", "## What the segment carries")
 	for _, p := range Profiles() {
 		_, table, _ := strings.Cut(times, "**"+p.Name+"**")
-		for _, c := range smallCosts(t) {
+		for _, c := range costsOf(t) {
 			if row := c.timesRow() + "\n"; c.Profile == p && !strings.Contains(table, row) {
 				t.Errorf("docs/costs.md lacks the times of %s: %s%s", p.Name, row, repeat)
 			}
@@ -169,7 +174,7 @@ func TestPercent(t *testing.T) {
 
 // TestCostReport: what is drawn and said has a value everywhere.
 func TestCostReport(t *testing.T) {
-	r := CostReport{Costs: smallCosts(t), Processors: 2, Load: 3}
+	r := CostReport{Costs: costsOf(t), Processors: 2, Load: 3}
 	for name, data := range map[string][]byte{"SVG": r.SVG(), "Markdown": r.Markdown()} {
 		for _, bad := range []string{"NaN", "Inf", "%!"} {
 			if bytes.Contains(data, []byte(bad)) {
