@@ -163,7 +163,7 @@ func (e *engine) open(ctx context.Context) (err error) {
 			Policy: policy(cfg), Weight: cfg.Weight(e.nic.MAC), Rules: fc.Fingerprint(),
 		},
 		ID: membership.NodeID(e.nic.MAC), Link: e.link, Logger: e.log, Now: monotonic, Codec: newCodec(cfg),
-		Apply: e.apply, Announce: e.announce, Flows: e.flows, Changed: e.viewChanged, Priority: beaconPriority,
+		Apply: e.apply, Announce: e.announce, Flows: e.flows, Changed: e.viewChanged, Urgent: true,
 	})
 	if err != nil {
 		return errors.Join(err, e.path.Undo())
@@ -192,11 +192,6 @@ func (e *engine) selectNIC(ctx context.Context, want config.Interface) (nic.NIC,
 	})
 	return nic.Select(ctx, want)
 }
-
-// beaconPriority is the real-time priority of the thread that speaks with the
-// other nodes: above nothing but the ordinary, as it needs the processor for
-// microseconds.
-const beaconPriority = 10
 
 func newCodec(cfg *config.Config) *membership.Codec {
 	var accept [][]byte

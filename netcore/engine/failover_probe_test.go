@@ -20,6 +20,7 @@ import (
 
 	"clonecluster/config"
 	"clonecluster/netcore/filter"
+	"clonecluster/netcore/realtime"
 )
 
 // A prober is a host that sends bare SYNs to port 80 of the VIP and sees who
@@ -270,10 +271,10 @@ func (p *prober) firstAnswers(buckets []int, every, limit time.Duration) map[int
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		// Never unlocked: the priority, by which the pace holds, goes with the
+		// Never unlocked: the urgency, by which the pace holds, goes with the
 		// thread.
 		runtime.LockOSThread()
-		_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 5}, 0)
+		_, _ = realtime.Thread()
 		for next, end := time.Now(), time.Now().Add(limit); len(open) > 0 && next.Before(end); next = latest(next.Add(every), time.Now()) {
 			time.Sleep(time.Until(next))
 			open = slices.DeleteFunc(open, func(k knock) bool {

@@ -88,7 +88,7 @@ type failover struct {
 // newFailover builds n nodes, a client, and a prober, with nothing running.
 func newFailover(t *testing.T, n int, p profile) *failover {
 	t.Helper()
-	f := &failover{cluster: newCluster(t, n), t: t, profile: p, stalls: netnstest.WatchStalls(t, 90), delays: netnstest.WatchStalls(t, 0), http: map[*node]bool{}}
+	f := &failover{cluster: newCluster(t, n), t: t, profile: p, stalls: netnstest.WatchStalls(t, true), delays: netnstest.WatchStalls(t, false), http: map[*node]bool{}}
 	writeConfig(t, f.config, "detect: relaxed", "detect: "+p.detect)
 	// A hundred thousand connections of one client need their ports.
 	f.client.Sysctl("net.ipv4.ip_local_port_range", "1024 65535")

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime"
 	"strconv"
 	"syscall"
 	"time"
@@ -108,6 +109,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		log.Warn("no supervisor to report to", "error", err)
 	}
 	lockMemory(log)
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + spare)
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	err = Run(ctx, Options{
@@ -120,6 +122,12 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	}
 	return 0
 }
+
+// spare is how many more of its goroutines Go may run at a time than there are
+// processors. The beacon thread returns from the kernel only into a free one of
+// these places, and on a busy machine the others are held by goroutines whose threads
+// wait for a processor.
+const spare = 2
 
 func loadConfig(file, cmdline string) (*config.Config, error) {
 	if cmdline == "" {

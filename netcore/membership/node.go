@@ -15,7 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
+
+	"clonecluster/netcore/realtime"
 )
 
 // NodeConfig is what a Node needs from its surroundings.
@@ -37,9 +38,9 @@ type NodeConfig struct {
 	Flows func() (Bits, int, error)
 	// Changed, if set, is told every change of the view.
 	Changed func(View)
-	// Priority is the real-time priority (SCHED_FIFO, 1 to 99) of the thread that
-	// speaks with the others; 0: as the process.
-	Priority int
+	// Urgent is for the thread that speaks with the others ([realtime.Thread]);
+	// without it the thread is as the process is.
+	Urgent bool
 }
 
 // Counters count frames that had no effect.
@@ -219,12 +220,14 @@ func (n *Node) Run(ctx context.Context) error {
 }
 
 // loop is the one thread that speaks with the others, so that a busy machine
-// does not fake its death: it runs at real-time priority, waits in the kernel and
+// does not fake its death: it runs before others, waits in the kernel and
 // not in Go's scheduler, and nothing in it blocks.
 func (n *Node) loop(ctx context.Context) error {
 	runtime.LockOSThread() // and never unlocked: the thread ends with the loop
-	if err := realtime(n.cfg.Priority); err != nil {
-		n.cfg.Logger.Warn("no real-time priority: on a busy machine this node may be taken for dead", "error", err)
+	if n.cfg.Urgent {
+		if _, err := realtime.Thread(); err != nil {
+			n.cfg.Logger.Warn("no urgent thread: on a busy machine this node may be taken for dead", "error", err)
+		}
 	}
 	next := n.step(Tick{})
 	for ctx.Err() == nil {
@@ -259,19 +262,6 @@ func (n *Node) loop(ctx context.Context) error {
 		if busy || next <= n.cfg.Now() {
 			next = n.step(Tick{})
 		}
-	}
-	return nil
-}
-
-// realtime gives the calling thread a real-time priority that what it starts
-// does not inherit.
-func realtime(priority int) error {
-	if priority == 0 {
-		return nil
-	}
-	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: uint32(priority), Flags: unix.SCHED_FLAG_RESET_ON_FORK}
-	if err := unix.SchedSetAttr(0, &attr, 0); err != nil {
-		return fmt.Errorf("sched_setattr: %w", err)
 	}
 	return nil
 }

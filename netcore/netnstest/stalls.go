@@ -7,16 +7,17 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"clonecluster/netcore/realtime"
 )
 
-// Stalls watches how long this machine keeps a thread from running. For one of
-// real-time priority that is what no load explains: a figure measured meanwhile
-// is one of the machine, not of the cluster. For a normal one it tells how busy
-// the machine is.
+// Stalls watches how long this machine keeps a thread from running. For an urgent
+// one that is what no load explains: a figure measured meanwhile is one of the
+// machine, not of the cluster. For a normal one it tells how busy the machine is.
 type Stalls struct {
-	priority uint32
-	stop     chan struct{}
-	done     sync.WaitGroup
+	urgent bool
+	stop   chan struct{}
+	done   sync.WaitGroup
 
 	mu    sync.Mutex
 	spans []stall
@@ -33,17 +34,17 @@ const (
 	stallNoted = 10 * time.Millisecond
 )
 
-// WatchStalls watches until the test ends, with a thread of that real-time
-// priority (SCHED_FIFO, 1 to 99; 0: a normal one). If the test has failed, it
-// then logs the longest stall.
-func WatchStalls(tb testing.TB, priority int) *Stalls {
-	s := &Stalls{priority: uint32(priority), stop: make(chan struct{})}
+// WatchStalls watches until the test ends, with an urgent thread
+// ([realtime.Thread]) or a normal one. If the test has failed, it then logs the
+// longest stall.
+func WatchStalls(tb testing.TB, urgent bool) *Stalls {
+	s := &Stalls{urgent: urgent, stop: make(chan struct{})}
 	s.done.Go(s.run)
 	tb.Cleanup(func() {
 		close(s.stop)
 		s.done.Wait()
 		if tb.Failed() {
-			tb.Logf("the longest time this machine kept a thread of real-time priority %d waiting: %v", priority, s.Longest(time.Time{}))
+			tb.Logf("the longest time this machine kept a thread (urgent: %t) waiting: %v", urgent, s.Longest(time.Time{}))
 		}
 	})
 	return s
@@ -52,9 +53,9 @@ func WatchStalls(tb testing.TB, priority int) *Stalls {
 func (s *Stalls) run() {
 	// Never unlocked: the priority goes with the thread.
 	runtime.LockOSThread()
-	if s.priority > 0 {
+	if s.urgent {
 		// Without the right to it, the figures are those of a normal thread.
-		_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: s.priority}, 0)
+		_, _ = realtime.Thread()
 	}
 	for last := time.Now(); ; {
 		select {
