@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,10 +20,29 @@ import (
 	"clonecluster/qemu/lab"
 )
 
-// testImage builds an image of the demo's cluster around the kernel that "make
-// test" has built.
+// built is the image of all tests here, made by the first that needs it.
+var built struct {
+	once sync.Once
+	dir  string
+	img  bootable
+	err  error
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if built.dir != "" {
+		os.RemoveAll(built.dir)
+	}
+	os.Exit(code)
+}
+
+// testImage is an image of the demo's cluster around the kernel that "make test"
+// has built.
 func testImage(t *testing.T) bootable {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("boots virtual machines, which takes minutes")
+	}
 	bzImage := os.Getenv("CLONECLUSTER_TEST_KERNEL")
 	if bzImage == "" {
 		t.Skip(`needs a kernel: make kernel, then CLONECLUSTER_TEST_KERNEL=$PWD/build/qemu-x86_64/bzImage ("make test" does both)`)
@@ -32,30 +52,36 @@ func testImage(t *testing.T) bootable {
 			t.Skipf("needs %s (make deps-test)", program)
 		}
 	}
-	out := t.TempDir()
+	built.once.Do(func() { built.img, built.err = buildTestImage(t.Context(), bzImage) })
+	if built.err != nil {
+		t.Fatal(built.err)
+	}
+	return built.img
+}
+
+func buildTestImage(ctx context.Context, bzImage string) (img bootable, err error) {
+	if built.dir, err = os.MkdirTemp("", "clonecluster-test-image-"); err != nil {
+		return img, err
+	}
 	data, err := os.ReadFile(bzImage)
 	if err != nil {
-		t.Fatal(err)
+		return img, err
 	}
-	if err := os.WriteFile(filepath.Join(out, kernelName), data, 0o644); err != nil {
-		t.Fatal(err)
+	if err := os.WriteFile(filepath.Join(built.dir, kernelName), data, 0o644); err != nil {
+		return img, err
 	}
-	base, err := image.BuildBase(t.Context(), image.BaseOptions{OutDir: out})
+	base, err := image.BuildBase(ctx, image.BaseOptions{OutDir: built.dir})
 	if err != nil {
-		t.Fatal(err)
+		return img, err
 	}
 	configCPIO, err := image.ConfigCPIO(config.DemoYAML, "", time.Time{})
 	if err != nil {
-		t.Fatal(err)
+		return img, err
 	}
-	if _, err := writeImage(out, base, configCPIO, &kernel.Result{}, "qemu-x86_64", newProgress(os.Stderr)); err != nil {
-		t.Fatal(err)
+	if _, err := writeImage(built.dir, base, configCPIO, &kernel.Result{}, "qemu-x86_64", newProgress(os.Stderr)); err != nil {
+		return img, err
 	}
-	img, err := openImage(out, "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return img
+	return openImage(built.dir, "")
 }
 
 // TestAppliance takes one cluster of three through its life: boot, traffic, a

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"clonecluster/config"
+	"clonecluster/qemu/lab/crowd"
 	"clonecluster/qemu/nethost"
 	"clonecluster/qemu/vswitch"
 )
@@ -53,6 +54,7 @@ type asker struct {
 	byNode map[string]int
 	failed []string
 	last   string
+	took   []time.Duration // by those that were answered, the last ones
 }
 
 func newAsker(host *nethost.Host, port uint16, nodes []nodeRef) *asker {
@@ -80,6 +82,7 @@ func (a *asker) ask(ctx context.Context, vip netip.Addr) (answer, error) {
 		return got, err
 	}
 	a.byNode[got.Node]++
+	a.took = append(a.took[max(0, len(a.took)-99):], time.Since(begin))
 	a.last = fmt.Sprintf("last by %s (%s) in %.0f ms", a.names[got.Node], got.Hostname, float64(time.Since(begin).Microseconds())/1000)
 	return got, nil
 }
@@ -128,6 +131,34 @@ func (a *asker) first(ctx context.Context, vip netip.Addr) error {
 		}
 	}
 }
+
+// enter counts what a crowd asked. How its failures come about the crowd tells.
+func (a *asker) enter(r crowd.Request) {
+	if r.Err != nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.byNode[r.Node]++
+	a.last = fmt.Sprintf("last by %s in %.0f ms", a.names[r.Node], float64(r.End.Sub(r.Begin).Microseconds())/1000)
+}
+
+// pace is an interval in which this cluster can be asked without being kept busy
+// by it: emulated processors may take a tenth of a second for an answer.
+func (a *asker) pace() time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.took) == 0 {
+		return longestPace
+	}
+	median := slices.Sorted(slices.Values(a.took))[len(a.took)/2]
+	return min(max(2*median, shortestPace), longestPace)
+}
+
+const (
+	shortestPace = 20 * time.Millisecond
+	longestPace  = 200 * time.Millisecond
+)
 
 type score struct {
 	byNode map[string]int

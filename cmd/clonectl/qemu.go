@@ -40,6 +40,7 @@ type upOptions struct {
 	image, listen, pcap, logs string
 	accel, machine, append    string
 	once, asJSON, verbose     bool
+	noKill                    bool
 	requests                  int
 }
 
@@ -75,10 +76,13 @@ func newQEMUUpCmd() *cobra.Command {
 		Long: `Up boots N nodes from one image, connects them to a learning switch that is part
 of this program, and forwards a port of this computer to the cluster's address.
 It needs no root and touches no network interface. It shows which node answers,
-and what the switch has learnt (never the clone MAC). Ctrl-C ends it.
+and what the switch has learnt (never the clone MAC). After ten seconds one node
+loses its power and gets it back: what clients see of that is printed. Then the
+view stays until Ctrl-C.
 
-With --once it asks a number of times, checks what must hold, stops the nodes by
-their power buttons, and ends: with exit code 0 only if every check held.`,
+With --once it asks a number of times, kills a node and starts it again, checks
+what must hold, stops the nodes by their power buttons, and ends: with exit code
+0 only if every check held.`,
 		Example: `  clonectl qemu up                                  # three nodes, http://127.0.0.1:8080/
   clonectl qemu up --nodes 5 --listen 127.0.0.1:9000
   clonectl qemu up --once --pcap demo.pcapng        # check, and keep every frame`,
@@ -104,6 +108,7 @@ their power buttons, and ends: with exit code 0 only if every check held.`,
 	f.StringVar(&o.append, "append", "", "more for the nodes' kernel command line, `WORDS` such as clonecluster.system.log-level=debug")
 	f.BoolVar(&o.once, "once", false, "check, then end; exit code 0 if every check held")
 	f.IntVar(&o.requests, "requests", 30, "with --once: how many requests to each address")
+	f.BoolVar(&o.noKill, "no-kill", false, "kill no node (one node alone is never killed)")
 	f.BoolVar(&o.asJSON, "json", false, "with --once: print the checks as JSON")
 	f.BoolVar(&o.verbose, "verbose", false, "print the QEMU command lines")
 	cmd.MarkFlagDirname("image")

@@ -48,7 +48,9 @@ type up struct {
 	mu     sync.Mutex
 	hint   string
 	state  []nodeSnapshot
-	ending bool // the nodes are ended on purpose
+	scene  *scene // what is being shown, nil for nothing
+	ending bool   // the nodes are ended on purpose
+	victim string // the node that is killed on purpose
 }
 
 // report is what "qemu up --once --json" prints.
@@ -60,6 +62,8 @@ type report struct {
 	FirstAnswer float64                   `json:"first_answer_seconds"`
 	Timeline    map[string][]stageSeconds `json:"timeline"`
 	Accel       string                    `json:"accel"`
+	// Kill is what clients saw of a node that was killed and came back.
+	Kill *killReport `json:"kill,omitempty"`
 }
 
 type stageSeconds struct {
@@ -171,6 +175,17 @@ func (u *up) once(ctx context.Context, stdout io.Writer) error {
 		return err
 	}
 	checks = append(checks, more...)
+	var kill *killReport
+	if u.kills() {
+		u.status("a node loses its power, and comes back")
+		if kill, err = u.killAndRejoin(ctx); err == nil {
+			checks = append(checks, kill.checks()...)
+		} else if ctx.Err() != nil {
+			return ctx.Err()
+		} else {
+			checks = append(checks, check{"a node was killed and came back", false, err.Error()})
+		}
+	}
 	checks = append(checks, checkSwitch(u.lab.Switch(), u.cfg.VIP.CloneMAC, u.nodes)...)
 
 	u.status("stopping the nodes by their power buttons")
@@ -187,7 +202,7 @@ func (u *up) once(ctx context.Context, stdout io.Writer) error {
 	checks = append(checks, off, checkGuard(u.lab.Switch()))
 	u.view.erase()
 
-	r := report{OK: true, Checks: checks, FirstAnswer: u.first.Seconds(), Accel: string(u.lab.Accel().Accel), Timeline: u.timelines()}
+	r := report{OK: true, Checks: checks, FirstAnswer: u.first.Seconds(), Accel: string(u.lab.Accel().Accel), Timeline: u.timelines(), Kill: kill}
 	failed := 0
 	for _, c := range checks {
 		if !c.OK {
@@ -224,22 +239,64 @@ func (u *up) timelines() map[string][]stageSeconds {
 	return all
 }
 
-// stay asks now and then until the user ends it.
+// stay asks now and then until the user ends it. After a while it shows how a node
+// loses its power and comes back.
 func (u *up) stay(ctx context.Context) error {
+	u.asker.timeout = 3 * time.Second // an outage should show soon
+	hint := u.hint
+	if u.kills() {
+		normal, cancel := context.WithTimeout(ctx, normalTime)
+		u.askOn(normal)
+		cancel()
+		if err := u.showKill(ctx, hint); err != nil && ctx.Err() == nil {
+			u.say("showing the loss of a node: %v", err)
+		}
+	}
+	u.askOn(ctx)
+	u.view.erase()
+	return u.goodbye()
+}
+
+// kills says whether a node is to be killed. Somebody may have been faster.
+func (u *up) kills() bool {
+	return !u.o.noKill && len(u.nodes) > 1
+}
+
+func (u *up) showKill(ctx context.Context, hint string) error {
+	if i := slices.IndexFunc(u.lab.Nodes(), func(m *lab.Machine) bool { return !m.Running() }); i >= 0 {
+		u.say("%s is down already, so no other node is killed", u.nodes[i].name)
+		return nil
+	}
+	r, err := u.killAndRejoin(ctx)
+	if err != nil {
+		return err
+	}
+	for _, c := range r.checks() {
+		if !c.OK {
+			u.say("%v", c)
+		}
+	}
+	u.status("%s   %s", hint, r.summary())
+	if !u.view.tty {
+		u.say("%s; Ctrl-C ends it", r.summary())
+	}
+	return nil
+}
+
+// askOn asks now and then until ctx ends.
+func (u *up) askOn(ctx context.Context) {
 	vips := []netip.Addr{}
 	for _, p := range []netip.Prefix{u.cfg.VIP.IPv4, u.cfg.VIP.IPv6} {
 		if p.IsValid() {
 			vips = append(vips, p.Addr())
 		}
 	}
-	u.asker.timeout = 3 * time.Second // an outage should show soon
 	tick := time.NewTicker(askInterval)
 	defer tick.Stop()
 	for i := 0; ; i++ {
 		select {
 		case <-ctx.Done():
-			u.view.erase()
-			return u.goodbye()
+			return
 		case <-tick.C:
 		}
 		got, err := u.asker.ask(ctx, vips[i%len(vips)])
@@ -272,6 +329,20 @@ func (u *up) goodbye() error {
 		return fmt.Errorf("%w: %s", errChecksFailed, c)
 	}
 	return nil
+}
+
+// show makes a scene part of the live view; nil ends it.
+func (u *up) show(s *scene) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.scene = s
+}
+
+// expect says that the end of a node will be no surprise.
+func (u *up) expect(victim string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.victim = victim
 }
 
 // end says that nodes which end from now on are ended on purpose.
@@ -311,7 +382,8 @@ func (u *up) event(e lab.Event) {
 		}
 	case lab.Exited:
 		n.gone, n.ready, n.lived = true, false, e.Since
-		if u.ending {
+		if u.ending || u.victim == n.name {
+			u.victim = ""
 			return
 		}
 		how := "powered off"
@@ -397,6 +469,9 @@ func (u *up) snapshot() snapshot {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if u.scene != nil {
+		s.scene = u.scene.lines()
+	}
 	s.hint = u.hint
 	for i, n := range u.state {
 		n.stages = slices.Clone(n.stages)

@@ -17,7 +17,8 @@ type snapshot struct {
 	nodes    []nodeSnapshot
 	asked    int // requests to the VIP that were answered
 	failed   int
-	last     string // the last answer, for the eye
+	last     string   // the last answer, for the eye
+	scene    []string // what is being shown, instead of that
 	table    []string
 	clone    string // clone MAC
 	learned  bool   // the switch has the clone MAC in its table: must not be
@@ -131,7 +132,16 @@ func (s snapshot) render(width int) []string {
 		add(dim, "          %s", timeline(n.stages))
 	}
 	add("", "")
-	add("", "this view asks all the time: %d answered, %d failed   %s", s.asked, s.failed, s.last)
+	for i, line := range s.scene {
+		if i == 0 {
+			add(bold, "%s", line)
+		} else {
+			add("", "%s", line)
+		}
+	}
+	if len(s.scene) == 0 {
+		add("", "this view asks all the time: %d answered, %d failed   %s", s.asked, s.failed, s.last)
+	}
 	add("", "")
 	add(bold, "the switch's MAC table")
 	for _, row := range s.table {

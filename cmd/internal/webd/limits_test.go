@@ -169,13 +169,14 @@ func TestLongDownload(t *testing.T) {
 	}
 }
 
-// A client that stops reading is cut off.
+// A client that stops reading is cut off. Until then it costs the kernel little.
 func TestStalledDownload(t *testing.T) {
 	opt := testOptions(t)
 	opt.StallTimeout = 300 * time.Millisecond
 	opt.DrainTimeout = long
 	addr, stop := start(t, opt)
 	c := dial(t, addr)
+	c.(*net.TCPConn).SetReadBuffer(64 << 10)
 	fmt.Fprintf(c, "GET /bench/500M HTTP/1.1\r\nHost: x\r\n\r\n")
 	if _, err := c.Read(make([]byte, 1)); err != nil {
 		t.Fatal(err)
@@ -185,8 +186,8 @@ func TestStalledDownload(t *testing.T) {
 	if d := time.Since(begin); d > long/2 {
 		t.Errorf("the stalled connection lasted %v", d)
 	}
-	if n, err := io.Copy(io.Discard, c); err == nil && n > 400e6 {
-		t.Errorf("the whole file arrived: %d bytes", n)
+	if n, _ := io.Copy(io.Discard, c); n > 1e6 {
+		t.Errorf("%d bytes were on the way", n)
 	}
 }
 

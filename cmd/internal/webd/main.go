@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const usage = `webd serves a directory, generated benchmark files, and who it is.
@@ -127,11 +129,30 @@ func serve(ctx context.Context, address string, opt Options) error {
 		return err
 	}
 	defer s.Close()
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	l, err := Listen(ctx, address)
 	if err != nil {
 		return err // names operation and address already
 	}
 	return s.Run(ctx, l)
+}
+
+// unsent is how many bytes the kernel takes of an answer before it can send them. By
+// default that is up to 4 MB for each slow client, and a few of those exhaust the memory
+// that a small machine grants all of TCP (tcp_mem): then others' segments are dropped.
+const unsent = 128 << 10
+
+// Listen listens on a TCP address, with what a machine behind the VIP wants of its
+// sockets.
+func Listen(ctx context.Context, address string) (net.Listener, error) {
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		if e := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsent) }); e != nil {
+			return e
+		}
+		return os.NewSyscallError("setsockopt TCP_NOTSENT_LOWAT", err)
+	}}
+	// Further subflows of a connection would fall into other buckets.
+	lc.SetMultipathTCP(false)
+	return lc.Listen(ctx, "tcp", address)
 }
 
 // withoutTime: whoever runs the service stamps its lines.

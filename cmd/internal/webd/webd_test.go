@@ -78,11 +78,11 @@ func newServer(t *testing.T, opt Options) *Server {
 func start(t *testing.T, opt Options) (addr string, stop func() error) {
 	t.Helper()
 	s := newServer(t, opt)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ctx, cancel := context.WithCancel(context.Background())
+	l, err := Listen(ctx, "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx, l) }()
 	stopped := false
