@@ -386,8 +386,8 @@ func (f *Filter) speak(p *packet, now int64) Verdict {
 		if local || state != Settled || now < f.quarantine[bucket].Load() || !leased {
 			return DropRST
 		}
-		if f.resets != nil && !f.resets.again(f.flowHash(p.dst, p.src, p.dstPort, p.srcPort, p.proto), now, f.patience) {
-			return DropRST
+		if f.resets != nil {
+			return f.resets.judge(f.flowHash(p.dst, p.src, p.dstPort, p.srcPort, p.proto), now, f.patience)
 		}
 	case p.flags&tcpRST == 0 && isHeld(&f.heldTCP, bucket, now):
 		// Only to go on: the kernel also speaks from a local port because a

@@ -168,11 +168,11 @@ type Config struct {
 	// LocalPorts is the kernel's ip_local_port_range: where the flows that
 	// nodes open from the VIP have their port. Zero: 32768 to 60999.
 	LocalPorts [2]uint16
-	// ResetPatience is how long after a flow's first pure RST, which is swallowed,
-	// another may leave; 0: the first one leaves. A node that was cut off takes the
-	// others for dead and their buckets for its own, and when the cable is back
-	// their clients' segments reach it before the others' word does. An orphan's
-	// client sends again, and then has its RST.
+	// ResetPatience is how long a flow's first pure RST has to wait, and whether it
+	// may leave is then judged again; 0: it leaves at once. A node that was cut off takes
+	// the others for dead and their buckets for its own, and when the cable is back
+	// their clients' segments reach it before the others' word does. Rounded up to
+	// milliseconds.
 	ResetPatience time.Duration
 	// MaxFrame is the longest frame in bytes, Ethernet header included; with
 	// segmentation offload frames are longer than any MTU. Zero: 65550.
@@ -233,7 +233,7 @@ type Filter struct {
 	lease                             atomic.Int64
 	quarantine, heldTCP, heldDatagram deadlines
 
-	patience uint32 // of resets, ms
+	patience uint32 // with resets, ms
 	resets   *resets
 
 	ingress, egress counters
@@ -277,7 +277,7 @@ func New(cfg Config) (*Filter, error) {
 		return nil, err
 	}
 	if cfg.ResetPatience > 0 {
-		f.patience, f.resets = uint32(cfg.ResetPatience.Milliseconds()), new(resets)
+		f.patience, f.resets = uint32((cfg.ResetPatience+time.Millisecond-1)/time.Millisecond), new(resets)
 	}
 	f.table.Store(new(Table))
 	return f, nil
@@ -364,6 +364,9 @@ func (f *Filter) EndQuarantine(bucket int) {
 
 // Table gives a copy of the table in force.
 func (f *Filter) Table() Table { return *f.table.Load() }
+
+// ResetPatience is how long after DelayRST the frame is to be judged again.
+func (f *Filter) ResetPatience() time.Duration { return time.Duration(f.patience) * time.Millisecond }
 
 // SetLease lets new flows in before untilMono (CLOCK_MONOTONIC, nanoseconds).
 func (f *Filter) SetLease(untilMono int64) { f.lease.Store(untilMono) }

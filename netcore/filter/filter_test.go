@@ -20,6 +20,7 @@ type frameCase struct {
 	sockets *sockets // nil: the datapath cannot look up
 	fenced  bool     // the lease has run out
 	held    bool     // every bucket is held
+	patient bool     // resets have to wait
 	want    string
 }
 
@@ -593,12 +594,18 @@ func egressCases() []frameCase {
 		frameCase{name: "LLDP", frame: patch(udp4, 12, 0x88, 0xcc), want: "drop-egress-source"},
 		frameCase{name: "VLAN", frame: insert(udp4, 12, 0x81, 0, 0, 5), want: "drop-egress-source"},
 		frameCase{name: "runt", frame: udp4[:13], want: "drop-egress-malformed"},
+		frameCase{name: "first RST of a flow", frame: tcp(vip4, client4, 80, clientPort, "R"), state: Settled, patient: true, want: "delay-rst"},
+		frameCase{name: "first RST of a flow", frame: tcp(vip4, client4, 80, clientPort, "R"), state: Shared, patient: true, want: "drop-rst"},
 		frameCase{name: "oversized", frame: append(udp4[:len(udp4):len(udp4)], make([]byte, 65550)...), want: "drop-egress-malformed"},
 	)
 }
 
 func (c frameCase) egress(t *testing.T) Verdict {
-	return newFilter(t, testConfig(), c.state).Egress(c.frame, testNow)
+	cfg := testConfig()
+	if c.patient {
+		cfg.ResetPatience = time.Second
+	}
+	return newFilter(t, cfg, c.state).Egress(c.frame, testNow)
 }
 
 func TestEgress(t *testing.T) {

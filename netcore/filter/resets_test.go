@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// TestResetPatience: the first pure RST of a flow is swallowed, and those within
-// the patience; then they leave. A RST with ACK, which answers a SYN to a closed
+// TestResetPatience: the first pure RST of a flow is delayed, and those within the
+// patience are swallowed; then they leave. A RST with ACK, which answers a SYN to a closed
 // port, leaves at once.
 func TestResetPatience(t *testing.T) {
 	const patience = 150 * time.Millisecond
@@ -33,15 +33,15 @@ func TestResetPatience(t *testing.T) {
 		flags string
 		want  Verdict
 	}{
-		{"the first", 0, 1000, "R", DropRST},
+		{"the first", 0, 1000, "R", DelayRST},
 		{"the next at once", time.Millisecond, 1000, "R", DropRST},
-		{"of another flow", patience, 1001, "R", DropRST},
+		{"of another flow", patience, 1001, "R", DelayRST},
 		{"within the patience", patience - 2*time.Millisecond, 1000, "R", DropRST},
 		{"after it", patience + time.Millisecond, 1000, "R", Send},
 		{"and again", patience + 2*time.Millisecond, 1000, "R", Send},
 		{"of the other flow", 2*patience + time.Millisecond, 1001, "R", Send},
 		{"with ACK", 0, 1002, "RA", Send},
-		{"so late that it is another matter", 3 * time.Minute, 1000, "R", DropRST},
+		{"so late that it is another matter", 3 * time.Minute, 1000, "R", DelayRST},
 		{"and its next", 3*time.Minute + patience, 1000, "R", Send},
 	} {
 		if got := f.Egress(tcp(vip, client, 80, c.port, c.flags), start+int64(c.after)); got != c.want {

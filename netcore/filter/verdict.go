@@ -71,6 +71,9 @@ const (
 	SendOpen
 	// DropRST: a pure RST in a bucket where a live peer may hold the flow.
 	DropRST
+	// DelayRST: a pure RST, the first one of its flow; see Config.ResetPatience. After
+	// that time it is to be judged again, and may leave unless it is DropRST then.
+	DelayRST
 	// DropEgressSource: a frame from clone0 that does not speak for the VIP.
 	DropEgressSource
 	// DropEgressMalformed: a frame from clone0 that is no frame.
@@ -113,6 +116,7 @@ var verdictNames = [Verdicts]string{
 	Send:                "send",
 	SendOpen:            "send-open",
 	DropRST:             "drop-rst",
+	DelayRST:            "delay-rst",
 	DropEgressSource:    "drop-egress-source",
 	DropEgressMalformed: "drop-egress-malformed",
 }

@@ -104,6 +104,8 @@ type Datapath struct {
 	queued  uint64     // frames that the kernel has put into the socket
 	read    atomic.Uint64
 	waiting atomic.Pointer[afterQueued]
+
+	late chan lateReset
 }
 
 // afterQueued is what has to be done when so many frames have been read.
@@ -123,7 +125,9 @@ func Open(ctx context.Context, cfg Config) (_ *Datapath, err error) {
 	if cfg.Device == "" {
 		cfg.Device = "clone0"
 	}
-	d := &Datapath{cfg: cfg, log: cfg.Logger, host: &host{device: cfg.Device, cfg: cfg, log: cfg.Logger}}
+	d := &Datapath{
+		cfg: cfg, log: cfg.Logger, host: &host{device: cfg.Device, cfg: cfg, log: cfg.Logger}, late: make(chan lateReset, lateMax),
+	}
 	if name, err := cloneMACElsewhere(cfg.Device, cfg.CloneMAC); err != nil {
 		return nil, err
 	} else if name != "" {
@@ -283,6 +287,7 @@ func (d *Datapath) Run(ctx context.Context) error {
 	g.Go(func() error { return d.followClone(ctx) })
 	g.Go(func() error { return d.receive(ctx) })
 	g.Go(func() error { return d.transmit(ctx) })
+	g.Go(func() error { return d.sendLate(ctx) })
 	g.Go(func() error {
 		<-ctx.Done()
 		d.Poke()
@@ -528,9 +533,17 @@ func (l *transmitLoop) frame(n int) {
 		return
 	}
 	b := l.buf[:n]
-	if !d.cfg.Filter.Egress(b[vnetHdrLen:], d.cfg.Now()).Send() {
-		return
+	switch v := d.cfg.Filter.Egress(b[vnetHdrLen:], d.cfg.Now()); {
+	case v.Send():
+		d.sendFromClone(b)
+	case v == filter.DelayRST:
+		d.delay(b)
 	}
+}
+
+// sendFromClone sends virtio_net_hdr + frame of clone0's with the wire MAC as its
+// source (I1).
+func (d *Datapath) sendFromClone(b []byte) {
 	v := d.wireMAC.Load()
 	src := b[vnetHdrLen+6 : vnetHdrLen+12]
 	src[0], src[1], src[2], src[3], src[4], src[5] = byte(v>>40), byte(v>>32), byte(v>>24), byte(v>>16), byte(v>>8), byte(v)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math/bits"
 	"net"
 	"net/netip"
 	"os"
@@ -301,6 +302,7 @@ func TestBroadcastToVIP(t *testing.T) {
 
 // forwarding is a datapath whose loops are called one frame at a time.
 type forwarding struct {
+	bed            *netnstest.Bed
 	rx             *receiveLoop
 	tx             *transmitLoop
 	rxFD, tapFD    uintptr
@@ -320,7 +322,7 @@ func newForwarding(tb testing.TB) *forwarding {
 			tb.Error(err)
 		}
 	})
-	f := &forwarding{toVIP: udp(tb, false), fromVIP: udp(tb, true)}
+	f := &forwarding{bed: bed, toVIP: udp(tb, false), fromVIP: udp(tb, true)}
 	f.wire = packetSocket(tb, bed.Switch, "node")
 	f.inside = packetSocket(tb, h, "clone0")
 	rc, err := d.rx.SyscallConn()
@@ -341,17 +343,34 @@ func newForwarding(tb testing.TB) *forwarding {
 	return f
 }
 
+// packetSocket is one to send on.
 func packetSocket(tb testing.TB, h *netnstest.Host, ifname string) (fd int) {
 	tb.Helper()
+	return packetSocketFor(tb, h, ifname, 0)
+}
+
+// packetListener is one to receive on, for up to ten seconds.
+func packetListener(tb testing.TB, h *netnstest.Host, ifname string) (fd int) {
+	tb.Helper()
+	fd = packetSocketFor(tb, h, ifname, unix.ETH_P_ALL)
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}); err != nil {
+		tb.Fatal(err)
+	}
+	return fd
+}
+
+func packetSocketFor(tb testing.TB, h *netnstest.Host, ifname string, protocol uint16) (fd int) {
+	tb.Helper()
+	protocol = bits.ReverseBytes16(protocol)
 	err := h.Do(func() error {
 		ifi, err := net.InterfaceByName(ifname)
 		if err != nil {
 			return err
 		}
-		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
+		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(protocol)); err != nil {
 			return err
 		}
-		return unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: ifi.Index})
+		return unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: ifi.Index, Protocol: protocol})
 	})
 	if err != nil {
 		tb.Fatalf("packet socket on %s: %v", ifname, err)
