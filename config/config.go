@@ -180,8 +180,9 @@ type Rule struct {
 
 // Health is how a node finds out that its service works. At most one of http,
 // tcp and exec is set; with none, the service is healthy while something
-// listens on its TCP ports, and one without TCP ports while its process lives.
-// A node with a failed service drains itself.
+// listens on its TCP ports. A service without TCP ports needs a check of its
+// own: without one it always counts as healthy. A node with a failed service
+// drains itself.
 type Health struct {
 	// HTTP is a URL that answers 2xx when the service is healthy, such as
 	// http://127.0.0.1/healthz.

@@ -24,8 +24,7 @@ var detectNames = map[string]Detect{"normal": DetectNormal, "fast": DetectFast, 
 // Dead is how long nothing is heard of a node until it counts as dead.
 func (d Detect) Dead() time.Duration { return time.Duration(d) }
 
-// Beacon is the time between two beacons: a third of Dead, so that two in a row
-// may be lost.
+// Beacon is the time between two beacons: a third of Dead, so that one may be lost.
 func (d Detect) Beacon() time.Duration { return d.Dead() / 3 }
 
 // Lease is how long after its last beacon a node may take new flows: two thirds

@@ -124,7 +124,7 @@ func (c *clients) untilShared(since time.Time, nodes ...int) {
 func (c *clients) untilTaken(since time.Time) {
 	c.t.Helper()
 	c.until("the others have taken over", func() bool {
-		return time.Since(since) > quietTime+crowd.Judge(c.asking.Requests(), since, time.Now(), "").Unanswered
+		return time.Since(since) > quietTime+c.crowd.Judge(c.asking.Requests(), since, time.Now(), "").Unanswered
 	})
 }
 

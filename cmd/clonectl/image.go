@@ -81,13 +81,13 @@ func buildImage(ctx context.Context, flags imageFlags, p *progress) (*image.Mani
 		return nil, err
 	}
 	// First what can be wrong in a second, then what takes minutes.
-	yaml := config.DemoYAML
+	yaml, name := config.DemoYAML, "cluster.yaml"
 	if flags.config != "" {
-		if yaml, _, err = readConfigFile(os.Stdin, flags.config); err != nil {
+		if yaml, name, err = readConfigFile(os.Stdin, flags.config); err != nil {
 			return nil, err
 		}
 	}
-	cfg, err := config.Load(yaml, "cluster.yaml")
+	cfg, err := config.Load(yaml, name)
 	if err != nil {
 		return nil, fmt.Errorf("the configuration is not right:\n%w", err)
 	}

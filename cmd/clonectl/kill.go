@@ -30,7 +30,7 @@ const (
 	quietTime    = 4 * time.Second
 	awayTimeout  = 40 * time.Second
 	backTime     = 2 * time.Second  // of the crowd after the node's first answer
-	hurryTimeout = 40 * time.Second // for the rest of the downloads
+	hurryTimeout = 10 * time.Second // for the rest of one download
 	pollInterval = 50 * time.Millisecond
 
 	// A download lasts longer than a boot, and is more than the buffers of both ends
@@ -142,6 +142,9 @@ func (s *scene) cut(ctx context.Context, r *killReport) error {
 	s.u.say("%d requests a second, and %d long downloads, %d of them from %s, which now loses its power",
 		time.Second/s.pace, len(s.downloads), len(lost), r.Node)
 	cutAt := s.mark(&s.cutAt)
+	if !s.victim.Running() {
+		return fmt.Errorf("%s is down already", r.Node)
+	}
 	s.u.expect(r.Node)
 	s.victim.Kill()
 	s.u.say("%s: power cut", r.Node)
@@ -155,7 +158,7 @@ func (s *scene) cut(ctx context.Context, r *killReport) error {
 			break
 		}
 	}
-	r.Others.Begun, r.Others.GoOn, r.Lost = len(others), running(others), lostOf(lost, cutAt)
+	r.Others.Begun, r.Others.GoOn, r.Lost = len(others), whole(others), lostOf(lost, cutAt)
 	now := time.Now()
 	r.Away = newSpanReport(s.judge(cutAt, now), now.Sub(cutAt))
 	for _, line := range r.awayLines() {
@@ -178,16 +181,20 @@ func (s *scene) rejoin(ctx context.Context, r *killReport) error {
 	} else if err := sleep(ctx, backTime); err != nil {
 		return err
 	}
-	all := s.asking.Stop()
 	endAt := s.mark(&s.endAt)
+	all := s.asking.Stop()
 	// Again, since now what was under way then has ended, too.
-	r.Away = newSpanReport(crowd.Judge(all, s.cutAt, onAt, r.Node), onAt.Sub(s.cutAt))
+	r.Away = newSpanReport(s.crowd.Judge(all, s.cutAt, onAt, r.Node), onAt.Sub(s.cutAt))
 	// A connection that the node breaks from now on is a failure.
-	begun := slices.DeleteFunc(all, func(q crowd.Request) bool { return q.Begin.Before(onAt) })
-	r.Back = newSpanReport(crowd.Judge(begun, onAt, endAt, ""), endAt.Sub(onAt))
+	begun := slices.DeleteFunc(slices.Clone(all), func(q crowd.Request) bool { return q.Begin.Before(onAt) })
+	back := s.crowd.Judge(begun, onAt, endAt, "")
+	// Nobody asked while the last ones were waited for, which is no gap.
+	ended := slices.DeleteFunc(all, func(q crowd.Request) bool { return q.End.After(endAt) })
+	back.LongestGap = crowd.Judge(ended, onAt, endAt, "").LongestGap
+	r.Back = newSpanReport(back, endAt.Sub(onAt))
 	r.Doubles = len(s.crowd.Doubles())
 
-	hurryCtx, cancel := context.WithTimeout(ctx, hurryTimeout)
+	hurryCtx, cancel := context.WithTimeout(ctx, time.Duration(len(s.downloads))*hurryTimeout)
 	defer cancel()
 	for _, d := range s.of(false) {
 		d.Hurry() // one after the other: the nodes have other work
@@ -243,7 +250,7 @@ func (s *scene) mark(at *time.Time) time.Time {
 }
 
 func (s *scene) judge(since, until time.Time) crowd.Outcome {
-	return crowd.Judge(s.asking.Requests(), since, until, s.victim.Name())
+	return s.crowd.Judge(s.asking.Requests(), since, until, s.victim.Name())
 }
 
 // lines are what the live view shows of it.
@@ -267,7 +274,7 @@ func (s *scene) lines() []string {
 	o := newSpanReport(s.judge(cutAt, now), now.Sub(cutAt))
 	return []string{title,
 		fmt.Sprintf("  %v; longest gap %.2fs", o, o.LongestGap),
-		fmt.Sprintf("  downloads: of the other nodes %d go on, of %s %d", running(s.of(false)), s.victim.Name(), running(s.of(true)))}
+		fmt.Sprintf("  downloads: of the other nodes %d go on, of %s %d", whole(s.of(false)), s.victim.Name(), running(s.of(true)))}
 }
 
 // running is how many of the downloads have not ended, as far as their clients
@@ -275,6 +282,16 @@ func (s *scene) lines() []string {
 func running(ds []*crowd.Download) (n int) {
 	for _, d := range ds {
 		if _, _, ended := d.Ended(); !ended {
+			n++
+		}
+	}
+	return n
+}
+
+// whole is how many of the downloads go on, or have come to their right end.
+func whole(ds []*crowd.Download) (n int) {
+	for _, d := range ds {
+		if _, err, _ := d.Ended(); err == nil {
 			n++
 		}
 	}

@@ -98,6 +98,7 @@ func (r *killReport) checks() []check {
 			break
 		}
 	}
+	checks := []check{requests}
 	others := check{"the survivors' downloads were not broken", r.Others.Right == r.Others.Begun,
 		fmt.Sprintf("%d of %d ended with the right bytes", r.Others.Right, r.Others.Begun)}
 	if r.Others.Problem != "" {
@@ -107,7 +108,12 @@ func (r *killReport) checks() []check {
 	if rejoin.OK {
 		rejoin.Detail = r.Rejoin.String()
 	}
-	return []check{requests, others, rejoin}
+	if r.Others.Begun > 0 { // with an affinity all may have been the victim's
+		checks = append(checks, others)
+	}
+	twice := check{"no connection was answered by two nodes", r.Doubles == 0, fmt.Sprint(r.Doubles)}
+	learned := check{"clients of the dead node's downloads learned of it", r.Lost.Known == r.Lost.Begun, r.Lost.String()}
+	return append(checks, twice, learned, rejoin)
 }
 
 func (l lostReport) String() string {

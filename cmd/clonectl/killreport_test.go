@@ -42,7 +42,9 @@ func TestKillChecks(t *testing.T) {
 		{"a download broke", func(r *killReport) { r.Others.Right, r.Others.Problem = 7, "wrong bytes" }, "the survivors'", "7 of 8 ended with the right bytes; first: wrong bytes"},
 		{"not back", func(r *killReport) { r.Rejoin.Problem = "no carrier" }, "the killed node", "no carrier"},
 		{"another node's client", func(r *killReport) { r.Rejoin.Shares, r.Rejoin.FirstAnswer = false, 0 }, "", "ready 5.0s after power-on"},
-		{"clients that never learned of it", func(r *killReport) { r.Lost.Known = 0 }, "", "600 of 600"},
+		{"clients that never learned of it", func(r *killReport) { r.Lost.Known = 0 }, "clients of the dead", "0 of 4"},
+		{"two answered", func(r *killReport) { r.Doubles = 3 }, "no connection was answered by two", "3"},
+		{"all was the dead node's", func(r *killReport) { r.Others = othersReport{} }, "", "600 of 600"},
 	} {
 		r := goodKill()
 		tt.mod(&r)

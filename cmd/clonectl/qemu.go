@@ -76,8 +76,8 @@ func newQEMUUpCmd() *cobra.Command {
 		Long: `Up boots N nodes from one image, connects them to a learning switch that is part
 of this program, and forwards a port of this computer to the cluster's address.
 It needs no root and touches no network interface. It shows which node answers,
-and what the switch has learnt (never the clone MAC). After ten seconds one node
-loses its power and gets it back: what clients see of that is printed. Then the
+and what the switch has learnt (never the clone MAC). After some fifteen
+seconds one node loses its power and gets it back: what clients see of that is printed. Then the
 view stays until Ctrl-C.
 
 With --once it asks a number of times, kills a node and starts it again, checks

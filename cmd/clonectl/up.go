@@ -45,6 +45,8 @@ type up struct {
 	target target
 	first  time.Duration // until the first HTTP answer
 
+	asks int // by askOn
+
 	mu     sync.Mutex
 	hint   string
 	state  []nodeSnapshot
@@ -176,6 +178,7 @@ func (u *up) once(ctx context.Context, stdout io.Writer) error {
 	}
 	checks = append(checks, more...)
 	var kill *killReport
+	timeline := u.timelines()
 	if u.kills() {
 		u.status("a node loses its power, and comes back")
 		if kill, err = u.killAndRejoin(ctx); err == nil {
@@ -202,7 +205,7 @@ func (u *up) once(ctx context.Context, stdout io.Writer) error {
 	checks = append(checks, off, checkGuard(u.lab.Switch()))
 	u.view.erase()
 
-	r := report{OK: true, Checks: checks, FirstAnswer: u.first.Seconds(), Accel: string(u.lab.Accel().Accel), Timeline: u.timelines(), Kill: kill}
+	r := report{OK: true, Checks: checks, FirstAnswer: u.first.Seconds(), Accel: string(u.lab.Accel().Accel), Timeline: timeline, Kill: kill}
 	failed := 0
 	for _, c := range checks {
 		if !c.OK {
@@ -293,7 +296,8 @@ func (u *up) askOn(ctx context.Context) {
 	}
 	tick := time.NewTicker(askInterval)
 	defer tick.Stop()
-	for i := 0; ; i++ {
+	for ; ; u.asks++ {
+		i := u.asks
 		select {
 		case <-ctx.Done():
 			return
@@ -364,6 +368,9 @@ func (u *up) event(e lab.Event) {
 	switch e.Kind {
 	case lab.Started:
 		n.gone, n.ready, n.stages = false, false, nil
+		if u.victim == n.name {
+			u.victim = ""
+		}
 		if u.o.verbose {
 			u.line("%s: %s", n.name, e.Text)
 		}

@@ -62,7 +62,11 @@ func ask(ctx context.Context, verb string, args []string, stdout, stderr io.Writ
 	}
 	switch {
 	case errors.Is(err, ErrNotDrained):
-		fmt.Fprintf(stderr, "cloned drain: %v: %d connections are left\n", err, s.Drain.Flows)
+		if s.Drain.Owned {
+			fmt.Fprintf(stderr, "cloned drain: %v: no other node has taken over\n", err)
+		} else {
+			fmt.Fprintf(stderr, "cloned drain: %v: %d connections are left\n", err, s.Drain.Flows)
+		}
 		return 3
 	case err != nil:
 		fmt.Fprintf(stderr, "cloned %s: %v\n", verb, err)

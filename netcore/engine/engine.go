@@ -160,7 +160,7 @@ func (e *engine) open(ctx context.Context) (err error) {
 	e.node, err = membership.NewNode(membership.NodeConfig{
 		Machine: membership.Config{
 			Params: membership.Params{Interval: cfg.Cluster.Detect.Beacon(), Dead: cfg.Cluster.Detect.Dead(), Lease: cfg.Cluster.Detect.Lease()},
-			Policy: policy(cfg), Weight: cfg.Weight(e.nic.MAC), Rules: fc.Fingerprint(),
+			Policy: policy(cfg), Weight: cfg.Weight(e.nic.PermanentMAC), Rules: fc.Fingerprint(),
 		},
 		ID: membership.NodeID(e.nic.MAC), Link: e.link, Logger: e.log, Now: monotonic, Codec: newCodec(cfg),
 		Apply: e.apply, Announce: e.announce, Flows: e.flows, Changed: e.viewChanged, Urgent: true,

@@ -76,7 +76,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	iface := flags.String("interface", "", "`name` of the network interface (default: as the configuration says)")
 	status := flags.String("status-socket", DefaultStatusSocket, "`path` of the unix socket for the status; empty: none")
 	level := flags.String("log-level", "", "debug, info, warn or error (default: as the configuration says)")
-	drain := flags.Duration("drain", -1, "how long a stop waits for this node's connections to end (default: as the configuration says)")
+	drain := flags.Duration("drain", -1, "how long a stop waits for this node's connections to end; less than 0: as the configuration says")
 	flags.Usage = func() {
 		fmt.Fprint(stderr, usage)
 		flags.PrintDefaults()

@@ -94,7 +94,7 @@ func (e *engine) status() Status {
 		State:     view.State.String(), Slot: place, Agreed: view.Agreed, Fenced: view.Fenced, Map: view.Map.Version,
 		Nodes: owners, Heard: []string{}, Unwell: []string{}, Members: []Member{}, Verdicts: map[string]uint64{},
 		FailOpen: view.AllSick && !policy(e.opt.Config).StopWhenSick,
-		Drain:    Drain{Draining: view.State > membership.Serving, Owned: progress.Owned, Flows: progress.Flows},
+		Drain:    Drain{Draining: progress.Draining || view.State > membership.Serving, Owned: progress.Owned, Flows: progress.Flows},
 		Findings: append([]membership.Finding{}, e.node.Findings()...),
 		Counters: e.path.Counters(), Beacons: e.node.Counters(),
 	}

@@ -35,8 +35,21 @@ func (f *Filter) Ingress(frame []byte, nowMono int64, s Sockets) Verdict {
 // nowMono (CLOCK_MONOTONIC, nanoseconds), and counts it. The Ethernet source
 // is the caller's to rewrite and is not looked at.
 func (f *Filter) Egress(frame []byte, nowMono int64) Verdict {
-	return f.egress.count(f.fromClone(frame, nowMono))
+	return f.egress.count(f.fromClone(frame, nowMono, false))
 }
+
+// Release judges a frame again that was DelayRST, after ResetPatience. It counts only
+// a frame that is dropped now.
+func (f *Filter) Release(frame []byte, nowMono int64) Verdict {
+	v := f.fromClone(frame, nowMono, true)
+	if v == DropRST {
+		f.egress.count(v)
+	}
+	return v
+}
+
+// Discard counts a frame that was DelayRST and for which there is no room.
+func (f *Filter) Discard() { f.egress.count(DropRST) }
 
 func (f *Filter) fromWire(frame []byte, now int64, s Sockets) Verdict {
 	if len(frame) < etherHeader {
@@ -114,11 +127,11 @@ func (f *Filter) flow(p *packet, now int64, s Sockets) Verdict {
 		return DropProtocol
 	}
 	port := f.port(p.proto, p.dstPort)
-	if port&portDisabled != 0 {
+	if port&PortDisabled != 0 {
 		return DropDisabled
 	}
 	bucket := f.flowBucket(p.src, p.dst, p.srcPort, p.dstPort, p.proto)
-	if p.kind != kindSYN && port&portLocal != 0 {
+	if p.kind != kindSYN && port&PortLocal != 0 {
 		if isHeld(f.held(p.proto), bucket, now) {
 			return AcceptOwn
 		}
@@ -145,11 +158,11 @@ func (f *Filter) icmpError(p *packet, now int64, s Sockets) Verdict {
 	switch q.kind {
 	case kindTCP, kindUDP:
 		port := f.port(q.proto, q.dstPort)
-		if port&portDisabled != 0 {
+		if port&PortDisabled != 0 {
 			return DropDisabled
 		}
 		bucket = f.flowBucket(q.src, q.dst, q.srcPort, q.dstPort, q.proto)
-		own = port&portLocal != 0
+		own = port&PortLocal != 0
 	case kindEcho, kindEchoReply:
 		bucket = f.clientBucket(q.src, q.dst)
 		own = q.kind == kindEcho
@@ -306,8 +319,8 @@ func (f *Filter) control(p *packet, dst uint64) Verdict {
 
 // fromClone decides on a frame that the kernel sends by clone0. Only what
 // speaks for the VIP may leave: anything else from that device would be a
-// leak.
-func (f *Filter) fromClone(frame []byte, now int64) Verdict {
+// leak. A RST that is judged again has waited.
+func (f *Filter) fromClone(frame []byte, now int64, again bool) Verdict {
 	if len(frame) < etherHeader || len(frame) > f.maxFrame {
 		return DropEgressMalformed
 	}
@@ -342,11 +355,11 @@ func (f *Filter) fromClone(frame []byte, now int64) Verdict {
 		}
 		return DropEgressSource
 	}
-	return f.speak(&p, now)
+	return f.speak(&p, now, again)
 }
 
 // speak decides on a packet from the VIP.
-func (f *Filter) speak(p *packet, now int64) Verdict {
+func (f *Filter) speak(p *packet, now int64, again bool) Verdict {
 	switch p.kind {
 	case kindNeighbor:
 		var n neighbor
@@ -363,7 +376,7 @@ func (f *Filter) speak(p *packet, now int64) Verdict {
 	default:
 		return Send
 	}
-	local := f.port(p.proto, p.srcPort)&portLocal != 0
+	local := f.port(p.proto, p.srcPort)&PortLocal != 0
 	reset := p.flags&(tcpRST|tcpACK) == tcpRST
 	if !local && !reset && p.kind != kindSYN {
 		return Send
@@ -386,7 +399,7 @@ func (f *Filter) speak(p *packet, now int64) Verdict {
 		if local || state != Settled || now < f.quarantine[bucket].Load() || !leased {
 			return DropRST
 		}
-		if f.resets != nil {
+		if f.resets != nil && !again {
 			return f.resets.judge(f.flowHash(p.dst, p.src, p.dstPort, p.srcPort, p.proto), now, f.patience)
 		}
 	case p.flags&tcpRST == 0 && isHeld(&f.heldTCP, bucket, now):

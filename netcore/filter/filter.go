@@ -144,8 +144,8 @@ const (
 	// HoldDatagram is the same for UDP (RFC 4787) and echo requests.
 	HoldDatagram = int64(2 * time.Minute)
 
-	// holdSlack keeps a busy flow from writing its deadline at every segment.
-	holdSlack = int64(time.Second)
+	// HoldSlack keeps a busy flow from writing its deadline at every segment.
+	HoldSlack = int64(time.Second)
 )
 
 // Rule gives the ports PortLo to PortHi of one protocol an affinity, or
@@ -208,10 +208,10 @@ type Sockets interface {
 
 // What portTable knows of a port.
 const (
-	portAffinity = 0x03
-	portDisabled = 0x20
+	PortAffinity = 0x03
+	PortDisabled = 0x20
 	portRuled    = 0x40
-	portLocal    = 0x80 // nodes open flows from it
+	PortLocal    = 0x80 // nodes open flows from it
 )
 
 type portTable [65536]uint8
@@ -297,7 +297,7 @@ func (f *Filter) setPorts(cfg Config) error {
 	for p := range f.tcp {
 		f.tcp[p] = uint8(cfg.Default)
 		if p >= int(local[0]) && p <= int(local[1]) {
-			f.tcp[p] |= portLocal
+			f.tcp[p] |= PortLocal
 		}
 	}
 	*f.udp = *f.tcp
@@ -308,7 +308,7 @@ func (f *Filter) setPorts(cfg Config) error {
 		}
 		is := portRuled | uint8(r.Affinity)
 		if r.Disabled {
-			is |= portDisabled
+			is |= PortDisabled
 		}
 		for p := int(r.PortLo); p <= int(r.PortHi); p++ {
 			t := f.ports(r.Proto)
@@ -338,20 +338,27 @@ func (f *Filter) port(proto uint8, port uint16) uint8 { return f.ports(proto)[po
 func (f *Filter) SetTable(t *Table, nowMono int64) {
 	f.change.Lock()
 	defer f.change.Unlock()
-	next, last := *t, f.table.Load()
+	next, quarantine := Changes(t, f.table.Load())
+	for b, is := range quarantine {
+		if is {
+			f.quarantine[b].Store(nowMono + Quarantine)
+		}
+	}
+	f.table.Store(&next)
+}
+
+// Changes gives t as it is to be installed after the table last, and the buckets that
+// SetTable quarantines.
+func Changes(t, last *Table) (next Table, quarantine [Buckets]bool) {
+	next = *t
 	for b := range next {
 		if next[b] >= states {
 			next[b] = Foreign
 		}
 		is, was := next[b], last[b]
-		if is == was {
-			continue
-		}
-		if is == Shared || is == Draining || is == Foreign && was.Owned() {
-			f.quarantine[b].Store(nowMono + Quarantine)
-		}
+		quarantine[b] = is != was && (is == Shared || is == Draining || is == Foreign && was.Owned())
 	}
-	f.table.Store(&next)
+	return next, quarantine
 }
 
 // EndQuarantine says that the former owner of a bucket has died within
@@ -365,6 +372,13 @@ func (f *Filter) EndQuarantine(bucket int) {
 // Table gives a copy of the table in force.
 func (f *Filter) Table() Table { return *f.table.Load() }
 
+// Ports gives what is known of each TCP port, and of each UDP port: an affinity, and
+// PortDisabled or PortLocal.
+func (f *Filter) Ports() [2][65536]uint8 { return [2][65536]uint8{*f.tcp, *f.udp} }
+
+// MaxFrame is the longest frame in bytes.
+func (f *Filter) MaxFrame() int { return f.maxFrame }
+
 // ResetPatience is how long after DelayRST the frame is to be judged again.
 func (f *Filter) ResetPatience() time.Duration { return time.Duration(f.patience) * time.Millisecond }
 
@@ -376,10 +390,16 @@ func (f *Filter) SetLease(untilMono int64) { f.lease.Store(untilMono) }
 // it, its bucket is held, which an engine that starts anew could not know. It
 // reports whether the bucket was free until now.
 func (f *Filter) Hold(t Tuple, nowMono int64) bool {
-	if t.Proto != ProtoTCP || f.port(ProtoTCP, t.VIP.Port())&portLocal == 0 {
+	if t.Proto != ProtoTCP || f.port(ProtoTCP, t.VIP.Port())&PortLocal == 0 {
 		return false
 	}
 	return hold(&f.heldTCP, f.Bucket(t), nowMono, HoldTCP)
+}
+
+// HoldAll holds a bucket for TCP and for datagrams, as flows that this node opens do.
+func (f *Filter) HoldAll(bucket int, nowMono int64) {
+	hold(&f.heldTCP, bucket, nowMono, HoldTCP)
+	hold(&f.heldDatagram, bucket, nowMono, HoldDatagram)
 }
 
 // held is what packets of that protocol are held by.
@@ -397,7 +417,7 @@ func isHeld(held *deadlines, bucket int, nowMono int64) bool { return nowMono < 
 func hold(held *deadlines, bucket int, nowMono, length int64) bool {
 	d := &held[bucket]
 	until := d.Load()
-	for until < nowMono+length-holdSlack && !d.CompareAndSwap(until, nowMono+length) {
+	for until < nowMono+length-HoldSlack && !d.CompareAndSwap(until, nowMono+length) {
 		until = d.Load()
 	}
 	return until <= nowMono

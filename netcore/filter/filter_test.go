@@ -460,7 +460,7 @@ func ndpCases() []frameCase {
 		)
 	}
 	long := ask
-	for range maxOptions {
+	for range MaxOptions {
 		long = nonce(long)
 	}
 	drop := func(name string, frame []byte, want string) {

@@ -192,7 +192,7 @@ func compareTransport(t *testing.T, ok bool, p *packet, theirs gopacket.Packet) 
 				return // a tunnel, another version, or a jumbogram
 			}
 		case *layers.IPv6HopByHop, *layers.IPv6Routing, *layers.IPv6Destination, *layers.IPv6Fragment:
-			if extensions++; extensions > maxExtensions {
+			if extensions++; extensions > MaxExtensions {
 				return
 			}
 		case *layers.TCP:

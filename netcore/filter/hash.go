@@ -114,7 +114,7 @@ func (f *Filter) ClientBucket(client netip.Addr) int {
 }
 
 func (f *Filter) flowBucket(client, vip addr, clientPort, vipPort uint16, proto uint8) int {
-	a := Affinity(f.port(proto, vipPort) & portAffinity)
+	a := Affinity(f.port(proto, vipPort) & PortAffinity)
 	k := makeFlowKey(a, client, vip, clientPort, vipPort, proto)
 	return f.hash.bucket(&k)
 }

@@ -9,7 +9,7 @@ import (
 // and RFC 3810 that the parser knows.
 const (
 	etherHeader = 14
-	maxTags     = 2
+	MaxTags     = 2
 
 	etherIPv4    = 0x0800
 	etherARP     = 0x0806
@@ -20,9 +20,9 @@ const (
 	protoICMP   = 1
 	protoICMPv6 = 58
 
-	// maxExtensions bounds the IPv6 header chain, for the verifier of the BPF
+	// MaxExtensions bounds the IPv6 header chain, for the verifier of the BPF
 	// twin as much as for us. Real packets have at most two or three.
-	maxExtensions = 6
+	MaxExtensions = 6
 	extHopByHop   = 0
 	extRouting    = 43
 	extFragment   = 44
@@ -37,8 +37,8 @@ const (
 	arpRequest = 1
 	arpReply   = 2
 
-	// maxOptions bounds the options of one neighbour message.
-	maxOptions     = 8
+	// MaxOptions bounds the options of one neighbour message.
+	MaxOptions     = 8
 	optionSourceLL = 1
 	optionTargetLL = 2
 	ndpLength      = 24
@@ -142,7 +142,7 @@ func mac(b []byte) uint64 {
 // may be two. It returns the EtherType and what follows it.
 func untag(frame []byte) (etherType uint16, payload []byte, v Verdict) {
 	etherType, payload = binary.BigEndian.Uint16(frame[12:]), frame[etherHeader:]
-	for range maxTags {
+	for range MaxTags {
 		if etherType != etherVLAN && etherType != etherService {
 			break
 		}
@@ -196,7 +196,7 @@ func parseIPv6(b []byte, quoted bool, p *packet) bool {
 	} else if length > len(b) && !quoted {
 		return false
 	}
-	for range maxExtensions + 1 {
+	for range MaxExtensions + 1 {
 		size := 8
 		switch p.proto {
 		case extHopByHop, extRouting, extDest:
@@ -359,7 +359,7 @@ func parseNeighbor(p *packet, n *neighbor) bool {
 	}
 	n.target = addr6(b[8:])
 	b = b[ndpLength:]
-	for range maxOptions {
+	for range MaxOptions {
 		if len(b) == 0 {
 			break
 		}

@@ -48,4 +48,15 @@ func TestResetPatience(t *testing.T) {
 			t.Errorf("%s: %v; want %v", c.name, got, c.want)
 		}
 	}
+	// What waited is judged by the table alone.
+	late := tcp(vip, client, 80, 1000, "R")
+	if got := f.Release(late, start); got != Send {
+		t.Errorf("released: %v", got)
+	}
+	before := f.Counters()
+	table[f.Bucket(Tuple{ProtoTCP, netip.AddrPortFrom(vip, 80), netip.AddrPortFrom(client, 1000)})] = Shared
+	f.SetTable(table, start)
+	if got := f.Release(late, start); got != DropRST || f.Counters()[DropRST] != before[DropRST]+1 {
+		t.Errorf("released where others may hold it: %v", got)
+	}
 }

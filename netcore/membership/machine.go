@@ -277,14 +277,15 @@ type Machine struct {
 	sequence    uint64
 	retired     []uint64 // own former incarnations
 
-	peers  map[NodeID]*peer
-	all    []*peer // the same, by id
-	live   []*peer // the two-way ones, by id
-	heard  int     // incarnations of peers that were heard within Dead
-	twin   *twin
-	fence  bool // somebody that is heard does not hear this node
-	lowest NodeID
-	leader NodeID // zero: nobody, or not known
+	peers    map[NodeID]*peer
+	all      []*peer // the same, by id
+	live     []*peer // the two-way ones, by id
+	heard    int     // incarnations of peers that were heard within Dead
+	twin     *twin
+	fence    bool  // somebody that is heard does not hear this node
+	fencedAt int64 // when fence last changed
+	lowest   NodeID
+	leader   NodeID // zero: nobody, or not known
 
 	mapMaker // what a leader remembers
 
@@ -504,7 +505,7 @@ func (m *Machine) receive(b *Beacon, now int64, a *Actions) (urgent bool) {
 	}
 	switch {
 	case p == nil:
-		if len(m.peers) >= MaxNodes-1 && !m.forget(now) {
+		if len(m.peers) >= MaxNodes-1 && !m.forget(now, a) {
 			a.note(TooMany, b.Peer)
 			return false
 		}
@@ -643,7 +644,7 @@ func (p *peer) mayHoldAll() {
 }
 
 // forget drops the peer that has been dead the longest.
-func (m *Machine) forget(now int64) bool {
+func (m *Machine) forget(now int64, a *Actions) bool {
 	var oldest *peer
 	for _, p := range m.all {
 		if now-p.heard > int64(m.cfg.Params.Dead) && (oldest == nil || p.heard < oldest.heard) {
@@ -653,6 +654,7 @@ func (m *Machine) forget(now int64) bool {
 	if oldest == nil {
 		return false
 	}
+	m.part(oldest, a)
 	delete(m.peers, oldest.ID)
 	m.all = slices.DeleteFunc(m.all, func(p *peer) bool { return p == oldest })
 	return true
@@ -847,9 +849,14 @@ func (m *Machine) evaluate(now int64, a *Actions) {
 	}
 	if deaf := m.fenced(now); (deaf != nil) != m.fence {
 		m.fence, m.unsettled = deaf != nil, true
+		m.fencedAt = now
 		if m.fence && m.state.takesPart() {
 			a.note(Unheard, deaf.Peer)
 		}
+	}
+	if m.fence && m.state.takesPart() && now-m.fencedAt > dead && m.served() {
+		m.listen(now)
+		m.unsettled, m.soon = true, true
 	}
 	lowest, leader := m.leaders()
 	if lowest != m.lowest {
@@ -900,6 +907,13 @@ func (m *Machine) fenced(now int64) *peer {
 		}
 	}
 	return nil
+}
+
+// served reports whether a live peer takes part. Then a node that is fenced for long
+// steps back: whoever made the map would leave its share to it, or wait for it to make
+// one.
+func (m *Machine) served() bool {
+	return slices.ContainsFunc(m.live, func(p *peer) bool { return p.state.takesPart() })
 }
 
 func (m *Machine) deaf(p *peer) bool {
@@ -976,8 +990,7 @@ const unicastFor = 30
 
 // enter begins to take part when it is time.
 func (m *Machine) enter(now int64, a *Actions) (urgent bool) {
-	unheard := len(m.live) == 0 && m.fence
-	if m.state != Listening || !m.up || now < m.listenUntil || unheard || m.silent(now) || m.yields(now) {
+	if m.state != Listening || !m.up || now < m.listenUntil || m.fence || m.silent(now) || m.yields(now) {
 		return false
 	}
 	if g := m.ghost(now); g != nil {

@@ -966,6 +966,37 @@ func oneWay(t *testing.T, unheard int, phase int64) {
 	s.want(512, 512)
 }
 
+// TestOneWayOfThree: of three nodes one does not hear one of the others, for long. The
+// buckets of whoever stops for that are not left to it, whether it leads or not.
+func TestOneWayOfThree(t *testing.T) {
+	for from := 1; from <= 3; from++ {
+		for to := 1; to <= 3; to++ {
+			if from == to {
+				continue
+			}
+			s, n := cluster(t, 3)
+			all := func() (sum int) {
+				for _, m := range n {
+					sum += m.accepting()
+				}
+				return sum
+			}
+			s.cut[[2]int{from, to}] = true
+			s.run(time.Duration(3 * dead))
+			if got := all(); got != 1024 {
+				t.Errorf("%d to %d cut: %d buckets are served; want 1024: %v %v %v", from, to, got, n[0].Machine, n[1].Machine, n[2].Machine)
+			}
+			s.run(10 * time.Second)
+			if got := all(); got != 1024 {
+				t.Errorf("%d to %d cut for long: %d buckets are served; want 1024", from, to, got)
+			}
+			clear(s.cut)
+			s.run(3 * time.Second)
+			s.want(342, 341, 341)
+		}
+	}
+}
+
 // TestDeaf: node 3 hears nobody, and is heard. It cannot know that it is not
 // alone; the others go on without it.
 func TestDeaf(t *testing.T) {

@@ -61,6 +61,7 @@ type Node struct {
 	alive     atomic.Int64
 	active    atomic.Int64 // flows at the last look
 	drained   atomic.Bool
+	draining  atomic.Bool   // as it was told last
 	changed   chan struct{} // closed and replaced when drained or active may have changed
 	changeMu  sync.Mutex
 
@@ -142,20 +143,27 @@ func (n *Node) tell(ctx context.Context, ev Event) {
 
 // Progress is how far a drain has come.
 type Progress struct {
-	Owned bool // the node still owns buckets
-	Flows int  // connections of the VIP that it has
+	Draining bool // the node was told to drain
+	Owned    bool // it still owns buckets
+	Flows    int  // connections of the VIP that it has
 }
 
 // Progress gives it.
 func (n *Node) Progress() Progress {
-	return Progress{Owned: !n.drained.Load(), Flows: int(n.active.Load())}
+	return Progress{Draining: n.draining.Load(), Owned: !n.drained.Load(), Flows: int(n.active.Load())}
 }
 
 // Drain gives the node's buckets to the others and returns; see Progress.
-func (n *Node) Drain(ctx context.Context) { n.tell(ctx, Drain{On: true}) }
+func (n *Node) Drain(ctx context.Context) {
+	n.draining.Store(true)
+	n.tell(ctx, Drain{On: true})
+}
 
 // Resume takes part again after Drain.
-func (n *Node) Resume(ctx context.Context) { n.tell(ctx, Drain{On: false}) }
+func (n *Node) Resume(ctx context.Context) {
+	n.draining.Store(false)
+	n.tell(ctx, Drain{On: false})
+}
 
 // Leave gives this node's buckets to the others, calls given (if not nil) when it
 // owns none any more, waits until its flows have ended or ctx has, and says that
@@ -225,8 +233,11 @@ func (n *Node) Run(ctx context.Context) error {
 func (n *Node) loop(ctx context.Context) error {
 	runtime.LockOSThread() // and never unlocked: the thread ends with the loop
 	if n.cfg.Urgent {
-		if _, err := realtime.Thread(); err != nil {
+		switch deadline, err := realtime.Thread(); {
+		case err != nil:
 			n.cfg.Logger.Warn("no urgent thread: on a busy machine this node may be taken for dead", "error", err)
+		case !deadline:
+			n.cfg.Logger.Info("the thread for beacons has no deadline but nice -20: this process is bound to some of the processors, or too many threads have one")
 		}
 	}
 	next := n.step(Tick{})

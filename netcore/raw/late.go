@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"time"
-
-	"clonecluster/netcore/filter"
 )
 
 // lateMax bounds the RSTs that wait. The client of one that finds no room sends
@@ -23,6 +21,7 @@ func (d *Datapath) delay(b []byte) {
 	select {
 	case d.late <- lateReset{d.cfg.Now() + int64(d.cfg.Filter.ResetPatience()), bytes.Clone(b)}:
 	default:
+		d.cfg.Filter.Discard()
 	}
 }
 
@@ -38,9 +37,7 @@ func (d *Datapath) sendLate(ctx context.Context) error {
 				return nil
 			case <-time.After(time.Duration(r.due - d.cfg.Now())):
 			}
-			// To be delayed is to be allowed but for the time: the filter's memory of
-			// it may be another flow's by now.
-			if v := d.cfg.Filter.Egress(r.frame[vnetHdrLen:], d.cfg.Now()); v.Send() || v == filter.DelayRST {
+			if d.cfg.Filter.Release(r.frame[vnetHdrLen:], d.cfg.Now()).Send() {
 				d.sendFromClone(r.frame)
 			}
 		}

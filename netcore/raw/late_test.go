@@ -100,7 +100,7 @@ func TestLateResets(t *testing.T) {
 	for range 3 {
 		d.delay([]byte{1})
 	}
-	if len(d.late) != 2 {
-		t.Errorf("%d wait", len(d.late))
+	if dropped := d.cfg.Filter.Counters()[filter.DropRST]; len(d.late) != 2 || dropped != 1 {
+		t.Errorf("%d wait, %d are dropped; want 2 and 1", len(d.late), dropped)
 	}
 }

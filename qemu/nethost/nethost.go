@@ -171,6 +171,11 @@ func (h *Host) configure() error {
 	sack, reuse := tcpip.TCPSACKEnabled(true), tcpip.TCPTimeWaitReuseGlobal
 	h.stack.SetTransportProtocolOption(tcp.ProtocolNumber, &sack)
 	h.stack.SetTransportProtocolOption(tcp.ProtocolNumber, &reuse)
+	// With RACK (RFC 8985) this stack sends a tail loss probe and then, if there is no
+	// answer, nothing for a minute: the client of a dead server would not learn of it.
+	// Without it a lost segment is sent again after RFC 6298's timeouts.
+	recovery := tcpip.TCPRecovery(0)
+	h.stack.SetTransportProtocolOption(tcp.ProtocolNumber, &recovery)
 	if err := h.stack.CreateNIC(nic, ethernet.New(h.link)); err != nil {
 		return errors.New(err.String())
 	}

@@ -60,6 +60,15 @@ func (c *Crowd) Close() { c.stop() }
 // one SYN (I3).
 func (c *Crowd) Doubles() []Double { return c.watch.doubled() }
 
+// Judge sums up requests like [Judge], and knows of the SYNs of those that still wait.
+func (c *Crowd) Judge(requests []Request, since, until time.Time, holder string) Outcome {
+	o := Judge(requests, since, until, holder)
+	if t := c.watch.lost(since, until, time.Now()); !t.IsZero() {
+		o.Unanswered = max(o.Unanswered, t.Sub(since))
+	}
+	return o
+}
+
 // dial opens a connection that ends with ctx.
 func (c *Crowd) dial(ctx context.Context) (conn net.Conn, done func() bool, err error) {
 	conn, err = c.cfg.Host.DialContext(ctx, "tcp", c.cfg.Target.String())

@@ -106,6 +106,31 @@ func (w *watch) attempt(client netip.AddrPort) Attempt {
 	return a
 }
 
+// answerTime is what a SYN may take to be answered, when nodes are emulated: one sent
+// before that and not answered is lost. It is less than a client waits before it
+// sends another.
+const answerTime = 500 * time.Millisecond
+
+// lost is when the last SYN went that was sent in [since, until) and that nobody has
+// answered; zero if there is none. It counts those, too, whose client still waits or
+// has given up.
+func (w *watch) lost(since, until, now time.Time) (last time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	consider := func(t time.Time) {
+		if !t.Before(since) && t.Before(until) && t.After(last) {
+			last = t
+		}
+	}
+	for _, b := range w.begun {
+		consider(b.Lost)
+		if len(b.Holders) == 0 && now.Sub(b.last) > answerTime {
+			consider(b.last)
+		}
+	}
+	return last
+}
+
 func (w *watch) doubled() []Double {
 	w.mu.Lock()
 	defer w.mu.Unlock()
