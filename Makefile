@@ -24,7 +24,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 export CGO_ENABLED := 0
 
 DEPS_BUILD := gcc libc6-dev binutils make flex bison bc libelf-dev zstd xz-utils qemu-system-x86 ca-certificates $(if $(KERNEL_SOURCE),,linux-source-6.12)
-DEPS_TEST  := git iproute2 tshark curl iputils-ping iputils-arping ethtool ndisc6 procps
+DEPS_TEST  := clang llvm linux-libc-dev git iproute2 tshark curl iputils-ping iputils-arping ethtool ndisc6 procps
 # What stands for them on a host without dpkg.
 PROGRAMS   := gcc ld make flex bison bc zstd xz qemu-system-x86_64
 

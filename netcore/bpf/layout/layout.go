@@ -1,0 +1,47 @@
+// Package layout is what Go and the BPF programs share: numbers and the fields of
+// the map that both write.
+package layout
+
+import "clonecluster/netcore/filter"
+
+// Sizes and limits of the maps.
+const (
+	Resets = 4096 // flows whose first RST is remembered
+	// ResetsForget is how long a first RST counts, in milliseconds.
+	ResetsForget = 120_000
+)
+
+// A Constant is one number with its name in C.
+type Constant struct {
+	Name  string
+	Value uint64
+}
+
+// Constants are the numbers of constants.h.
+func Constants() []Constant {
+	return []Constant{
+		{"BUCKETS", filter.Buckets},
+		{"AFFINITY_NONE", uint64(filter.AffinityNone)}, {"AFFINITY_CLIENT", uint64(filter.AffinityClient)},
+		{"AFFINITY_NETWORK", uint64(filter.AffinityNetwork)}, {"AFFINITY_SINGLE", uint64(filter.AffinitySingle)},
+		{"PORT_AFFINITY", filter.PortAffinity}, {"PORT_DISABLED", filter.PortDisabled}, {"PORT_LOCAL", filter.PortLocal},
+		{"QUARANTINE", uint64(filter.Quarantine)}, {"HOLD_TCP", uint64(filter.HoldTCP)},
+		{"HOLD_DATAGRAM", uint64(filter.HoldDatagram)}, {"HOLD_SLACK", uint64(filter.HoldSlack)},
+		{"RESETS", Resets}, {"RESETS_FORGET", ResetsForget},
+		{"MAX_TAGS", filter.MaxTags}, {"MAX_EXTENSIONS", filter.MaxExtensions}, {"MAX_OPTIONS", filter.MaxOptions},
+	}
+}
+
+// Shared is the value of the map "shared", which the engine writes and the
+// programs read; times are in nanoseconds of CLOCK_MONOTONIC. The programs
+// themselves write only what is held and the resets.
+type Shared struct {
+	Tables                            [2][filter.Buckets]filter.State
+	Current                           uint64 // which of them is in force
+	Lease                             int64
+	Quarantine, HeldTCP, HeldDatagram [filter.Buckets]int64
+	Resets                            [Resets]uint64
+}
+
+// Ports is the value of the map "ports": what is known of a TCP port, and of a
+// UDP port.
+type Ports [2][65536]uint8
