@@ -4,13 +4,6 @@ package layout
 
 import "clonecluster/netcore/filter"
 
-// Sizes and limits of the maps.
-const (
-	Resets = 4096 // flows whose first RST is remembered
-	// ResetsForget is how long a first RST counts, in milliseconds.
-	ResetsForget = 120_000
-)
-
 // A Constant is one number with its name in C.
 type Constant struct {
 	Name  string
@@ -26,7 +19,7 @@ func Constants() []Constant {
 		{"PORT_AFFINITY", filter.PortAffinity}, {"PORT_DISABLED", filter.PortDisabled}, {"PORT_LOCAL", filter.PortLocal},
 		{"QUARANTINE", uint64(filter.Quarantine)}, {"HOLD_TCP", uint64(filter.HoldTCP)},
 		{"HOLD_DATAGRAM", uint64(filter.HoldDatagram)}, {"HOLD_SLACK", uint64(filter.HoldSlack)},
-		{"RESETS", Resets}, {"RESETS_FORGET", ResetsForget},
+		{"RESETS", filter.ResetSlots}, {"RESETS_FORGET", filter.ResetsForget},
 		{"MAX_TAGS", filter.MaxTags}, {"MAX_EXTENSIONS", filter.MaxExtensions}, {"MAX_OPTIONS", filter.MaxOptions},
 	}
 }
@@ -39,7 +32,7 @@ type Shared struct {
 	Current                           uint64 // which of them is in force
 	Lease                             int64
 	Quarantine, HeldTCP, HeldDatagram [filter.Buckets]int64
-	Resets                            [Resets]uint64
+	Resets                            [filter.ResetSlots]uint64
 }
 
 // Ports is the value of the map "ports": what is known of a TCP port, and of a
