@@ -282,6 +282,7 @@ type Machine struct {
 	live     []*peer // the two-way ones, by id
 	heard    int     // incarnations of peers that were heard within Dead
 	twin     *twin
+	twins    []lastWord // of those with this node's id
 	fence    bool  // somebody that is heard does not hear this node
 	fencedAt int64 // when fence last changed
 	lowest   NodeID
@@ -311,8 +312,10 @@ type Machine struct {
 type peer struct {
 	Peer
 	tag          Tag
+	// first is when it, or one with its id that never proved to be there, was heard.
 	heard, first int64
 	otherHeard   int64    // another incarnation was; 0: never
+	otherSince   int64    // the first time under this incarnation
 	other        lastWord // of that
 	lastListed   int64
 	sequence     uint64
@@ -528,7 +531,8 @@ func (m *Machine) receive(b *Beacon, now int64, a *Actions) (urgent bool) {
 		p.lastListed = now
 		if !p.proven {
 			p.proven = true
-			p.retire()
+			p.retire(p.former)
+			p.former = lastWord{}
 		}
 	} else if listedMe {
 		p.mayHoldAll() // from now on it may take buckets without asking
@@ -592,9 +596,12 @@ func (m *Machine) succeed(p *peer, b *Beacon, now int64, a *Actions) *peer {
 		}
 	}
 	// If it has restarted, its kernel may still have flows. A recording says that
-	// once.
+	// once, and several of them only for a while.
 	if p.other.incarnation != b.Incarnation || b.Sequence > p.other.sequence {
 		p.other, p.otherHeard = lastWord{b.Incarnation, b.Sequence}, now
+		if p.otherSince == 0 {
+			p.otherSince = now
+		}
 	}
 	// A recording that is played on and on may not keep the place for ever.
 	fresh := now-p.heard <= int64(m.cfg.Params.Dead) && !p.gone && (p.proven || now-p.first <= 2*int64(m.cfg.Params.Dead))
@@ -607,18 +614,21 @@ func (m *Machine) succeed(p *peer, b *Beacon, now int64, a *Actions) *peer {
 	m.part(p, a)
 	next := m.newPeer(b.Peer)
 	next.retired, next.otherHeard = p.retired, p.heard
+	if !p.proven {
+		next.first, next.otherSince = p.first, p.first
+		next.retire(lastWord{p.Incarnation, p.sequence})
+	}
 	if former.incarnation != b.Incarnation {
 		next.former = former
 	}
 	return next
 }
 
-// retire makes the former incarnation one of the past.
-func (p *peer) retire() {
-	if p.former != (lastWord{}) {
-		p.retired = append(p.retired[max(0, len(p.retired)-7):], p.former)
+// retire makes an incarnation one of the past, of which older frames have no effect.
+func (p *peer) retire(w lastWord) {
+	if w != (lastWord{}) {
+		p.retired = append(p.retired[max(0, len(p.retired)-7):], w)
 	}
-	p.former = lastWord{}
 }
 
 func (m *Machine) newPeer(id Peer) *peer {
@@ -670,6 +680,18 @@ func (m *Machine) meetTwin(b *Beacon, now int64, a *Actions) bool {
 		return false
 	case slices.Contains(m.retired, b.Incarnation):
 		a.note(Replayed, b.Peer)
+		return false
+	}
+	w := slices.IndexFunc(m.twins, func(w lastWord) bool { return w.incarnation == b.Incarnation })
+	switch {
+	case w < 0:
+		m.twins = append(m.twins[max(0, len(m.twins)-7):], lastWord{b.Incarnation, b.Sequence})
+	case b.Sequence > m.twins[w].sequence:
+		m.twins[w].sequence = b.Sequence
+	case b.Sequence < m.twins[w].sequence:
+		a.note(Replayed, b.Peer)
+		return false
+	default: // the copy that was sent to this node alone
 		return false
 	}
 	a.note(TwinNode, b.Peer)
@@ -821,7 +843,7 @@ func (m *Machine) evaluate(now int64, a *Actions) {
 		if fresh && !m.past(p, now) {
 			heard++
 		}
-		if p.otherHeard != 0 && now-p.otherHeard <= dead {
+		if m.otherNews(p, now) {
 			heard++
 		}
 		if listed := now-p.heard <= m.listing() && !p.gone; listed != p.listed {
@@ -1113,6 +1135,13 @@ func (m *Machine) past(p *peer, now int64) bool {
 	return !p.proven && now-p.first > ghostLimit*int64(m.cfg.Params.Dead)
 }
 
+// otherNews reports whether another incarnation of a peer was heard, which may have
+// flows. That ends in time even if recordings of several are played for ever.
+func (m *Machine) otherNews(p *peer, now int64) bool {
+	dead := int64(m.cfg.Params.Dead)
+	return p.otherHeard != 0 && now-p.otherHeard <= dead && (p.otherSince == 0 || now-p.otherSince <= ghostLimit*dead)
+}
+
 // listing is how long after it was heard a peer is listed, in nanoseconds. It ends
 // before Dead: a beacon without it, sent at that time, is how the peer learns that
 // it is not heard before its buckets are taken. One lost beacon does not do that.
@@ -1127,7 +1156,7 @@ func (m *Machine) mayBeHeld() (may Bits) {
 	dead := int64(m.cfg.Params.Dead)
 	for _, p := range m.all {
 		switch {
-		case p.otherHeard != 0 && m.lastStep-p.otherHeard <= dead:
+		case m.otherNews(p, m.lastStep):
 			for i := range may {
 				may[i] = 0xff
 			}

@@ -1243,6 +1243,74 @@ func TestGhostOfPeer(t *testing.T) {
 	}
 }
 
+// TestGhostsTakeTurns: recordings of several incarnations, played in turn and for ever
+// new, do not keep buckets Shared for ever, be their id that of a live peer or not.
+func TestGhostsTakeTurns(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		id   NodeID
+		own  int // buckets of the first node
+	}{{"of nobody", mac(3), 512}, {"of a peer", mac(2), 512}} {
+		t.Run(tt.name, func(t *testing.T) {
+			s, n := cluster(t, 2)
+			s.never("one stops", func() bool { return n[0].accepting() != tt.own || n[1].accepting() != 512 })
+			const plays = 20 * int64(time.Second)
+			began := s.now
+			for i := range plays / interval {
+				s.flight = append(s.flight, arrival{s.now + i*interval, n[0], Received{ghost(tt.id, 77+uint64(i%12), uint64(i+1))}})
+			}
+			s.run(time.Second)
+			if n[0].count(filter.Shared) == 0 {
+				t.Error("no bucket is Shared: this shows nothing")
+			}
+			s.run(time.Duration(ghostLimit * dead))
+			settled := n[0].count(filter.Settled)
+			if settled != tt.own || s.now-began > plays {
+				t.Errorf("%d buckets are Settled while the recordings go on; want %d", settled, tt.own)
+			}
+			s.run(20 * time.Second)
+			s.want(512, 512)
+			if was := n[0].noted(Lost); was > 0 {
+				t.Errorf("the peer is lost %d times", was)
+			}
+			if tt.id != mac(3) {
+				return
+			}
+			// Who is really there is taken up all the same.
+			s.each = nil
+			s.start(3)
+			s.await("the third has its share", func() bool { return n[0].accepting() < 400 && n[1].accepting() < 400 })
+		})
+	}
+}
+
+// TestTwinReplayed: frames of a twin that was really there, recorded and played
+// back when it has gone, do not stop this node again.
+func TestTwinReplayed(t *testing.T) {
+	s := newSegment(t, ms)
+	s.torn = true
+	s.cut[[2]int{1, 2}], s.cut[[2]int{2, 1}] = true, true
+	low := s.start(1, func(c *Config) { c.Self = Peer{mac(1), 10} })
+	high := s.start(2, func(c *Config) { c.Self = Peer{mac(1), 20} })
+	s.run(time.Second)
+	clear(s.cut)
+	s.await("the higher yields", func() bool { return high.accepting() == 0 })
+	s.torn = false
+	s.run(time.Second)
+	recorded := slices.Clone(low.said)
+	low.die()
+	s.await("the twin serves", func() bool { return high.accepting() == 1024 })
+	s.never("it stops for a recording", func() bool { return high.accepting() != 1024 })
+	was := high.noted(Replayed)
+	for _, b := range recorded {
+		high.step(Received{b})
+	}
+	if got := high.noted(Replayed) - was; got < len(recorded)/2 {
+		t.Errorf("%d of %d replayed frames are noted", got, len(recorded))
+	}
+	s.run(time.Second)
+}
+
 // TestTwinStarts: a machine with the address of one that serves stays silent until
 // that one is gone.
 func TestTwinStarts(t *testing.T) {
