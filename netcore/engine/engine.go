@@ -75,7 +75,7 @@ type engine struct {
 
 	mu     sync.Mutex   // of what follows
 	table  filter.Table // in force
-	wanted filter.Table // in force when the frames from before it have been judged
+	tables uint64       // how many there were
 }
 
 // Run runs an engine until ctx ends, which is a graceful stop (nil), or until
@@ -91,10 +91,14 @@ func Run(ctx context.Context, opt Options) error {
 		opt.Heartbeat = time.Second
 	}
 	e := &engine{opt: opt, log: opt.Logger, start: time.Now()}
-	if err := e.open(ctx); err != nil {
+	// The parts outlive ctx by the time it takes to leave.
+	parts, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g, parts := errgroup.WithContext(parts)
+	if err := e.open(ctx, parts); err != nil {
 		return err
 	}
-	err := e.run(ctx)
+	err := e.run(ctx, g, parts, stop)
 	if err != nil {
 		e.log.Error("the data plane stopped; established connections wait for the next engine", "error", err)
 		e.path.Abandon()
@@ -116,7 +120,7 @@ func (e *engine) closeSockets() (err error) {
 
 // open finds the NIC and sets everything up; on an error nothing is left but
 // what a crashed engine had left.
-func (e *engine) open(ctx context.Context) (err error) {
+func (e *engine) open(ctx, parts context.Context) (err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, e.closeSockets())
@@ -151,8 +155,8 @@ func (e *engine) open(ctx context.Context) (err error) {
 		NIC: e.nic, CloneMAC: [6]byte(cfg.VIP.CloneMAC),
 		VIP4: cfg.VIP.IPv4, VIP6: cfg.VIP.IPv6, Gateway4: cfg.VIP.IPv4Gateway, Gateway6: cfg.VIP.IPv6Gateway,
 		Filter: e.filter, Logger: e.log, Now: monotonic,
-		WireMACChanged: func(mac net.HardwareAddr) { e.node.SetID(ctx, membership.NodeID(mac)) },
-		CarrierChanged: func(up bool) { e.node.SetCarrier(ctx, up) },
+		WireMACChanged: func(mac net.HardwareAddr) { e.node.SetID(parts, membership.NodeID(mac)) },
+		CarrierChanged: func(up bool) { e.node.SetCarrier(parts, up) },
 	})
 	if err != nil {
 		return fmt.Errorf("setting up the datapath on %s: %w", e.nic.Name, err)
@@ -291,14 +295,18 @@ func (e *engine) setTable(t *filter.Table) {
 		}
 	}
 	e.table = now
-	e.wanted = *t
+	e.tables++
+	this, wanted := e.tables, *t
 	e.install()
 	e.mu.Unlock()
 	if gains {
 		e.path.AfterQueued(func() {
 			e.mu.Lock()
 			defer e.mu.Unlock()
-			e.table = e.wanted
+			if e.tables != this { // a later one has frames of its own to wait for
+				return
+			}
+			e.table = wanted
 			e.install()
 		})
 	}
@@ -429,11 +437,7 @@ func (e *engine) watchLoad(ctx context.Context) {
 }
 
 // run moves frames until ctx ends, then leaves gracefully.
-func (e *engine) run(ctx context.Context) error {
-	// The parts outlive ctx by the time it takes to leave.
-	parts, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
-	g, parts := errgroup.WithContext(parts)
+func (e *engine) run(ctx context.Context, g *errgroup.Group, parts context.Context, stop func()) error {
 	// Before the datapath, which may already see that the carrier is back.
 	if !e.nic.Carrier {
 		e.node.SetCarrier(parts, false)

@@ -103,11 +103,14 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 			return 2
 		}
 	}
-	log := newLogger(stderr, min)
-	notify, err := newNotifier(getenv("NOTIFY_SOCKET"))
+	lines := newOutlet(stderr, 1024, lostLines)
+	defer lines.close(time.Second)
+	log := newLogger(lines, isTerminal(stderr), min)
+	notify, told, err := newNotifier(getenv("NOTIFY_SOCKET"))
 	if err != nil {
 		log.Warn("no supervisor to report to", "error", err)
 	}
+	defer told()
 	lockMemory(log)
 	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + spare)
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
@@ -155,14 +158,18 @@ func lockMemory(log *slog.Logger) {
 	}
 }
 
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
 // newLogger leaves the time to whoever collects the lines, unless that is a
 // person at a terminal.
-func newLogger(w io.Writer, level slog.Level) *slog.Logger {
-	terminal := false
-	if f, ok := w.(*os.File); ok {
-		_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-		terminal = err == nil
-	}
+func newLogger(w io.Writer, terminal bool, level slog.Level) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{
 		Level: level,
 		ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
@@ -174,20 +181,34 @@ func newLogger(w io.Writer, level slog.Level) *slog.Logger {
 	}))
 }
 
+func lostLines(lost uint64) []byte {
+	return fmt.Appendf(nil, "level=WARN msg=\"log lines were lost: whoever reads them is too slow\" lost=%d\n", lost)
+}
+
 // newNotifier gives a function that sends to the supervisor's socket, which may
-// be a path or an abstract name that begins with @. No socket: a no-op.
-func newNotifier(socket string) (func(string), error) {
+// be a path or an abstract name that begins with @, and one that waits until all is
+// sent. No socket: the first is nil.
+func newNotifier(socket string) (notify func(string), flush func(), err error) {
 	if socket == "" {
-		return nil, nil
+		return nil, func() {}, nil
 	}
 	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
 	if err != nil {
-		return nil, fmt.Errorf("connecting to NOTIFY_SOCKET: %w", err)
+		return nil, func() {}, fmt.Errorf("connecting to NOTIFY_SOCKET: %w", err)
 	}
-	return func(state string) {
-		_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
-		_, _ = conn.Write([]byte(state))
+	messages := newOutlet(patient{conn}, 64, nil)
+	return func(state string) { _, _ = messages.Write([]byte(state)) }, func() {
+		messages.close(time.Second)
+		_ = conn.Close()
 	}, nil
+}
+
+// patient waits for a supervisor that does not read, but not for ever.
+type patient struct{ net.Conn }
+
+func (p patient) Write(b []byte) (int, error) {
+	_ = p.SetWriteDeadline(time.Now().Add(time.Second))
+	return p.Conn.Write(b)
 }
 
 // heartbeat is half of what the supervisor allows, at most 1 s.

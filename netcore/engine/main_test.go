@@ -92,7 +92,7 @@ func TestHeartbeat(t *testing.T) {
 }
 
 func TestNotifier(t *testing.T) {
-	if notify, err := newNotifier(""); notify != nil || err != nil {
+	if notify, _, err := newNotifier(""); notify != nil || err != nil {
 		t.Errorf("without a socket: %p, %v; want nil, nil", notify, err)
 	}
 	for _, name := range []string{filepath.Join(t.TempDir(), "n.sock"), "@clonecluster-test-" + filepath.Base(t.TempDir())} {
@@ -101,18 +101,22 @@ func TestNotifier(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer l.Close()
-		notify, err := newNotifier(name)
+		notify, flush, err := newNotifier(name)
 		if err != nil {
 			t.Fatal(err)
 		}
 		notify("READY=1")
+		flush()
+		if err := l.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
 		b := make([]byte, 100)
 		n, err := l.Read(b)
 		if err != nil || string(b[:n]) != "READY=1" {
 			t.Errorf("%s: got %q, %v", name, b[:n], err)
 		}
 	}
-	if _, err := newNotifier(filepath.Join(t.TempDir(), "none")); err == nil {
+	if _, _, err := newNotifier(filepath.Join(t.TempDir(), "none")); err == nil {
 		t.Error("a socket that is not there is no error")
 	}
 }

@@ -283,8 +283,8 @@ type Machine struct {
 	heard    int     // incarnations of peers that were heard within Dead
 	twin     *twin
 	twins    []lastWord // of those with this node's id
-	fence    bool  // somebody that is heard does not hear this node
-	fencedAt int64 // when fence last changed
+	fence    bool       // somebody that is heard does not hear this node
+	fencedAt int64      // when fence last changed
 	lowest   NodeID
 	leader   NodeID // zero: nobody, or not known
 
@@ -311,7 +311,7 @@ type Machine struct {
 
 type peer struct {
 	Peer
-	tag          Tag
+	tag Tag
 	// first is when it, or one with its id that never proved to be there, was heard.
 	heard, first int64
 	otherHeard   int64    // another incarnation was; 0: never
