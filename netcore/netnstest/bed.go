@@ -33,13 +33,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// programEnv names the program that a copy of the test binary is to be.
-const programEnv = "NETNSTEST_PROGRAM"
+// ProgramEnv names, in the environment, the program that a copy of the test binary
+// is to be.
+const ProgramEnv = "NETNSTEST_PROGRAM"
 
 // Main runs the tests of m, or, in a process that Host.Start started, the
 // program of that name. The result is the exit code.
 func Main(m *testing.M, programs map[string]func(args []string) int) int {
-	if name := os.Getenv(programEnv); name != "" {
+	if name := os.Getenv(ProgramEnv); name != "" {
 		program, ok := programs[name]
 		if !ok {
 			program, ok = registered[name]
@@ -48,7 +49,7 @@ func Main(m *testing.M, programs map[string]func(args []string) int) int {
 			fmt.Fprintf(os.Stderr, "no program %q in this test binary\n", name)
 			return 2
 		}
-		os.Unsetenv(programEnv)
+		os.Unsetenv(ProgramEnv)
 		return program(os.Args[1:])
 	}
 	return m.Run()
@@ -377,7 +378,7 @@ func (h *Host) Start(program string, args ...string) *Process {
 		h.tb.Fatal(err)
 	}
 	cmd := h.Command(context.Background(), self, args...)
-	cmd.Env = append(os.Environ(), programEnv+"="+program)
+	cmd.Env = append(os.Environ(), ProgramEnv+"="+program)
 	return h.start(program, cmd)
 }
 
