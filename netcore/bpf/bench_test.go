@@ -69,10 +69,10 @@ func BenchmarkVerdict(b *testing.B) {
 }
 
 // run gives the time of one frame among many, which the kernel cuts to whole nanoseconds.
-func run(b *testing.B, program *ebpf.Program, frame []byte) time.Duration {
+func run(tb testing.TB, program *ebpf.Program, frame []byte) time.Duration {
 	_, took, err := program.Benchmark(frame, 100_000, nil)
 	if err != nil {
-		b.Fatal(err)
+		tb.Fatal(err)
 	}
 	return took
 }
