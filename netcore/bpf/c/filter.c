@@ -267,7 +267,12 @@ subprogram u64 hash(u32 affinity, const struct flow *w)
 	return v0 ^ v1 ^ v2 ^ v3;
 }
 
-inline_always u8 port(struct frame *f, u8 proto, u16 n) { return f->ports[(proto == PROTO_TCP ? 0 : 65536) + (u32)n]; }
+inline_always u8 port(struct frame *f, u8 proto, u16 n)
+{
+	u64 i = n;
+	asm volatile("%0 &= 0xffff" : "+r"(i)); // older verifiers know nothing of a swapped number
+	return f->ports[(proto == PROTO_TCP ? 0 : 65536) + i];
+}
 
 // between gives what a client and a VIP of that IP version have without ports.
 inline_always struct flow *between(struct frame *f, bool v6, struct addr client, struct addr vip)
@@ -1050,7 +1055,9 @@ inline_always void delay(struct __sk_buff *skb)
 	if (!l)
 		return; // its client sends again
 	l->len = len;
-	if (skb_load_bytes(skb, 0, l->frame, len))
+	len = (len - 1) & (LATE_FRAME - 1); // in words that every verifier understands
+	asm volatile("" : "+r"(len));
+	if (skb_load_bytes(skb, 0, l->frame, len + 1))
 		ringbuf_discard(l, 0);
 	else
 		ringbuf_submit(l, 0);
