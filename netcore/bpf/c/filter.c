@@ -19,6 +19,7 @@ typedef _Bool bool;
 
 #define SEC(name) __attribute__((section(name), used))
 #define inline_always static inline __attribute__((always_inline))
+// A frame of the stack of its own: all that are in a chain of calls share 512 bytes.
 #define subprogram static __attribute__((noinline))
 
 static void *(*const map_lookup)(void *map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;
@@ -718,7 +719,7 @@ inline_always u32 answer(struct frame *f, bool v6, struct addr asker, struct add
 	return owned(state_of(f, client_bucket(between(f, v6, asker, vip)))) ? ANSWER_NEIGHBOR : DROP_FOREIGN;
 }
 
-inline_always u32 arp_in(struct frame *f, u32 off)
+subprogram u32 arp_in(struct frame *f, u32 off)
 {
 	struct arp a;
 	if (!parse_arp(f, off, &a))
@@ -953,18 +954,22 @@ inline_always u32 speak(struct frame *f, struct packet *p)
 	return SEND;
 }
 
+subprogram u32 arp_out(struct frame *f)
+{
+	struct arp a;
+	if (!parse_arp(f, ETHER_HEADER, &a))
+		return DROP_EGRESS_MALFORMED;
+	return a.sender_mac != clone_mac || vip4 == 0 || a.sender.lo != vip4 ? DROP_EGRESS_SOURCE : SEND;
+}
+
 inline_always u32 from_clone(struct frame *f)
 {
 	u8 b[ETHER_HEADER];
 	if (f->len < ETHER_HEADER || f->len > max_frame || !load(f, 0, b, ETHER_HEADER))
 		return DROP_EGRESS_MALFORMED;
 	u16 type = be16(b + 12);
-	if (type == ETHER_ARP) {
-		struct arp a;
-		if (!parse_arp(f, ETHER_HEADER, &a))
-			return DROP_EGRESS_MALFORMED;
-		return a.sender_mac != clone_mac || vip4 == 0 || a.sender.lo != vip4 ? DROP_EGRESS_SOURCE : SEND;
-	}
+	if (type == ETHER_ARP)
+		return arp_out(f);
 	if (type != ETHER_IPV4 && type != ETHER_IPV6)
 		return DROP_EGRESS_SOURCE;
 	struct packet *p = &f->scratch->packet;
