@@ -6,7 +6,8 @@
 // An engine that ends by itself or crashes leaves clone0 and the kernel's
 // sockets in place, for the one that is started after it to take up; one that
 // is asked to stop gives its buckets away, removes everything it set up, and
-// ends.
+// ends. One that is asked to end for a restart (SIGHUP) gives its buckets away
+// and leaves the rest in place, so that no connection is lost.
 package engine
 
 import (
@@ -78,8 +79,9 @@ type engine struct {
 	tables uint64       // how many there were
 }
 
-// Run runs an engine until ctx ends, which is a graceful stop (nil), or until
-// it cannot go on.
+// Run runs an engine until ctx ends, which is a graceful stop (nil), or, if the
+// cause is [ErrRestart], an end that another engine goes on from; or until it
+// cannot go on.
 func Run(ctx context.Context, opt Options) error {
 	if opt.Notify == nil {
 		opt.Notify = func(string) {}
@@ -103,7 +105,7 @@ func Run(ctx context.Context, opt Options) error {
 		e.log.Error("the data plane stopped; established connections wait for the next engine", "error", err)
 		e.path.Abandon()
 	} else {
-		err = e.path.Close()
+		err = e.close(ctx)
 	}
 	return errors.Join(err, e.closeSockets())
 }
@@ -442,6 +444,7 @@ func (e *engine) run(ctx context.Context, g *errgroup.Group, parts context.Conte
 	if !e.nic.Carrier {
 		e.node.SetCarrier(parts, false)
 	}
+	e.drainAgain(parts)
 	g.Go(func() error { return e.path.Run(parts) })
 	g.Go(func() error { return e.node.Run(parts) })
 	g.Go(func() error { e.heartbeat(parts); return nil })
@@ -462,11 +465,7 @@ func (e *engine) run(ctx context.Context, g *errgroup.Group, parts context.Conte
 		case <-parts.Done():
 			return nil
 		}
-		e.log.Info("leaving", "drain", e.opt.Drain)
-		drain, cancel := context.WithTimeout(parts, max(e.opt.Drain, e.opt.Config.Cluster.Detect.Dead()))
-		defer cancel()
-		// Only then may whoever waits for it stop the services.
-		e.node.Leave(drain, func() { e.opt.Notify("STOPPING=1") })
+		e.leave(ctx, parts)
 		stop()
 		return nil
 	})

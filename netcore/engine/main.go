@@ -9,10 +9,8 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/signal"
 	"runtime"
 	"strconv"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -35,7 +33,9 @@ Usage:
 It takes this machine's share of the frames for the cluster's address (the VIP)
 and runs until it gets SIGTERM. A graceful stop gives this node's share to the
 others, waits for its connections to end, and takes everything back that it set
-up. After a crash, start it again: established connections go on.
+up. On SIGHUP it ends at once and leaves its connections in place: for a restart
+or an upgrade, which no client sees. After a crash, start it again: established
+connections go on.
 
 Flags:
 `
@@ -53,7 +53,8 @@ Examples:
   cloned resume
         take a share again
 
-Exit codes: 0 stopped as asked, 1 could not go on, 2 wrong use.
+Exit codes: 0 stopped as asked, 1 could not go on, 2 wrong use, 3 the time of
+"drain --wait" ran out.
 `
 
 // Main is the program cloned: args are its arguments without the name, and the
@@ -113,13 +114,17 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	defer told()
 	lockMemory(log)
 	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + spare)
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	ctx, stop := stopSignals(ctx)
 	defer stop()
 	err = Run(ctx, Options{
 		Config: cfg, Interface: *iface, Logger: log, StatusSocket: *status, Drain: *drain,
 		Notify: notify, Heartbeat: heartbeat(getenv("WATCHDOG_USEC")),
 	})
-	if err != nil {
+	switch {
+	case err == nil:
+	case ctx.Err() != nil && errors.Is(err, context.Canceled): // while it waited for a NIC
+		log.Info("stopped before it ran")
+	default:
 		log.Error("cannot go on", "error", err)
 		return 1
 	}
