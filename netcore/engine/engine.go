@@ -51,6 +51,9 @@ type Options struct {
 	// Drain bounds how long a stop waits for the flows of this node to end.
 	// Negative: as the configuration says.
 	Drain time.Duration
+	// Check, if set, is asked before anything on the machine is changed, but for the
+	// NIC, which is up. Its error ends Run.
+	Check func(context.Context, nic.NIC) error
 	// Heartbeat is the time between two WATCHDOG=1. Zero: 1 s.
 	Heartbeat time.Duration
 	// Intercept, if set, may change each table before it is installed: for tests
@@ -135,6 +138,11 @@ func (e *engine) open(ctx, parts context.Context) (err error) {
 	}
 	if e.nic, err = e.selectNIC(ctx, want); err != nil {
 		return fmt.Errorf("choosing the cluster's network interface: %w", err)
+	}
+	if e.opt.Check != nil {
+		if err := e.opt.Check(ctx, e.nic); err != nil {
+			return err
+		}
 	}
 	fc := filterConfig(cfg)
 	if e.filter, err = filter.New(fc); err != nil {

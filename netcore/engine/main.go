@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"clonecluster/config"
+	"clonecluster/netcore/nic"
 )
 
 // The defaults of cloned's flags.
@@ -24,10 +25,14 @@ const (
 	DefaultStatusSocket = "/run/clonecluster/cloned.sock"
 )
 
+// exitRefused tells a service manager that trying again is of no use.
+const exitRefused = 4
+
 const usage = `cloned - one node's data plane of a cluster that shares one address
 
 Usage:
   cloned [flags]
+  cloned check [flags]                    can this machine be a node?
   cloned status|drain|resume [flags]      of the cloned that runs here
 
 It takes this machine's share of the frames for the cluster's address (the VIP)
@@ -44,6 +49,8 @@ const examples = `
 Examples:
   cloned
         join the cluster of /etc/clonecluster/cluster.yaml
+  cloned check
+        see whether it would, and if not, why and what to do; changes nothing
   cloned --interface eth1 --log-level debug
         use eth1, whatever the file says, and tell more
   cloned status
@@ -54,7 +61,8 @@ Examples:
         take a share again
 
 Exit codes: 0 stopped as asked, 1 could not go on, 2 wrong use, 3 the time of
-"drain --wait" ran out.
+"drain --wait" ran out, 4 refused: the configuration or the machine has to be
+mended first. Those of "cloned check": 0 ok, 1 warnings, 2 refused.
 `
 
 // Main is the program cloned: args are its arguments without the name, and the
@@ -69,6 +77,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		if _, ok := verbs[args[0]]; ok {
 			return ask(ctx, args[0], args[1:], os.Stdout, stderr)
 		}
+		if args[0] == "check" {
+			return check(ctx, args[1:], os.Stdout, stderr)
+		}
 	}
 	flags := flag.NewFlagSet("cloned", flag.ContinueOnError)
 	flags.SetOutput(stderr)
@@ -77,6 +88,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	iface := flags.String("interface", "", "`name` of the network interface (default: as the configuration says)")
 	status := flags.String("status-socket", DefaultStatusSocket, "`path` of the unix socket for the status; empty: none")
 	level := flags.String("log-level", "", "debug, info, warn or error (default: as the configuration says)")
+	checked := flags.Bool("check", true, "refuse to start where \"cloned check\" would")
 	drain := flags.Duration("drain", -1, "how long a stop waits for this node's connections to end; less than 0: as the configuration says")
 	flags.Usage = func() {
 		fmt.Fprint(stderr, usage)
@@ -95,7 +107,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	cfg, err := loadConfig(*file, *cmdline)
 	if err != nil {
 		fmt.Fprintf(stderr, "cloned: %v\n", err)
-		return 1
+		return exitRefused
 	}
 	min := cfg.System.Level()
 	if *level != "" {
@@ -116,8 +128,12 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + spare)
 	ctx, stop := stopSignals(ctx)
 	defer stop()
+	var check func(context.Context, nic.NIC) error
+	if *checked {
+		check = CheckHost(cfg, log)
+	}
 	err = Run(ctx, Options{
-		Config: cfg, Interface: *iface, Logger: log, StatusSocket: *status, Drain: *drain,
+		Check: check, Config: cfg, Interface: *iface, Logger: log, StatusSocket: *status, Drain: *drain,
 		Notify: notify, Heartbeat: heartbeat(getenv("WATCHDOG_USEC")),
 	})
 	switch {
@@ -126,6 +142,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		log.Info("stopped before it ran")
 	default:
 		log.Error("cannot go on", "error", err)
+		if errors.Is(err, ErrRefused) || errors.Is(err, nic.ErrPort) {
+			return exitRefused
+		}
 		return 1
 	}
 	return 0
