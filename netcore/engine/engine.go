@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"clonecluster/config"
+	"clonecluster/netcore/clone"
 	"clonecluster/netcore/filter"
 	"clonecluster/netcore/health"
 	"clonecluster/netcore/load"
@@ -161,10 +162,12 @@ func (e *engine) open(ctx, parts context.Context) (err error) {
 	if e.link, err = membership.OpenLink(e.nic.Index, e.nic.Name); err != nil {
 		return err
 	}
-	e.path, err = raw.Open(ctx, raw.Config{
-		NIC: e.nic, CloneMAC: [6]byte(cfg.VIP.CloneMAC),
-		VIP4: cfg.VIP.IPv4, VIP6: cfg.VIP.IPv6, Gateway4: cfg.VIP.IPv4Gateway, Gateway6: cfg.VIP.IPv6Gateway,
-		Filter: e.filter, Logger: e.log, Now: monotonic,
+	e.path, err = raw.Open(raw.Config{
+		Config: clone.Config{
+			NIC: e.nic, CloneMAC: [6]byte(cfg.VIP.CloneMAC), Logger: e.log,
+			VIP4: cfg.VIP.IPv4, VIP6: cfg.VIP.IPv6, Gateway4: cfg.VIP.IPv4Gateway, Gateway6: cfg.VIP.IPv6Gateway,
+		},
+		Filter: e.filter, Now: monotonic,
 		WireMACChanged: func(mac net.HardwareAddr) { e.node.SetID(parts, membership.NodeID(mac)) },
 		CarrierChanged: func(up bool) { e.node.SetCarrier(parts, up) },
 	})

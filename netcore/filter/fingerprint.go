@@ -14,9 +14,10 @@ import (
 // of them would. What may differ between nodes is not in it (LocalPorts,
 // MaxFrame, ResetPatience), nor is CloneMAC, which no bucket depends on. Nothing is learnt of
 // the key from it: it is the first eight bytes of a SHA-256 over all 128 bits
-// of the key, behind a text that no other use of the key begins with.
+// of the key, behind a text that no other use of the key begins with. The
+// number in that text is the flow hash's, too: it goes up when flow keys change.
 func (c Config) Fingerprint() uint64 {
-	b := []byte("clonecluster flow fingerprint 1\n")
+	b := []byte("clonecluster flow fingerprint 2\n")
 	b = append(b, c.HashKey[:]...)
 	vip4, vip6 := c.VIP4.As16(), c.VIP6.As16() // zeros if there is none
 	b = append(b, vip4[:]...)

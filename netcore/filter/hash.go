@@ -6,53 +6,71 @@ import (
 	"net/netip"
 )
 
-// flowKey is what the bucket hash reads, the same 40 bytes on every datapath:
+// KeyLength4 and KeyLength6 are the lengths of a flow key, which is what the bucket hash
+// reads of an IPv4 and of an IPv6 flow, the same bytes on every datapath:
 //
-//	 0  16  client address; IPv4 as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2)
-//	16  16  VIP, in the same form
-//	32   2  client port, big endian
-//	34   2  VIP port, big endian
-//	36   1  IP protocol: 6 or 17
-//	37   1  affinity
-//	38   2  zero
+//	 0   4  client address    0  16  client address
+//	 4   4  VIP              16  16  VIP
+//	 8   2  client port      32   2  client port
+//	10   2  VIP port         34   2  VIP port
+//	12   1  IP protocol      36   1  IP protocol
+//	13   1  affinity         37   1  affinity
+//
+// All of it is in the order of the wire, so that a filter in the kernel takes the words
+// that SipHash wants from the packet as they lie there. The last word has room for its
+// length, so IPv4 takes two words and five rounds.
 //
 // What an affinity leaves out is zero. AffinityNone has every field.
 // AffinityClient has neither ports nor protocol, so that a client finds all
 // ports with that affinity, its pings and its neighbour requests at one node.
 // AffinityNetwork also clears the last byte of an IPv4 client and the last
-// eight of an IPv6 one. AffinitySingle has only the affinity byte: one node
-// for both IP versions.
+// eight of an IPv6 one. AffinitySingle has the affinity byte alone, behind 13 zeros: one
+// node for both IP versions.
 //
 // The key is not symmetric: it is written as a frame from the client shows it,
 // and egress swaps source and destination.
-//
-// Here they are kept as the five words of eight bytes, little endian, which
-// SipHash takes.
-type flowKey [5]uint64
+const KeyLength4, KeyLength6 = 14, 38
 
+// flowKey is a flow key as SipHash takes it: little-endian words, and the length in the
+// last byte of the last one.
+type flowKey struct {
+	words [4]uint64
+	n     int // of them, 1 or 4
+	last  uint64
+}
+
+// makeFlowKey gives the key of a flow to a VIP, whose IP version is the flow's.
 func makeFlowKey(a Affinity, client, vip addr, clientPort, vipPort uint16, proto uint8) flowKey {
 	last := uint64(a) << 40
 	switch a {
 	case AffinitySingle:
-		return flowKey{4: last}
+		return flowKey{n: 1, last: last | KeyLength4<<56}
 	case AffinityNone:
 		last |= uint64(bits.ReverseBytes16(clientPort)) | uint64(bits.ReverseBytes16(vipPort))<<16 | uint64(proto)<<32
 	case AffinityNetwork:
-		if isMapped(client) {
+		if isMapped(vip) {
 			client.lo &^= 0xff
 		} else {
 			client.lo = 0
 		}
 	}
+	if isMapped(vip) {
+		return flowKey{
+			words: [4]uint64{bits.ReverseBytes64(client.lo<<32 | vip.lo&0xffff_ffff)}, n: 1,
+			last: last | KeyLength4<<56,
+		}
+	}
 	return flowKey{
-		bits.ReverseBytes64(client.hi), bits.ReverseBytes64(client.lo),
-		bits.ReverseBytes64(vip.hi), bits.ReverseBytes64(vip.lo),
-		last,
+		words: [4]uint64{
+			bits.ReverseBytes64(client.hi), bits.ReverseBytes64(client.lo),
+			bits.ReverseBytes64(vip.hi), bits.ReverseBytes64(vip.lo),
+		}, n: 4,
+		last: last | KeyLength6<<56,
 	}
 }
 
 // hasher is SipHash-1-3 (Aumasson, Bernstein: "SipHash: a fast short-input
-// PRF", 2012) over a flowKey. One compression and three finalisation rounds
+// PRF", 2012) over a flow key. One compression and three finalisation rounds
 // are what hash tables open to the network use (Rust, CPython): nobody sees
 // more of the output than which node answered, and SipHash-2-4 costs nearly
 // twice the rounds for a margin that only a MAC needs.
@@ -66,15 +84,14 @@ func (h hasher) bucket(k *flowKey) int { return int(h.sum(k) % Buckets) }
 
 func (h hasher) sum(k *flowKey) uint64 {
 	v0, v1, v2, v3 := h.k0^0x736f6d6570736575, h.k1^0x646f72616e646f6d, h.k0^0x6c7967656e657261, h.k1^0x7465646279746573
-	for _, m := range k {
+	for _, m := range k.words[:k.n] {
 		v3 ^= m
 		v0, v1, v2, v3 = sipRound(v0, v1, v2, v3)
 		v0 ^= m
 	}
-	const tail = 8 * uint64(len(flowKey{})) << 56
-	v3 ^= tail
+	v3 ^= k.last
 	v0, v1, v2, v3 = sipRound(v0, v1, v2, v3)
-	v0 ^= tail
+	v0 ^= k.last
 	v2 ^= 0xff
 	v0, v1, v2, v3 = sipRound(v0, v1, v2, v3)
 	v0, v1, v2, v3 = sipRound(v0, v1, v2, v3)

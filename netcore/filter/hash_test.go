@@ -85,10 +85,10 @@ func TestSipRound(t *testing.T) {
 
 func (k *flowKey) bytes() []byte {
 	var b []byte
-	for _, w := range k {
+	for _, w := range append(k.words[:k.n:k.n], k.last) {
 		b = binary.LittleEndian.AppendUint64(b, w)
 	}
-	return b
+	return b[:k.last>>56]
 }
 
 // TestBuckets checks flow keys, hashes and buckets with the vectors that every

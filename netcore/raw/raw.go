@@ -22,9 +22,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -32,26 +30,18 @@ import (
 	"time"
 
 	"github.com/mdlayher/packet"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"clonecluster/netcore/clone"
 	"clonecluster/netcore/filter"
 	"clonecluster/netcore/neigh"
-	"clonecluster/netcore/nic"
 )
 
 // Config is what a Datapath connects.
 type Config struct {
-	NIC      nic.NIC
-	CloneMAC [6]byte
-	// VIP4 and VIP6 are the VIP with its subnet; at least one is valid.
-	VIP4, VIP6         netip.Prefix
-	Gateway4, Gateway6 netip.Addr // may be invalid: only the subnet is reached
-	Filter             *filter.Filter
-	Logger             *slog.Logger
-	// Device is the TAP's name. Empty: clone0.
-	Device string
+	clone.Config // but for Kind
+	Filter       *filter.Filter
 	// Now is the filter's clock: CLOCK_MONOTONIC in nanoseconds.
 	Now func() int64
 	// WireMACChanged, if set, is told when the NIC's address changes.
@@ -82,17 +72,13 @@ type counters struct {
 // one of Close and Abandon ends it.
 type Datapath struct {
 	cfg  Config
-	host *host
-	log  *slog.Logger
+	host *clone.Host
 
-	tap      *os.File
-	tapIndex int
-	alias    string
-	taken    bool // clone0 was there, left by a crashed engine
-	rx       *packet.Conn
-	tx       *sender
-	mld      *os.File
-	diag     *Sockets
+	tap   *os.File
+	taken bool // clone0 was there, left by a crashed engine
+	rx    *packet.Conn
+	tx    *sender
+	diag  *Sockets
 
 	wireMAC   atomic.Uint64 // six bytes, the first of them highest
 	responder atomic.Pointer[neigh.Responder]
@@ -114,29 +100,13 @@ type afterQueued struct {
 	do   func()
 }
 
-// ErrCloneMACInUse is matched by the error of Open when another interface of
-// this machine has the clone MAC, and would send with it.
-var ErrCloneMACInUse = errors.New("another interface has the clone MAC")
-
 // Open sets the machine up and returns with clone0 up and the VIP on it. No
 // frame moves before Run. On an error everything is as it was before, which is
 // the clone0 of a crashed engine if there was one.
-func Open(ctx context.Context, cfg Config) (_ *Datapath, err error) {
-	if cfg.Device == "" {
-		cfg.Device = "clone0"
-	}
-	d := &Datapath{
-		cfg: cfg, log: cfg.Logger, host: &host{device: cfg.Device, cfg: cfg, log: cfg.Logger}, late: make(chan lateReset, lateMax),
-	}
-	if name, err := cloneMACElsewhere(cfg.Device, cfg.CloneMAC); err != nil {
-		return nil, err
-	} else if name != "" {
-		return nil, fmt.Errorf("%w: %s has %v", ErrCloneMACInUse, name, net.HardwareAddr(cfg.CloneMAC[:]))
-	}
-	if err := d.setWireMAC(cfg.NIC.MAC); err != nil {
-		return nil, err
-	}
-	if d.tap, d.taken, err = d.host.claim(); err != nil {
+func Open(cfg Config) (_ *Datapath, err error) {
+	cfg.Kind = clone.TAP
+	d := &Datapath{cfg: cfg, late: make(chan lateReset, lateMax)}
+	if d.host, d.taken, err = clone.Claim(cfg.Config); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -144,42 +114,22 @@ func Open(ctx context.Context, cfg Config) (_ *Datapath, err error) {
 			err = errors.Join(err, d.Undo())
 		}
 	}()
-	if err := d.setUpClone(); err != nil {
+	if err := d.setWireMAC(cfg.NIC.MAC); err != nil {
 		return nil, err
 	}
-	return d, d.openWire(ctx)
-}
-
-// setUpClone does its steps in the order in which nothing can go wrong: the NIC
-// is kept from speaking for the VIP, then the VIP's way out is laid, and only
-// then the device comes up and the VIP exists.
-func (d *Datapath) setUpClone() error {
-	link, err := netlink.LinkByName(d.cfg.Device)
-	if err != nil {
-		return fmt.Errorf("looking for %s: %w", d.cfg.Device, err)
-	}
-	d.tapIndex = link.Attrs().Index
-	err = d.host.guardNIC(link)
-	d.alias = link.Attrs().Alias
-	if err != nil {
-		return err
+	if d.tap, err = openTAP(clone.Device); err != nil {
+		return nil, err
 	}
 	if err := setPersistent(d.tap, true); err != nil {
-		return err
+		return nil, err
 	}
-	if err := d.host.prepareClone(link); err != nil {
-		return err
+	if err := d.host.SetUp(nil); err != nil {
+		return nil, err
 	}
-	if err := d.host.divert(); err != nil {
-		return err
-	}
-	if err := netlink.LinkSetUp(link); err != nil {
-		return fmt.Errorf("setting %s up: %w", d.cfg.Device, err)
-	}
-	return d.host.address(link)
+	return d, d.openWire()
 }
 
-func (d *Datapath) openWire(ctx context.Context) (err error) {
+func (d *Datapath) openWire() (err error) {
 	ifi := &net.Interface{Index: d.cfg.NIC.Index, Name: d.cfg.NIC.Name, HardwareAddr: d.cfg.NIC.MAC}
 	if d.tx, err = openSender(ifi.Index); err != nil {
 		return err
@@ -187,24 +137,19 @@ func (d *Datapath) openWire(ctx context.Context) (err error) {
 	if d.rx, err = openReceiver(ifi, d.cfg.CloneMAC, d.cfg.VIP4.Addr(), d.cfg.VIP6.Addr()); err != nil {
 		return err
 	}
-	if d.diag, err = OpenSockets(d.tapIndex); err != nil {
-		return err
-	}
-	if d.cfg.VIP6.IsValid() {
-		if d.mld, err = joinSolicitedNode(ctx, ifi.Index, d.cfg.VIP6.Addr()); err != nil {
-			d.log.Info("no listener reports for the VIP from the NIC itself", "error", err)
-			err = nil
-		}
-	}
+	d.diag, err = OpenSockets(d.host.Index())
 	return err
 }
 
 // Close takes the node out: clone0 and the VIP are removed and the machine is
 // left as it was before Open. Connections on the VIP end.
 func (d *Datapath) Close() error {
-	err := setPersistent(d.tap, false)
+	var err error
+	if d.tap != nil {
+		err = setPersistent(d.tap, false)
+	}
 	d.closeFiles()
-	return errors.Join(err, d.host.release(d.alias))
+	return errors.Join(err, d.host.Close())
 }
 
 // Undo takes back what Open did, when the engine cannot start. What a crashed
@@ -219,7 +164,10 @@ func (d *Datapath) Undo() error {
 
 // Abandon closes the datapath as a crash would: clone0 stays without a reader,
 // which loses frames but leaks none, and waits for the next Open.
-func (d *Datapath) Abandon() { d.closeFiles() }
+func (d *Datapath) Abandon() {
+	d.closeFiles()
+	d.host.Abandon()
+}
 
 func (d *Datapath) closeFiles() {
 	if d.tap != nil {
@@ -234,9 +182,6 @@ func (d *Datapath) closeFiles() {
 	if d.diag != nil {
 		_ = d.diag.Close()
 	}
-	if d.mld != nil {
-		_ = d.mld.Close()
-	}
 }
 
 // WireMAC is the NIC's present address, the source of every frame.
@@ -246,9 +191,6 @@ func (d *Datapath) WireMAC() net.HardwareAddr {
 }
 
 func (d *Datapath) setWireMAC(mac net.HardwareAddr) error {
-	if len(mac) != 6 || [6]byte(mac) == d.cfg.CloneMAC {
-		return fmt.Errorf("%w: %s has %v", ErrCloneMACInUse, d.cfg.NIC.Name, mac)
-	}
 	r, err := neigh.New(neigh.Config{CloneMAC: d.cfg.CloneMAC, WireMAC: [6]byte(mac), VIP4: d.cfg.VIP4.Addr(), VIP6: d.cfg.VIP6.Addr()})
 	if err != nil {
 		return fmt.Errorf("preparing neighbour answers: %w", err)
@@ -279,12 +221,19 @@ func (d *Datapath) Announce() error {
 }
 
 // Run moves frames until ctx ends (nil) or the datapath is broken: the NIC was
-// removed (nic.ErrRemoved), it was given the clone MAC (ErrCloneMACInUse), or
+// removed (nic.ErrRemoved), it was given the clone MAC (clone.ErrMACInUse), or
 // clone0 was taken away. A link that goes down and comes back is not an error.
 func (d *Datapath) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return d.follow(ctx) })
-	g.Go(func() error { return d.followClone(ctx) })
+	g.Go(func() error {
+		return d.host.Follow(ctx, clone.Events{Carrier: d.cfg.CarrierChanged, WireMAC: func(mac net.HardwareAddr) error {
+			err := d.setWireMAC(mac)
+			if err == nil && d.cfg.WireMACChanged != nil {
+				d.cfg.WireMACChanged(mac)
+			}
+			return err
+		}})
+	})
 	g.Go(func() error { return d.receive(ctx) })
 	g.Go(func() error { return d.transmit(ctx) })
 	g.Go(func() error { return d.sendLate(ctx) })
@@ -307,47 +256,6 @@ func (d *Datapath) Poke() {
 // Alive is when the slower of the two loops last ran, on the clock of
 // Config.Now.
 func (d *Datapath) Alive() int64 { return min(d.rxAlive.Load(), d.txAlive.Load()) }
-
-// follow keeps to the NIC: its address, its MTU, its carrier, its existence.
-func (d *Datapath) follow(ctx context.Context) error {
-	last := d.cfg.NIC
-	var fatal error
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	err := nic.Follow(ctx, d.cfg.NIC.Index, func(n nic.NIC) {
-		if n.MAC.String() != d.WireMAC().String() {
-			d.log.Warn("the NIC's address changed", "nic", n.Name, "from", d.WireMAC(), "to", n.MAC)
-			if fatal = d.setWireMAC(n.MAC); fatal != nil {
-				stop()
-				return
-			}
-			if d.cfg.WireMACChanged != nil {
-				d.cfg.WireMACChanged(n.MAC)
-			}
-		}
-		if n.MTU != last.MTU {
-			d.log.Warn("the NIC's MTU changed", "nic", n.Name, "from", last.MTU, "to", n.MTU)
-			link := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: d.tapIndex}}
-			if err := netlink.LinkSetMTU(link, n.MTU); err != nil {
-				d.log.Error("the MTU of clone0 cannot follow", "error", err)
-			}
-		}
-		if n.Carrier != last.Carrier {
-			d.log.Warn("link", "nic", n.Name, "carrier", n.Carrier, "up", n.Up)
-			if d.cfg.CarrierChanged != nil {
-				d.cfg.CarrierChanged(n.Carrier)
-			}
-		}
-		last = n
-	})
-	if fatal != nil {
-		return fatal
-	}
-	if err != nil {
-		return fmt.Errorf("following %s: %w", d.cfg.NIC.Name, err)
-	}
-	return nil
-}
 
 // burst is how many frames a loop moves before it looks at its context.
 const burst = 64
@@ -372,33 +280,6 @@ func (d *Datapath) receive(ctx context.Context) error {
 		d.rxAlive.Store(d.cfg.Now())
 		return l.err
 	})
-}
-
-// followClone keeps clone0 as Open made it. Set down by someone, it would lose
-// the VIP's IPv6 address and routes, and the node would own buckets that it
-// cannot serve.
-func (d *Datapath) followClone(ctx context.Context) error {
-	var failed error
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	err := nic.Follow(ctx, d.tapIndex, func(n nic.NIC) {
-		if n.Up {
-			return
-		}
-		d.log.Error("clone0 was set down by someone; setting it up again")
-		link := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: d.tapIndex, Name: d.cfg.Device}}
-		failed = netlink.LinkSetUp(link)
-		if failed == nil {
-			failed = d.host.address(link)
-		}
-		if failed != nil {
-			stop()
-		}
-	})
-	if err = errors.Join(failed, err); err != nil {
-		return fmt.Errorf("following %s: %w", d.cfg.Device, err)
-	}
-	return nil
 }
 
 // pump calls read in bursts until ctx ends. A deadline in the past is how Poke
@@ -520,7 +401,7 @@ func (l *transmitLoop) burst(fd uintptr) bool {
 			return false
 		case unix.EINTR:
 		default:
-			l.err = fmt.Errorf("reading from %s: %w", l.d.cfg.Device, errno)
+			l.err = fmt.Errorf("reading from %s: %w", clone.Device, errno)
 			return true
 		}
 	}

@@ -1,7 +1,6 @@
 package raw
 
 import (
-	"context"
 	"errors"
 	"io"
 	"log/slog"
@@ -18,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"clonecluster/netcore/clone"
 	"clonecluster/netcore/filter"
 	"clonecluster/netcore/netnstest"
 	"clonecluster/netcore/nic"
@@ -51,10 +51,13 @@ func testFilter(tb testing.TB) *filter.Filter {
 
 func testConfig(tb testing.TB) Config {
 	return Config{
-		CloneMAC: testClone,
-		VIP4:     netip.PrefixFrom(testVIP4, 24), VIP6: netip.PrefixFrom(testVIP6, 64),
-		Gateway4: netip.MustParseAddr("10.77.0.1"), Gateway6: netip.MustParseAddr("fe80::1"),
-		Filter: testFilter(tb), Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Now: now,
+		Config: clone.Config{
+			CloneMAC: testClone,
+			VIP4:     netip.PrefixFrom(testVIP4, 24), VIP6: netip.PrefixFrom(testVIP6, 64),
+			Gateway4: netip.MustParseAddr("10.77.0.1"), Gateway6: netip.MustParseAddr("fe80::1"),
+			Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		},
+		Filter: testFilter(tb), Now: now,
 	}
 }
 
@@ -70,7 +73,7 @@ func open(h *netnstest.Host, cfg Config) (d *Datapath, err error) {
 				cfg.NIC = n
 			}
 		}
-		d, err = Open(context.Background(), cfg)
+		d, err = Open(cfg)
 		return err
 	})
 	return d, err
@@ -142,13 +145,13 @@ func TestTakeOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	index := first.tapIndex
+	index := first.host.Index()
 	set := machine(h)
 	another := testConfig(t)
 	another.VIP4 = netip.MustParsePrefix("10.77.0.20/24")
 	for _, cfg := range []Config{testConfig(t), another} {
-		if _, err := open(h, cfg); !errors.Is(err, ErrTAPBusy) || !strings.Contains(err.Error(), "stop that one first (it has nic=eth0") {
-			t.Errorf("a second datapath with %v beside the first: %v; want ErrTAPBusy", cfg.VIP4, err)
+		if _, err := open(h, cfg); !errors.Is(err, clone.ErrBusy) || !strings.Contains(err.Error(), "stop that one first (it has nic=eth0") {
+			t.Errorf("a second datapath with %v beside the first: %v; want clone.ErrBusy", cfg.VIP4, err)
 		}
 		if got := machine(h); got != set {
 			t.Errorf("a second datapath with %v beside the first made of it\n%s\nwant\n%s", cfg.VIP4, got, set)
@@ -159,8 +162,8 @@ func TestTakeOver(t *testing.T) {
 	// An engine that cannot start leaves what a crashed one left.
 	abandoned := machine(h)
 	h.Sysctl("net.ipv4.conf.all.arp_ignore", "3")
-	if _, err := open(h, testConfig(t)); !errors.Is(err, ErrARPSetting) {
-		t.Errorf("Open = %v; want ErrARPSetting", err)
+	if _, err := open(h, testConfig(t)); !errors.Is(err, clone.ErrARPSetting) {
+		t.Errorf("Open = %v; want clone.ErrARPSetting", err)
 	}
 	h.Sysctl("net.ipv4.conf.all.arp_ignore", "1")
 	if got := machine(h); got != abandoned {
@@ -171,8 +174,8 @@ func TestTakeOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if second.tapIndex != index {
-		t.Errorf("clone0 was made anew: its index is %d; want %d", second.tapIndex, index)
+	if second.host.Index() != index {
+		t.Errorf("clone0 was made anew: its index is %d; want %d", second.host.Index(), index)
 	}
 	if got := machine(h); got != set {
 		t.Errorf("after the take-over\n%s\nwant\n%s", got, set)
@@ -203,8 +206,8 @@ func TestOpenRefuses(t *testing.T) {
 	t.Run("the clone MAC on another interface", func(t *testing.T) {
 		h.Run("ip", "link", "add", "d0", "address", net.HardwareAddr(testClone[:]).String(), "type", "veth", "peer", "name", "d1")
 		defer h.Run("ip", "link", "del", "d0")
-		if _, err := open(h, testConfig(t)); !errors.Is(err, ErrCloneMACInUse) {
-			t.Errorf("Open = %v; want ErrCloneMACInUse", err)
+		if _, err := open(h, testConfig(t)); !errors.Is(err, clone.ErrMACInUse) {
+			t.Errorf("Open = %v; want clone.ErrMACInUse", err)
 		}
 	})
 	t.Run("another's clone0", func(t *testing.T) {
@@ -217,8 +220,8 @@ func TestOpenRefuses(t *testing.T) {
 	t.Run("all interfaces made to answer", func(t *testing.T) {
 		h.Sysctl("net.ipv4.conf.all.arp_ignore", "3")
 		defer h.Sysctl("net.ipv4.conf.all.arp_ignore", "0")
-		if _, err := open(h, testConfig(t)); !errors.Is(err, ErrARPSetting) || !strings.Contains(err.Error(), "net.ipv4.conf.all.arp_ignore=3") {
-			t.Errorf("Open = %v; want ErrARPSetting that names the setting", err)
+		if _, err := open(h, testConfig(t)); !errors.Is(err, clone.ErrARPSetting) || !strings.Contains(err.Error(), "net.ipv4.conf.all.arp_ignore=3") {
+			t.Errorf("Open = %v; want clone.ErrARPSetting that names the setting", err)
 		}
 	})
 	t.Run("a failure half way", func(t *testing.T) {

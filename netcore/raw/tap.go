@@ -6,10 +6,9 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
-)
 
-// ErrTAPBusy is matched by the error of Open when another process drives clone0.
-var ErrTAPBusy = errors.New("in use by another engine")
+	"clonecluster/netcore/clone"
+)
 
 // offloads are what the kernel may leave undone in frames it hands to us; the
 // NIC, or the kernel on its behalf, does it when we send them. The numbers are
@@ -30,7 +29,7 @@ func openTAP(name string) (*os.File, error) {
 	if err := attachTAP(fd, name); err != nil {
 		_ = unix.Close(fd)
 		if errors.Is(err, unix.EBUSY) {
-			err = ErrTAPBusy
+			err = clone.ErrBusy
 		}
 		return nil, fmt.Errorf("attaching to TAP %s: %w", name, err)
 	}

@@ -708,6 +708,7 @@ func (r *CostReport) Markdown() []byte {
 	say("")
 	say("Written by `clonectl sim --costs docs`. Times and bytes are simulated and the same at every run;")
 	say("processor time and memory are of the machine that it ran on.")
+	say("More than 255 nodes there cannot be: a map names the owner of a bucket with an octet, and one value stands for nobody.")
 	say("")
 	say("![Recovery time, traffic and processor time by the number of nodes](costs.svg)")
 	say("")

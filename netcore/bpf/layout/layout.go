@@ -16,6 +16,7 @@ func Constants() []Constant {
 		{"BUCKETS", filter.Buckets},
 		{"AFFINITY_NONE", uint64(filter.AffinityNone)}, {"AFFINITY_CLIENT", uint64(filter.AffinityClient)},
 		{"AFFINITY_NETWORK", uint64(filter.AffinityNetwork)}, {"AFFINITY_SINGLE", uint64(filter.AffinitySingle)},
+		{"KEY_LENGTH4", filter.KeyLength4}, {"KEY_LENGTH6", filter.KeyLength6},
 		{"PORT_AFFINITY", filter.PortAffinity}, {"PORT_DISABLED", filter.PortDisabled}, {"PORT_LOCAL", filter.PortLocal},
 		{"QUARANTINE", uint64(filter.Quarantine)}, {"HOLD_TCP", uint64(filter.HoldTCP)},
 		{"HOLD_DATAGRAM", uint64(filter.HoldDatagram)}, {"HOLD_SLACK", uint64(filter.HoldSlack)},

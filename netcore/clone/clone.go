@@ -1,4 +1,10 @@
-package raw
+// Package clone sets a machine up for the VIP and takes it back: the interface
+// clone0 with the clone MAC, the VIP on it, the routes of what the VIP sends, and the
+// settings that keep the NIC from speaking for the VIP. What moves the frames
+// between clone0 and the wire are the datapaths.
+//
+// Sources: ip-sysctl.rst, ip-rule(8), the kernel's linux/if_link.h.
+package clone
 
 import (
 	"cmp"
@@ -13,6 +19,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"clonecluster/netcore/nic"
@@ -25,14 +32,47 @@ const (
 	Protocol = 0xcc
 )
 
-// host is everything the datapath sets on the machine outside its sockets. Each
-// step can be repeated, so that an engine that comes after a crash brings the
-// machine to the same state from wherever the other left it.
-type host struct {
-	device string // name of the TAP
-	cfg    Config
-	log    *slog.Logger
+// Device is the name of the interface.
+const Device = "clone0"
+
+// Kind is what clone0 is, in the kernel's words.
+type Kind string
+
+// The kinds.
+const (
+	TAP     Kind = "tuntap"  // the engine moves the frames
+	Macvlan Kind = "macvlan" // the kernel does
+)
+
+// Config says what to set up.
+type Config struct {
+	NIC      nic.NIC
+	Kind     Kind
+	CloneMAC [6]byte
+	// VIP4 and VIP6 are the VIP with its subnet; at least one is valid.
+	VIP4, VIP6         netip.Prefix
+	Gateway4, Gateway6 netip.Addr // may be invalid: only the subnet is reached
+	Logger             *slog.Logger
 }
+
+// Host is what is set on the machine. Each step can be repeated, so that an engine
+// that comes after a crash brings the machine to the same state from wherever the
+// other left it.
+type Host struct {
+	cfg   Config
+	log   *slog.Logger
+	lock  int    // the socket whose name says that an engine is here
+	index int    // of clone0
+	alias string // of clone0
+	mld   *os.File
+}
+
+// ErrBusy is matched by the error of Claim when another engine has clone0.
+var ErrBusy = errors.New("in use by another engine")
+
+// ErrMACInUse is matched by the error of Claim when another interface of this machine
+// has the clone MAC, and would send with it.
+var ErrMACInUse = errors.New("another interface has the clone MAC")
 
 // hostNote is what clone0's alias says. It is kept with the device, so it lives
 // exactly as long as what it describes: the marks of a crashed engine can be
@@ -43,7 +83,7 @@ const hostNote = "clonecluster"
 // has to fit into 255 bytes (IFALIASZ).
 const noteWas = " was="
 
-// ErrARPSetting is matched by the error of Open when a setting of the machine
+// ErrARPSetting is matched by the error of SetUp when a setting of the machine
 // would make it answer ARP for the VIP with another address than the clone MAC.
 var ErrARPSetting = errors.New("unfit ARP setting")
 
@@ -76,11 +116,15 @@ const all = "all"
 // host.
 var arpIgnoreDo = []string{"1", "2", "8"}
 
-// cloneSettings make clone0 silent: the engine answers for the VIP, and there
-// is nothing to detect, autoconfigure or announce.
-func cloneSettings(v6 bool) [][3]string {
+// cloneSettings leave nothing to detect, autoconfigure or announce. Who answers for the
+// VIP is the engine, or on a macvlan the kernel, when the filter lets it hear who asks.
+func cloneSettings(kind Kind, v6 bool) [][3]string {
+	ignore := "8"
+	if kind == Macvlan {
+		ignore = "1"
+	}
 	s := [][3]string{
-		{"ipv4", "arp_ignore", "8"},
+		{"ipv4", "arp_ignore", ignore},
 		{"ipv4", "arp_announce", "2"},
 		{"ipv4", "arp_notify", "0"},
 		{"ipv4", "rp_filter", "2"},
@@ -100,52 +144,137 @@ func cloneSettings(v6 bool) [][3]string {
 	)
 }
 
-// claim opens the TAP, if clone0 may be ours. To attach to it is to know that no
-// engine drives it, and to keep another from doing so; only then is one that a
-// former engine left with another configuration removed, and the NIC restored
-// that it used. taken tells that clone0 is such an engine's, and fits.
-func (h *host) claim() (tap *os.File, taken bool, err error) {
-	link, err := netlink.LinkByName(h.device)
+// Claim makes this process the one that has clone0 in its network namespace, until
+// Close or Abandon. A clone0 that a former engine left is kept if it fits (left), and
+// removed otherwise, with the NIC that it used restored; any other is an error.
+func Claim(cfg Config) (h *Host, left bool, err error) {
+	h = &Host{cfg: cfg, log: cfg.Logger, lock: -1}
+	if name, err := macElsewhere(cfg.CloneMAC); err != nil {
+		return nil, false, err
+	} else if name != "" || [6]byte(cfg.NIC.MAC) == cfg.CloneMAC {
+		return nil, false, fmt.Errorf("%w: %s has %v", ErrMACInUse, cmp.Or(name, cfg.NIC.Name), net.HardwareAddr(cfg.CloneMAC[:]))
+	}
+	link, err := netlink.LinkByName(Device)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		tap, err = openTAP(h.device)
-		return tap, false, err
+		link = nil
+	} else if err != nil {
+		return nil, false, fmt.Errorf("looking for %s: %w", Device, err)
 	}
-	if err != nil {
-		return nil, false, fmt.Errorf("looking for %s: %w", h.device, err)
-	}
-	alias := link.Attrs().Alias
-	if !strings.HasPrefix(alias, hostNote) {
-		return nil, false, fmt.Errorf("interface %s (%s) exists and was not made by clonecluster: remove it or give it another name", h.device, link.Type())
+	alias := ""
+	if link != nil {
+		if alias = link.Attrs().Alias; !strings.HasPrefix(alias, hostNote) {
+			return nil, false, fmt.Errorf("interface %s (%s) exists and was not made by clonecluster: remove it or give it another name", Device, link.Type())
+		}
 	}
 	note, _, _ := strings.Cut(alias, noteWas)
-	if tap, err = openTAP(h.device); errors.Is(err, ErrTAPBusy) {
-		return nil, false, fmt.Errorf("%w; a machine is one node of one cluster: stop that one first (it has %s)", err, strings.TrimPrefix(note, hostNote+" "))
-	}
-	if err != nil || note == h.note() {
-		return tap, true, err
-	}
-	h.log.Info("replacing an interface left with another configuration", "interface", h.device, "left", alias)
-	err = netlink.LinkDel(link)
-	_ = tap.Close()
-	if err != nil {
-		return nil, false, fmt.Errorf("removing %s: %w", h.device, err)
-	}
-	if err := h.release(alias); err != nil {
+	if err := h.acquire(); errors.Is(err, ErrBusy) {
+		return nil, false, fmt.Errorf("%s: %w; a machine is one node of one cluster: stop that one first (it has %s)", Device, err, strings.TrimPrefix(note, hostNote+" "))
+	} else if err != nil {
 		return nil, false, err
 	}
-	tap, err = openTAP(h.device)
-	return tap, false, err
+	if link == nil || note == h.note() && link.Type() == string(cfg.Kind) {
+		return h, link != nil, nil
+	}
+	h.log.Info("replacing an interface left with another configuration", "interface", Device, "kind", link.Type(), "left", alias)
+	if err = netlink.LinkDel(link); err != nil {
+		err = fmt.Errorf("removing %s: %w", Device, err)
+	} else {
+		err = h.release(alias)
+	}
+	if err != nil {
+		h.Abandon()
+		return nil, false, err
+	}
+	return h, false, nil
+}
+
+// acquire binds an abstract socket, which belongs to the network namespace and ends
+// with the process.
+func (h *Host) acquire() (err error) {
+	if h.lock, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	err = unix.Bind(h.lock, &unix.SockaddrUnix{Name: "@clonecluster/" + Device})
+	if errors.Is(err, unix.EADDRINUSE) {
+		err = ErrBusy
+	}
+	if err != nil {
+		h.Abandon()
+	}
+	return err
+}
+
+// SetUp does its steps in the order in which nothing can go wrong: the NIC is kept
+// from speaking for the VIP, then the VIP's way out is laid, and only then clone0,
+// which exists by now, comes up and the VIP with it. Ready, if set, is the last step
+// before that.
+func (h *Host) SetUp(ready func(clone netlink.Link) error) error {
+	link, err := netlink.LinkByName(Device)
+	if err != nil {
+		return fmt.Errorf("looking for %s: %w", Device, err)
+	}
+	h.index = link.Attrs().Index
+	err = h.guardNIC(link)
+	h.alias = link.Attrs().Alias
+	if err != nil {
+		return err
+	}
+	if err := h.prepareClone(link); err != nil {
+		return err
+	}
+	if err := h.divert(); err != nil {
+		return err
+	}
+	if ready != nil {
+		if err := ready(link); err != nil {
+			return err
+		}
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("setting %s up: %w", Device, err)
+	}
+	if err := h.address(link); err != nil {
+		return err
+	}
+	if h.cfg.VIP6.IsValid() {
+		if h.mld, err = joinSolicitedNode(h.cfg.NIC.Index, h.cfg.VIP6.Addr()); err != nil {
+			h.log.Info("no listener reports for the VIP from the NIC itself", "error", err)
+		}
+	}
+	return nil
+}
+
+// Index is clone0's, after SetUp.
+func (h *Host) Index() int { return h.index }
+
+// Close takes everything back but clone0, which the caller has removed, and its routes
+// with it. It goes on after an error and gives all.
+func (h *Host) Close() error {
+	defer h.Abandon()
+	return h.release(h.alias)
+}
+
+// Abandon leaves everything to the next Claim.
+func (h *Host) Abandon() {
+	if h.lock >= 0 {
+		_ = unix.Close(h.lock)
+		h.lock = -1
+	}
+	if h.mld != nil {
+		_ = h.mld.Close()
+		h.mld = nil
+	}
 }
 
 // note names what clone0 is configured for.
-func (h *host) note() string {
+func (h *Host) note() string {
 	c := h.cfg
 	return fmt.Sprintf("%s nic=%s mac=%v v4=%v,%v v6=%v,%v", hostNote, c.NIC.Name, net.HardwareAddr(c.CloneMAC[:]), c.VIP4, c.Gateway4, c.VIP6, c.Gateway6)
 }
 
 // guardNIC sets the machine's ARP behaviour and writes the former values to
 // clone0's alias first.
-func (h *host) guardNIC(clone netlink.Link) error {
+func (h *Host) guardNIC(clone netlink.Link) error {
 	if err := h.checkARP(); err != nil {
 		return err
 	}
@@ -160,7 +289,7 @@ func (h *host) guardNIC(clone netlink.Link) error {
 		}
 		alias := h.note() + noteWas + strings.Join(was, ",")
 		if err := netlink.LinkSetAlias(clone, alias); err != nil {
-			return fmt.Errorf("setting the alias of %s: %w", h.device, err)
+			return fmt.Errorf("setting the alias of %s: %w", Device, err)
 		}
 		clone.Attrs().Alias = alias
 	}
@@ -184,7 +313,7 @@ func (h *host) guardNIC(clone netlink.Link) error {
 // value for all interfaces would change what the others do. Of a value that an
 // interface other than the NIC has of its own it only warns, as that one may be
 // on another segment.
-func (h *host) checkARP() error {
+func (h *Host) checkARP() error {
 	ctl := nic.Sysctl{Family: "ipv4", Interface: all, Key: "arp_ignore"}
 	value, err := ctl.Get()
 	if err != nil {
@@ -198,7 +327,7 @@ func (h *host) checkARP() error {
 		return err
 	}
 	for _, n := range nics {
-		if n.Name == h.device || n.Name == h.cfg.NIC.Name {
+		if n.Name == Device || n.Name == h.cfg.NIC.Name {
 			continue
 		}
 		ctl := nic.Sysctl{Family: "ipv4", Interface: n.Name, Key: "arp_ignore"}
@@ -211,7 +340,7 @@ func (h *host) checkARP() error {
 }
 
 // restoreNIC undoes guardNIC from the alias.
-func (h *host) restoreNIC(alias string) error {
+func (h *Host) restoreNIC(alias string) error {
 	note, was, _ := strings.Cut(alias, noteWas)
 	var name string
 	for _, field := range strings.Fields(note) {
@@ -242,17 +371,17 @@ func (s nicSetting) of(nicName string) nic.Sysctl {
 }
 
 // prepareClone gives clone0, which is still down, its address and settings.
-func (h *host) prepareClone(clone netlink.Link) error {
+func (h *Host) prepareClone(clone netlink.Link) error {
 	if a := clone.Attrs(); a.HardwareAddr.String() != net.HardwareAddr(h.cfg.CloneMAC[:]).String() {
 		if err := netlink.LinkSetHardwareAddr(clone, h.cfg.CloneMAC[:]); err != nil {
-			return fmt.Errorf("setting the address of %s: %w", h.device, err)
+			return fmt.Errorf("setting the address of %s: %w", Device, err)
 		}
 	}
 	if err := netlink.LinkSetMTU(clone, h.cfg.NIC.MTU); err != nil {
-		return fmt.Errorf("setting the MTU of %s to %d: %w", h.device, h.cfg.NIC.MTU, err)
+		return fmt.Errorf("setting the MTU of %s to %d: %w", Device, h.cfg.NIC.MTU, err)
 	}
-	for _, s := range cloneSettings(h.cfg.VIP6.IsValid()) {
-		err := nic.Sysctl{Family: s[0], Interface: h.device, Key: s[1]}.Set(s[2])
+	for _, s := range cloneSettings(h.cfg.Kind, h.cfg.VIP6.IsValid()) {
+		err := nic.Sysctl{Family: s[0], Interface: Device, Key: s[1]}.Set(s[2])
 		if errors.Is(err, os.ErrNotExist) && s[0] == "ipv6" && !h.cfg.VIP6.IsValid() {
 			continue // a kernel without IPv6
 		}
@@ -270,7 +399,7 @@ type family struct {
 	gateway netip.Addr
 }
 
-func (h *host) families() []family {
+func (h *Host) families() []family {
 	var fs []family
 	if h.cfg.VIP4.IsValid() {
 		fs = append(fs, family{unix.AF_INET, h.cfg.VIP4, h.cfg.Gateway4})
@@ -290,7 +419,7 @@ func (f family) hostPrefix() netip.Prefix {
 
 // divert leads what the VIP sends to a table of its own, which ends in
 // "unreachable": without clone0 nothing of the VIP may leave by another way.
-func (h *host) divert() error {
+func (h *Host) divert() error {
 	if err := h.dropRules(); err != nil {
 		return err
 	}
@@ -307,13 +436,13 @@ func (h *host) divert() error {
 	return nil
 }
 
-func (h *host) rules(f family) []*netlink.Rule {
+func (h *Host) rules(f family) []*netlink.Rule {
 	fromVIP, byDevice := netlink.NewRule(), netlink.NewRule()
 	for _, r := range []*netlink.Rule{fromVIP, byDevice} {
 		r.Family, r.Table, r.Priority, r.Protocol = f.netlink, Table, Table, Protocol
 	}
 	fromVIP.Src = ipNet(f.hostPrefix())
-	byDevice.OifName = h.device // for sockets bound to clone0
+	byDevice.OifName = Device // for sockets bound to clone0
 	return []*netlink.Rule{fromVIP, byDevice}
 }
 
@@ -333,7 +462,7 @@ func everywhere(fam int) *net.IPNet {
 
 // dropRules removes our rules that the configuration does not ask for (any
 // more), so that a former VIP leaves nothing behind.
-func (h *host) dropRules() error {
+func (h *Host) dropRules() error {
 	wanted := map[string]bool{}
 	for _, f := range h.families() {
 		for _, r := range h.rules(f) {
@@ -371,7 +500,7 @@ func eachRule(do func(*netlink.Rule) error) error {
 }
 
 // address puts the VIP on clone0, which is up, and its routes into the table.
-func (h *host) address(clone netlink.Link) error {
+func (h *Host) address(clone netlink.Link) error {
 	for _, f := range h.families() {
 		addr := &netlink.Addr{
 			IPNet: ipNet(f.hostPrefix()),
@@ -380,7 +509,7 @@ func (h *host) address(clone netlink.Link) error {
 			Broadcast: net.IPv4zero,
 		}
 		if err := netlink.AddrReplace(clone, addr); err != nil {
-			return fmt.Errorf("adding %v to %s: %w", f.hostPrefix(), h.device, err)
+			return fmt.Errorf("adding %v to %s: %w", f.hostPrefix(), Device, err)
 		}
 		for _, r := range f.routes(clone.Attrs().Index) {
 			if err := netlink.RouteReplace(r); err != nil {
@@ -410,9 +539,8 @@ func (f family) routes(ifindex int) []*netlink.Route {
 	return []*netlink.Route{subnet, def}
 }
 
-// release takes everything back but clone0, whose routes go with it. It goes on
-// after an error and returns all.
-func (h *host) release(alias string) error {
+// release undoes guardNIC, whose marks alias has, and divert.
+func (h *Host) release(alias string) error {
 	var errs []error
 	for _, fam := range []int{unix.AF_INET, unix.AF_INET6} {
 		err := netlink.RouteDel(fallback(fam))
@@ -424,15 +552,15 @@ func (h *host) release(alias string) error {
 	return errors.Join(errs...)
 }
 
-// cloneMACElsewhere returns the name of another interface that has the clone
-// MAC, which the kernel would send with (I1).
-func cloneMACElsewhere(device string, mac [6]byte) (string, error) {
+// macElsewhere gives the name of another interface that has the clone MAC, which the
+// kernel would send with (I1); empty: none.
+func macElsewhere(mac [6]byte) (string, error) {
 	nics, err := nic.List()
 	if err != nil {
 		return "", err
 	}
 	for _, n := range nics {
-		if n.Name != device && len(n.MAC) == 6 && [6]byte(n.MAC) == mac {
+		if n.Name != Device && len(n.MAC) == 6 && [6]byte(n.MAC) == mac {
 			return n.Name, nil
 		}
 	}
@@ -448,10 +576,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 // forwards neighbour solicitations (RFC 4541, RFC 3810); clone0's own reports
 // have no source address, which some switches ignore. The membership ends with
 // the socket. Without IPv6 on the NIC there is none.
-func joinSolicitedNode(ctx context.Context, ifindex int, vip6 netip.Addr) (*os.File, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
+func joinSolicitedNode(ifindex int, vip6 netip.Addr) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
@@ -463,4 +588,90 @@ func joinSolicitedNode(ctx context.Context, ifindex int, vip6 netip.Addr) (*os.F
 		return nil, os.NewSyscallError("IPV6_JOIN_GROUP", err)
 	}
 	return os.NewFile(uintptr(fd), "mld"), nil
+}
+
+// Events is what Follow tells.
+type Events struct {
+	WireMAC func(net.HardwareAddr) error // the NIC's address has changed; an error ends Follow
+	Carrier func(bool)                   // the NIC has got or lost its carrier; may be nil
+}
+
+// Follow keeps to the NIC, its address, its MTU, its carrier and its existence, and
+// keeps clone0 as SetUp made it, until ctx ends (nil), an interface is gone
+// (nic.ErrRemoved) or the NIC is given the clone MAC (ErrMACInUse).
+func (h *Host) Follow(ctx context.Context, tell Events) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return h.followNIC(ctx, tell) })
+	g.Go(func() error { return h.followClone(ctx) })
+	return g.Wait()
+}
+
+func (h *Host) followNIC(ctx context.Context, tell Events) error {
+	last := h.cfg.NIC
+	var fatal error
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	err := nic.Follow(ctx, h.cfg.NIC.Index, func(n nic.NIC) {
+		if n.MAC.String() != last.MAC.String() {
+			h.log.Warn("the NIC's address changed", "nic", n.Name, "from", last.MAC, "to", n.MAC)
+			if len(n.MAC) != 6 || [6]byte(n.MAC) == h.cfg.CloneMAC {
+				fatal = fmt.Errorf("%w: %s has %v", ErrMACInUse, n.Name, n.MAC)
+			} else {
+				fatal = tell.WireMAC(n.MAC)
+			}
+			if fatal != nil {
+				stop()
+				return
+			}
+		}
+		if n.MTU != last.MTU {
+			h.log.Warn("the NIC's MTU changed", "nic", n.Name, "from", last.MTU, "to", n.MTU)
+			if err := netlink.LinkSetMTU(h.link(), n.MTU); err != nil {
+				h.log.Error("the MTU of clone0 cannot follow", "error", err)
+			}
+		}
+		if n.Carrier != last.Carrier {
+			h.log.Warn("link", "nic", n.Name, "carrier", n.Carrier, "up", n.Up)
+			if tell.Carrier != nil {
+				tell.Carrier(n.Carrier)
+			}
+		}
+		last = n
+	})
+	if fatal != nil {
+		return fatal
+	}
+	if err != nil {
+		return fmt.Errorf("following %s: %w", h.cfg.NIC.Name, err)
+	}
+	return nil
+}
+
+func (h *Host) link() netlink.Link {
+	return &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: h.index, Name: Device}}
+}
+
+// followClone: set down by someone, clone0 would lose the VIP's IPv6 address and
+// routes, and the node would own buckets that it cannot serve.
+func (h *Host) followClone(ctx context.Context) error {
+	var failed error
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	err := nic.Follow(ctx, h.index, func(n nic.NIC) {
+		if n.Up {
+			return
+		}
+		h.log.Error("clone0 was set down by someone; setting it up again")
+		failed = netlink.LinkSetUp(h.link())
+		if failed == nil {
+			failed = h.address(h.link())
+		}
+		if failed != nil {
+			stop()
+		}
+	})
+	if err = errors.Join(failed, err); err != nil {
+		return fmt.Errorf("following %s: %w", Device, err)
+	}
+	return nil
 }
