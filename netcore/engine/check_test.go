@@ -68,7 +68,7 @@ func TestCheckRefuses(t *testing.T) {
 			for _, cmd := range tt.do {
 				tt.on.Run("ip", strings.Fields(cmd)...)
 			}
-			before := machineState(n.Host)
+			before := n.State()
 			code, findings := n.check()
 			var refused []string
 			for _, f := range findings {
@@ -84,8 +84,8 @@ func TestCheckRefuses(t *testing.T) {
 			if code := exitCode(p); code != 4 {
 				t.Errorf("cloned: exit code %d; want 4:\n%s", code, p.Output())
 			}
-			if after := machineState(n.Host); after != before {
-				t.Errorf("the refusal changed the machine:\n%s", difference(before, after))
+			if after := n.State(); after != before {
+				t.Errorf("the refusal changed the machine:\n%s", netnstest.Difference(before, after))
 			}
 			for _, cmd := range tt.undo {
 				tt.on.Run("ip", strings.Fields(cmd)...)

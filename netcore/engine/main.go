@@ -34,6 +34,7 @@ Usage:
   cloned [flags]
   cloned check [flags]                    can this machine be a node?
   cloned status|drain|resume [flags]      of the cloned that runs here
+  cloned clean [flags]                    after one that was killed
 
 It takes this machine's share of the frames for the cluster's address (the VIP)
 and runs until it gets SIGTERM. A graceful stop gives this node's share to the
@@ -59,6 +60,8 @@ Examples:
         give this node's share to the others and wait for its connections to end
   cloned resume
         take a share again
+  cloned clean
+        remove what one has left that was killed and is not started again
 
 Exit codes: 0 stopped as asked, 1 could not go on, 2 wrong use, 3 the time of
 "drain --wait" ran out, 4 refused: the configuration or the machine has to be
@@ -77,8 +80,11 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		if _, ok := verbs[args[0]]; ok {
 			return ask(ctx, args[0], args[1:], os.Stdout, stderr)
 		}
-		if args[0] == "check" {
+		switch args[0] {
+		case "check":
 			return check(ctx, args[1:], os.Stdout, stderr)
+		case "clean":
+			return clean(args[1:], os.Stdout, stderr)
 		}
 	}
 	flags := flag.NewFlagSet("cloned", flag.ContinueOnError)

@@ -21,6 +21,7 @@ import (
 	"strings"
 
 	"clonecluster/config"
+	"clonecluster/netcore/clone"
 	"clonecluster/netcore/nic"
 )
 
@@ -160,13 +161,8 @@ func (w Want) vips() (vips []netip.Addr) {
 	return vips
 }
 
-// The names that the datapaths use on a machine.
-const (
-	device   = "clone0"
-	ourAlias = "clonecluster" // clone0's alias begins with it
-	table    = 3264           // of the VIP's routes
-	protocol = 0xcc           // of these routes
-)
+// ourAlias is what clone0's alias begins with.
+const ourAlias = "clonecluster"
 
 // Machine is what Look has read.
 type Machine struct {
@@ -199,7 +195,7 @@ type Link struct {
 	Managed string
 }
 
-func (l Link) ours() bool { return l.Name == device && strings.HasPrefix(l.Alias, ourAlias) }
+func (l Link) ours() bool { return l.Name == clone.Device && strings.HasPrefix(l.Alias, ourAlias) }
 
 // Address is one address of an interface.
 type Address struct {
@@ -253,7 +249,7 @@ func Judge(m Machine, w Want) []Finding {
 		{"ipvs", balanced, "IPVS does not have the VIP"},
 		{"clone-mac", cloneMAC, "no other interface has the clone MAC " + w.CloneMAC.String()},
 		{"clone0", clone0, ""},
-		{"table", tableFree, fmt.Sprintf("routing table %d has no routes of others", table)},
+		{"table", tableFree, fmt.Sprintf("routing table %d has no routes of others", clone.Table)},
 		{"arp", arpSettings, "no setting makes interfaces answer for each other"},
 		{"ipv6", ipv6, ""},
 		{"managers", managers, "no other program is set to use the VIP"},
@@ -286,7 +282,7 @@ func warn(err error, fix, format string, args ...any) Finding {
 
 func capabilities(m Machine, _ Want) (fs []Finding) {
 	for _, c := range m.Missing {
-		what, fix := fmt.Sprintf("%s is missing, for %s", c.Name, c.For), "run it as root, or by the unit clonecluster.service, which grants it"
+		what, fix := fmt.Sprintf("%s is missing, for %s", c.Name, c.For), "run it as root, or by the unit cloned.service, which grants it"
 		if c.Needed {
 			fs = append(fs, refuse(ErrCapability, fix, "%s", what))
 		} else {
@@ -379,24 +375,24 @@ func cloneMAC(m Machine, w Want) (fs []Finding) {
 func clone0(m Machine, _ Want) (fs []Finding) {
 	for _, l := range m.Links {
 		switch {
-		case l.Name != device:
+		case l.Name != clone.Device:
 		case !l.ours():
-			fs = append(fs, refuse(ErrDeviceInUse, "remove it or rename it: ip link set clone0 name …", "an interface %s (%s) is there that clonecluster has not made", device, l.Kind))
+			fs = append(fs, refuse(ErrDeviceInUse, "remove it or rename it: ip link set clone0 name …", "an interface %s (%s) is there that clonecluster has not made", clone.Device, l.Kind))
 		case l.Managed != "":
-			fs = append(fs, warn(ErrManaged, "have it leave clone0 alone: the package's files for NetworkManager and systemd-networkd do that, from their next start", "%s manages %s", l.Managed, device))
+			fs = append(fs, warn(ErrManaged, "have it leave clone0 alone: the package's files for NetworkManager and systemd-networkd do that, from their next start", "%s manages %s", l.Managed, clone.Device))
 		default:
-			fs = append(fs, ok("%s is there, of an engine that runs or that another will go on from", device))
+			fs = append(fs, ok("%s is there, of an engine that runs or that another will go on from", clone.Device))
 		}
 	}
 	if len(fs) == 0 {
-		fs = append(fs, ok("the name %s is free", device))
+		fs = append(fs, ok("the name %s is free", clone.Device))
 	}
 	return fs
 }
 
 func tableFree(m Machine, _ Want) (fs []Finding) {
 	if len(m.TableRoutes) > 0 {
-		fs = append(fs, refuse(ErrTableInUse, fmt.Sprintf("move them to a table of another number: ip route show table %d", table), "routing table %d has routes of others, such as %s", table, m.TableRoutes[0]))
+		fs = append(fs, refuse(ErrTableInUse, fmt.Sprintf("move them to a table of another number: ip route show table %d", clone.Table), "routing table %d has routes of others, such as %s", clone.Table, m.TableRoutes[0]))
 	}
 	return fs
 }

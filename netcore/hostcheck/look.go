@@ -18,6 +18,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"clonecluster/netcore/clone"
 	"clonecluster/netcore/health/probe"
 	"clonecluster/netcore/nic"
 )
@@ -45,7 +46,7 @@ func Look(find func() (nic.NIC, error), w Want) (m Machine, err error) {
 	m.Managers = findManagers("/", running, w)
 	m.Networkd = findNetworkd("/", len(running["systemd-network"]) > 0)
 	for i, l := range m.Links {
-		if l.Name == device {
+		if l.Name == clone.Device {
 			m.Links[i].Managed = managedBy("/run", l.Index)
 		}
 	}
@@ -109,7 +110,7 @@ func (m *Machine) lookAtRoutes() error {
 			return fmt.Errorf("listing routes: %w", err)
 		}
 		for _, r := range rs {
-			if r.Table == table && r.Protocol != protocol {
+			if r.Table == clone.Table && r.Protocol != clone.Protocol {
 				m.TableRoutes = append(m.TableRoutes, r.String())
 			}
 			gw, ok := netip.AddrFromSlice(r.Gw)
@@ -382,7 +383,7 @@ func matchesClone(keys map[string][]string) bool {
 		switch key {
 		case "Name", "OriginalName":
 			any = true
-			if !fits(all, device) {
+			if !fits(all, clone.Device) {
 				return false
 			}
 		case "Type":
