@@ -30,7 +30,13 @@ const (
 
 var cloneMAC = net.HardwareAddr{0x02, 0xcc, 0x0a, 0x4d, 0x00, 0x0a}
 
-func TestMain(m *testing.M) { os.Exit(netnstest.Main(m, nil)) }
+func TestMain(m *testing.M) {
+	code := netnstest.Main(m, nil)
+	if builtDir != "" {
+		_ = os.RemoveAll(builtDir)
+	}
+	os.Exit(code)
+}
 
 // hosts are a bed of nodes and a client.
 type hosts struct {
