@@ -212,6 +212,10 @@ type System struct {
 	Console string `yaml:"console" format:"tty"`
 	// LogLevel is the least severity that is logged.
 	LogLevel string `yaml:"log-level" default:"info" enum:"debug,info,warn,error"`
+	// Datapath is how frames pass between the VIP and the wire: native by a kernel
+	// with wire addresses, bpf by BPF programs in any new kernel, raw by the engine
+	// itself on any Linux; auto is the first of these that works here.
+	Datapath string `yaml:"datapath" default:"auto" enum:"auto,native,bpf,raw"`
 	// Watchdog resets a machine whose data plane has stopped for this long;
 	// 0 turns it off.
 	Watchdog time.Duration `yaml:"watchdog" default:"30s" min:"5s" max:"5m" zero:"off"`

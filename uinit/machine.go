@@ -26,6 +26,7 @@ const hardened = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 var mounts = []mount{
 	{"proc", "/proc", "", hardened},
 	{"sysfs", "/sys", "", hardened},
+	{"bpf", "/sys/fs/bpf", "mode=0700", hardened},
 	{"devtmpfs", "/dev", "mode=0755", unix.MS_NOSUID | unix.MS_NOEXEC},
 	{"devpts", "/dev/pts", "mode=0620,ptmxmode=0666", unix.MS_NOSUID | unix.MS_NOEXEC},
 	{"tmpfs", "/dev/shm", "mode=1777,size=25%", hardened},
@@ -62,6 +63,8 @@ func unmountAll(mountsFile string) {
 		}
 		switch f[2] {
 		case "proc", "sysfs", "devtmpfs", "devpts", "rootfs", "ramfs":
+			continue
+		case "bpf": // what keeps frames with the clone MAC from leaving ends with it
 			continue
 		}
 		targets = append(targets, f[1])

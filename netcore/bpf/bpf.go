@@ -7,12 +7,18 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"clonecluster/netcore/bpf/layout"
@@ -25,9 +31,14 @@ import (
 // Options are what the programs know besides the filter's configuration.
 type Options struct {
 	Filter filter.Config
-	// WireMAC is the Ethernet source that frames from clone0 are given; zero: they
-	// are right already.
+	// WireMAC is the NIC's own address.
 	WireMAC [6]byte
+	// Rewrite gives frames from clone0 the WireMAC as their Ethernet source, which
+	// they have already if the kernel has wire addresses.
+	Rewrite bool
+	// Pins is a folder on a BPF file system in which the programs and the table outlive
+	// this process, for the next Load to take up. Empty: they end with it.
+	Pins string
 	// now and sockets are for tests: the time, and what the socket table says.
 	now     int64
 	sockets asked
@@ -47,16 +58,21 @@ const (
 // Filter is a filter in the kernel.
 type Filter struct {
 	objects objectsObjects
-	config  filter.Config
+	pins    string
+	inside  *filter.Filter // judges the RSTs that wait, and knows which bucket is whose
 	shared  *layout.Shared // in the map
 	ports   *layout.Ports
-	memory  [][]byte // of the two
+	memory  [][]byte    // of the two
+	links   []link.Link // that end with this process
+
+	change sync.Mutex // of the table
 }
 
 // Load puts the programs into the kernel, attached to nothing yet. All buckets are
-// Foreign and the lease has run out.
+// Foreign and the lease has run out, unless the table of a former process is found in
+// Options.Pins.
 func Load(opt Options) (_ *Filter, err error) {
-	ports, err := filter.New(opt.Filter)
+	inside, err := filter.New(opt.Filter)
 	if err != nil {
 		return nil, err
 	}
@@ -64,26 +80,86 @@ func Load(opt Options) (_ *Filter, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the BPF programs: %w", err)
 	}
-	if err := setVariables(spec, opt, ports); err != nil {
+	if err := setVariables(spec, opt, inside); err != nil {
 		return nil, err
 	}
-	f := &Filter{config: opt.Filter}
-	if err := spec.LoadAndAssign(&f.objects, nil); err != nil {
-		return nil, fmt.Errorf("loading the BPF programs: %w", err)
-	}
+	f := &Filter{pins: opt.Pins, inside: inside}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, f.Close())
 		}
 	}()
+	if err := f.load(spec); err != nil {
+		return nil, err
+	}
 	if f.shared, err = mapped[layout.Shared](f, f.objects.Shared); err != nil {
 		return nil, err
 	}
 	if f.ports, err = mapped[layout.Ports](f, f.objects.Ports); err != nil {
 		return nil, err
 	}
-	*f.ports = layout.Ports(ports.Ports())
+	*f.ports = layout.Ports(inside.Ports())
+	f.SetWireMAC(opt.WireMAC)
+	f.recall()
 	return f, nil
+}
+
+// load takes up the state that a former process pinned, if it is of this form.
+func (f *Filter) load(spec *ebpf.CollectionSpec) error {
+	if f.pins == "" {
+		return loadError(spec.LoadAndAssign(&f.objects, nil))
+	}
+	path := filepath.Join(f.pins, stateName())
+	state, err := ebpf.LoadPinnedMap(path, nil)
+	if err == nil {
+		defer state.Close()
+		return loadError(spec.LoadAndAssign(&f.objects, &ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{"shared": state}}))
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("taking up the table at %s: %w", path, err)
+	}
+	if err := loadError(spec.LoadAndAssign(&f.objects, nil)); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(f.pins, 0o700); err != nil {
+		return fmt.Errorf("making the folder of the BPF pins: %w", err)
+	}
+	if err := f.objects.Shared.Pin(path); err != nil {
+		return fmt.Errorf("pinning the table: %w", err)
+	}
+	return nil
+}
+
+// ErrLoad is matched by the error of Load when the kernel does not take the programs.
+var ErrLoad = errors.New("the kernel does not take the BPF programs")
+
+func loadError(err error) error {
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrLoad, err)
+	}
+	return nil
+}
+
+// stateName changes with the form of the state, so that a later version does not take
+// the one for the other.
+func stateName() string {
+	h := fnv.New32a()
+	state := reflect.TypeFor[layout.Shared]()
+	for i := range state.NumField() {
+		field := state.Field(i)
+		fmt.Fprint(h, field.Name, field.Type, field.Offset)
+	}
+	return fmt.Sprintf("state_%08x", h.Sum32())
+}
+
+// recall has the part of the filter that is in this process go by what is in the map.
+func (f *Filter) recall() {
+	table := f.Table()
+	f.inside.SetTable(&table, 0)
+	for b := range table {
+		f.inside.SetQuarantine(b, atomic.LoadInt64(&f.shared.Quarantine[b]))
+	}
+	f.inside.SetLease(atomic.LoadInt64(&f.shared.Lease))
 }
 
 // mapped gives the only value of a map, as memory that both sides see.
@@ -101,7 +177,6 @@ func mapped[T any](f *Filter, m *ebpf.Map) (*T, error) {
 }
 
 func setVariables(spec *ebpf.CollectionSpec, opt Options, f *filter.Filter) error {
-	number := func(m [6]byte) uint64 { return binary.BigEndian.Uint64(append([]byte{0, 0}, m[:]...)) }
 	cfg := opt.Filter
 	var vip4, vip6hi, vip6lo uint64
 	if cfg.VIP4.IsValid() {
@@ -111,7 +186,7 @@ func setVariables(spec *ebpf.CollectionSpec, opt Options, f *filter.Filter) erro
 		vip6hi, vip6lo = halves(cfg.VIP6)
 	}
 	for name, value := range map[string]any{
-		"clone_mac": number(cfg.CloneMAC), "wire_mac": number(opt.WireMAC), "rewrite": opt.WireMAC != [6]byte{},
+		"clone_mac": number(cfg.CloneMAC), "rewrite": opt.Rewrite,
 		"vip4": vip4, "vip6_hi": vip6hi, "vip6_lo": vip6lo,
 		"key0": binary.LittleEndian.Uint64(cfg.HashKey[:]), "key1": binary.LittleEndian.Uint64(cfg.HashKey[8:]),
 		"max_frame": uint32(f.MaxFrame()), "patience": uint32(f.ResetPatience() / time.Millisecond),
@@ -128,14 +203,20 @@ func setVariables(spec *ebpf.CollectionSpec, opt Options, f *filter.Filter) erro
 	return nil
 }
 
+func number(m [6]byte) uint64 { return binary.BigEndian.Uint64(append([]byte{0, 0}, m[:]...)) }
+
 func halves(a netip.Addr) (hi, lo uint64) {
 	b := a.As16()
 	return binary.BigEndian.Uint64(b[:]), binary.BigEndian.Uint64(b[8:])
 }
 
-// Close takes the programs out of the kernel, where nothing else holds them.
+// Close lets the programs go, which end if nothing else holds them.
 func (f *Filter) Close() error {
 	errs := []error{f.objects.Close()}
+	for _, l := range f.links {
+		errs = append(errs, l.Close())
+	}
+	f.links = nil
 	for _, m := range f.memory {
 		errs = append(errs, unix.Munmap(m))
 	}
@@ -145,6 +226,9 @@ func (f *Filter) Close() error {
 
 // SetTable installs a copy of t at nowMono, as filter.Filter does.
 func (f *Filter) SetTable(t *filter.Table, nowMono int64) {
+	f.change.Lock()
+	defer f.change.Unlock()
+	f.inside.SetTable(t, nowMono)
 	last := atomic.LoadUint64(&f.shared.Current) & 1
 	next, quarantine := filter.Changes(t, (*filter.Table)(&f.shared.Tables[last]))
 	for b, is := range quarantine {
@@ -156,22 +240,71 @@ func (f *Filter) SetTable(t *filter.Table, nowMono int64) {
 	atomic.StoreUint64(&f.shared.Current, 1-last)
 }
 
+// Table gives a copy of the table in force.
+func (f *Filter) Table() filter.Table {
+	return f.shared.Tables[atomic.LoadUint64(&f.shared.Current)&1]
+}
+
 // EndQuarantine is that of filter.Filter.
-func (f *Filter) EndQuarantine(bucket int) { atomic.StoreInt64(&f.shared.Quarantine[bucket], 0) }
+func (f *Filter) EndQuarantine(bucket int) {
+	f.inside.EndQuarantine(bucket)
+	atomic.StoreInt64(&f.shared.Quarantine[bucket], 0)
+}
+
+// SetWireMAC changes the Ethernet source of what leaves.
+func (f *Filter) SetWireMAC(m [6]byte) { atomic.StoreUint64(&f.shared.WireMAC, number(m)) }
 
 // SetLease lets new flows in before untilMono.
-func (f *Filter) SetLease(untilMono int64) { atomic.StoreInt64(&f.shared.Lease, untilMono) }
+func (f *Filter) SetLease(untilMono int64) {
+	f.inside.SetLease(untilMono)
+	atomic.StoreInt64(&f.shared.Lease, untilMono)
+}
 
-// Counters counts frames by verdict.
-func (f *Filter) Counters() (c filter.Counters, err error) {
-	for v := range c {
-		var each []uint64
-		if err := f.objects.Verdicts.Lookup(uint32(v), &each); err != nil {
-			return c, fmt.Errorf("reading the verdicts: %w", err)
-		}
-		for _, n := range each {
-			c[v] += n
-		}
+// Bucket is that of filter.Filter.
+func (f *Filter) Bucket(t filter.Tuple) int { return f.inside.Bucket(t) }
+
+// Hold is that of filter.Filter.
+func (f *Filter) Hold(t filter.Tuple, nowMono int64) bool {
+	if !f.inside.Holds(t) {
+		return false
 	}
-	return c, nil
+	d := &f.shared.HeldTCP[f.Bucket(t)]
+	until := atomic.LoadInt64(d)
+	if until < nowMono+filter.HoldTCP-filter.HoldSlack {
+		atomic.StoreInt64(d, nowMono+filter.HoldTCP)
+	}
+	return until <= nowMono
+}
+
+// Release judges a RST again that was delayed, as filter.Filter does.
+func (f *Filter) Release(frame []byte, nowMono int64) filter.Verdict {
+	return f.inside.Release(frame, nowMono)
+}
+
+// ResetPatience is that of filter.Filter.
+func (f *Filter) ResetPatience() time.Duration { return f.inside.ResetPatience() }
+
+// Counters counts frames by verdict since the programs were loaded.
+func (f *Filter) Counters() (c filter.Counters) {
+	c = f.inside.Counters()
+	for v := range c {
+		c[v] += sum(f.objects.Verdicts, uint32(v))
+	}
+	return c
+}
+
+// Guarded is how many frames were about to leave with the clone MAC as their source;
+// none should.
+func (f *Filter) Guarded() uint64 { return sum(f.objects.Guarded, 0) }
+
+// sum adds up a counter of all processors. To read a map of one's own cannot fail.
+func sum(m *ebpf.Map, key uint32) (n uint64) {
+	var each []uint64
+	if m.Lookup(key, &each) != nil {
+		return 0
+	}
+	for _, one := range each {
+		n += one
+	}
+	return n
 }

@@ -16,11 +16,14 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	objectsMapGuarded     = "guarded"
+	objectsMapLate        = "late"
 	objectsMapPorts       = "ports"
 	objectsMapScratch     = "scratch"
 	objectsMapShared      = "shared"
 	objectsMapVerdicts    = "verdicts"
 	objectsProgEgressTc   = "egress_tc"
+	objectsProgGuardTc    = "guard_tc"
 	objectsProgIngressTc  = "ingress_tc"
 	objectsProgIngressXdp = "ingress_xdp"
 	objectsVarCloneMac    = "clone_mac"
@@ -34,7 +37,6 @@ const (
 	objectsVarVip4        = "vip4"
 	objectsVarVip6Hi      = "vip6_hi"
 	objectsVarVip6Lo      = "vip6_lo"
-	objectsVarWireMac     = "wire_mac"
 )
 
 // loadObjects returns the embedded CollectionSpec for objects.
@@ -80,6 +82,7 @@ type objectsSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type objectsProgramSpecs struct {
 	EgressTc   *ebpf.ProgramSpec `ebpf:"egress_tc"`
+	GuardTc    *ebpf.ProgramSpec `ebpf:"guard_tc"`
 	IngressTc  *ebpf.ProgramSpec `ebpf:"ingress_tc"`
 	IngressXdp *ebpf.ProgramSpec `ebpf:"ingress_xdp"`
 }
@@ -88,6 +91,8 @@ type objectsProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type objectsMapSpecs struct {
+	Guarded  *ebpf.MapSpec `ebpf:"guarded"`
+	Late     *ebpf.MapSpec `ebpf:"late"`
 	Ports    *ebpf.MapSpec `ebpf:"ports"`
 	Scratch  *ebpf.MapSpec `ebpf:"scratch"`
 	Shared   *ebpf.MapSpec `ebpf:"shared"`
@@ -109,7 +114,6 @@ type objectsVariableSpecs struct {
 	Vip4        *ebpf.VariableSpec `ebpf:"vip4"`
 	Vip6Hi      *ebpf.VariableSpec `ebpf:"vip6_hi"`
 	Vip6Lo      *ebpf.VariableSpec `ebpf:"vip6_lo"`
-	WireMac     *ebpf.VariableSpec `ebpf:"wire_mac"`
 }
 
 // objectsObjects contains all objects after they have been loaded into the kernel.
@@ -132,6 +136,8 @@ func (o *objectsObjects) Close() error {
 //
 // It can be passed to loadObjectsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type objectsMaps struct {
+	Guarded  *ebpf.Map `ebpf:"guarded"`
+	Late     *ebpf.Map `ebpf:"late"`
 	Ports    *ebpf.Map `ebpf:"ports"`
 	Scratch  *ebpf.Map `ebpf:"scratch"`
 	Shared   *ebpf.Map `ebpf:"shared"`
@@ -140,6 +146,8 @@ type objectsMaps struct {
 
 func (m *objectsMaps) Close() error {
 	return _ObjectsClose(
+		m.Guarded,
+		m.Late,
 		m.Ports,
 		m.Scratch,
 		m.Shared,
@@ -162,7 +170,6 @@ type objectsVariables struct {
 	Vip4        *ebpf.Variable `ebpf:"vip4"`
 	Vip6Hi      *ebpf.Variable `ebpf:"vip6_hi"`
 	Vip6Lo      *ebpf.Variable `ebpf:"vip6_lo"`
-	WireMac     *ebpf.Variable `ebpf:"wire_mac"`
 }
 
 // objectsPrograms contains all programs after they have been loaded into the kernel.
@@ -170,6 +177,7 @@ type objectsVariables struct {
 // It can be passed to loadObjectsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type objectsPrograms struct {
 	EgressTc   *ebpf.Program `ebpf:"egress_tc"`
+	GuardTc    *ebpf.Program `ebpf:"guard_tc"`
 	IngressTc  *ebpf.Program `ebpf:"ingress_tc"`
 	IngressXdp *ebpf.Program `ebpf:"ingress_xdp"`
 }
@@ -177,6 +185,7 @@ type objectsPrograms struct {
 func (p *objectsPrograms) Close() error {
 	return _ObjectsClose(
 		p.EgressTc,
+		p.GuardTc,
 		p.IngressTc,
 		p.IngressXdp,
 	)

@@ -129,6 +129,10 @@ func cloneSettings(kind Kind, v6 bool) [][3]string {
 		{"ipv4", "arp_notify", "0"},
 		{"ipv4", "rp_filter", "2"},
 	}
+	if kind == Macvlan {
+		// It hears every broadcast frame that the NIC does, past the filter.
+		s = append(s, [3]string{"ipv4", "drop_unicast_in_l2_multicast", "1"}, [3]string{"ipv6", "drop_unicast_in_l2_multicast", "1"})
+	}
 	if !v6 {
 		return append(s, [3]string{"ipv6", "disable_ipv6", "1"})
 	}

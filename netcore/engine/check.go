@@ -29,11 +29,12 @@ const (
 var ErrRefused = hostcheck.ErrRefused
 
 // CheckHost gives a check for Options.Check that refuses what would do harm, and logs
-// what may. Where clone0 is there already it does not ask the segment: the VIP's
+// what may. A datapath other than "" is meant instead of the configuration's. Where clone0 is there already it does not ask the segment: the VIP's
 // connections wait, and were started after somebody had asked.
-func CheckHost(cfg *config.Config, log *slog.Logger) func(context.Context, nic.NIC) error {
+func CheckHost(cfg *config.Config, datapath string, log *slog.Logger) func(context.Context, nic.NIC) error {
 	return func(ctx context.Context, n nic.NIC) error {
 		w := hostcheck.WantOf(cfg)
+		w.Datapath = cmp.Or(datapath, w.Datapath)
 		m, err := hostcheck.Look(func() (nic.NIC, error) { return n, nil }, w)
 		if err != nil {
 			return fmt.Errorf("looking at this machine: %w", err)

@@ -27,7 +27,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"clonecluster/config"
-	"clonecluster/netcore/clone"
 	"clonecluster/netcore/filter"
 	"clonecluster/netcore/health"
 	"clonecluster/netcore/load"
@@ -57,6 +56,10 @@ type Options struct {
 	Check func(context.Context, nic.NIC) error
 	// Heartbeat is the time between two WATCHDOG=1. Zero: 1 s.
 	Heartbeat time.Duration
+	// Datapath is native, bpf, raw or auto. Empty: as the configuration says.
+	Datapath string
+	// BPFFS is the BPF file system for what outlives the engine. Empty: DefaultBPFFS.
+	BPFFS string
 	// Intercept, if set, may change each table before it is installed: for tests
 	// of what must hold even if the protocol is wrong. It is also called every 10 ms
 	// with the last table.
@@ -67,14 +70,17 @@ type Options struct {
 type engine struct {
 	opt    Options
 	log    *slog.Logger
-	filter *filter.Filter
-	path   *raw.Datapath
-	node   *membership.Node
-	link   *membership.Link
-	socket net.Listener // of the status; nil: none
-	nic    nic.NIC
-	vips   []netip.Addr
-	start  time.Time
+	filter table
+	path   datapath
+	// datapath is its name, ingress where the frames are judged.
+	datapath, ingress string
+	pathCounters      func() map[string]uint64
+	node              *membership.Node
+	link              *membership.Link
+	socket            net.Listener // of the status; nil: none
+	nic               nic.NIC
+	vips              []netip.Addr
+	start             time.Time
 
 	unwell atomic.Pointer[[]string] // why services fail their checks
 
@@ -92,6 +98,9 @@ func Run(ctx context.Context, opt Options) error {
 	}
 	if opt.Drain < 0 {
 		opt.Drain = opt.Config.Cluster.Drain
+	}
+	if opt.BPFFS == "" {
+		opt.BPFFS = DefaultBPFFS
 	}
 	if opt.Heartbeat == 0 {
 		opt.Heartbeat = time.Second
@@ -146,9 +155,6 @@ func (e *engine) open(ctx, parts context.Context) (err error) {
 		}
 	}
 	fc := filterConfig(cfg)
-	if e.filter, err = filter.New(fc); err != nil {
-		return fmt.Errorf("building the filter: %w", err)
-	}
 	for _, p := range []netip.Prefix{cfg.VIP.IPv4, cfg.VIP.IPv6} {
 		if p.IsValid() {
 			e.vips = append(e.vips, p.Addr())
@@ -162,15 +168,9 @@ func (e *engine) open(ctx, parts context.Context) (err error) {
 	if e.link, err = membership.OpenLink(e.nic.Index, e.nic.Name); err != nil {
 		return err
 	}
-	e.path, err = raw.Open(raw.Config{
-		Config: clone.Config{
-			NIC: e.nic, CloneMAC: [6]byte(cfg.VIP.CloneMAC), Logger: e.log,
-			VIP4: cfg.VIP.IPv4, VIP6: cfg.VIP.IPv6, Gateway4: cfg.VIP.IPv4Gateway, Gateway6: cfg.VIP.IPv6Gateway,
-		},
-		Filter: e.filter, Now: monotonic,
-		WireMACChanged: func(mac net.HardwareAddr) { e.node.SetID(parts, membership.NodeID(mac)) },
-		CarrierChanged: func(up bool) { e.node.SetCarrier(parts, up) },
-	})
+	err = e.openDatapath(fc,
+		func(mac net.HardwareAddr) { e.node.SetID(parts, membership.NodeID(mac)) },
+		func(up bool) { e.node.SetCarrier(parts, up) })
 	if err != nil {
 		return fmt.Errorf("setting up the datapath on %s: %w", e.nic.Name, err)
 	}
@@ -468,7 +468,7 @@ func (e *engine) run(ctx context.Context, g *errgroup.Group, parts context.Conte
 		g.Go(func() error { return e.serveStatus(parts) })
 	}
 	e.log.Info("engine running", "nic", e.nic.Name, "driver", e.nic.Driver, "wire-mac", e.path.WireMAC().String(),
-		"clone-mac", e.opt.Config.VIP.CloneMAC.String(), "vip", e.vips, "carrier", e.nic.Carrier)
+		"datapath", e.datapath, "clone-mac", e.opt.Config.VIP.CloneMAC.String(), "vip", e.vips, "carrier", e.nic.Carrier)
 	e.opt.Notify("READY=1")
 	g.Go(func() error {
 		select {

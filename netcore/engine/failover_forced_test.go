@@ -30,7 +30,7 @@ const (
 
 // clonedForced is cloned with a hand in its table.
 func clonedForced(args []string) int {
-	file, socket := args[0], args[1]
+	file, socket, path, bpffs := args[0], args[1], args[2], args[3]
 	cfg, err := config.LoadFile(file)
 	if err != nil {
 		fmt.Println(err)
@@ -55,7 +55,7 @@ func clonedForced(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	err = engine.Run(ctx, engine.Options{
-		Config: cfg, Interface: "eth0", StatusSocket: socket, Drain: -1,
+		Config: cfg, Interface: "eth0", StatusSocket: socket, Drain: -1, Datapath: path, BPFFS: bpffs,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		Intercept: func(t *filter.Table) {
 			if change := force.Load(); change != nil {
@@ -100,7 +100,7 @@ func TestFigureForcedDoubleOwnership(t *testing.T) {
 			f := newFailover(t, 3, patient)
 			for _, n := range f.nodes {
 				n.StartHTTP()
-				n.cloned = n.Start("cloned-forced", f.config, n.status)
+				n.cloned = n.Start("cloned-forced", f.config, n.status, n.datapath, f.BPFFS())
 			}
 			f.own(f.nodes...)
 			both := f.nodes[:2]

@@ -81,16 +81,16 @@ func TestFailoverIntruders(t *testing.T) {
 	frame[16]++ // the version's octet, as frame.go describes it
 	pester(t, otherVersion, frame)
 
-	second := &node{Host: f.Host("second", "52:54:00:77:01:03", "10.77.0.120/24"), c: f.cluster, status: filepath.Join(f.Dir, "second.sock")}
+	second := f.node(f.Host("second", "52:54:00:77:01:03", "10.77.0.120/24"))
 	config := filepath.Join(f.Dir, "second.yaml")
 	writeConfig(t, config, "name: demo ", "name: second ", "10.77.0.10/24", "10.77.0.20/24", "fd77::10/64", "fd77::20/64",
 		"Y2xvbmVjbHVzdGVyIGRlbW8sIG5vdCBhIHNlY3JldCE=", "dGhlIHNlY3JldCBvZiBhbm90aGVyIGNsdXN0ZXIgLi4=")
 	second.StartHTTP()
-	second.cloned = second.Start("cloned", "--config", config, "--interface", "eth0", "--status-socket", second.status)
+	second.cloned = second.Start("cloned", second.flags("--config", config)...)
 	second.cloned.Await(0, "state=serving slot=1 of=1")
 
 	// The switch takes it and its original for one host, at one port or the other.
-	twin := &node{Host: f.Host("twin", f.nodes[2].MAC), c: f.cluster, status: filepath.Join(f.Dir, "twin.sock")}
+	twin := f.node(f.Host("twin", f.nodes[2].MAC))
 	twin.start()
 
 	findings := map[string]string{ // what the status says, and of whom

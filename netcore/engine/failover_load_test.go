@@ -89,7 +89,7 @@ func TestFailoverLoad(t *testing.T) {
 		}
 		meters[n.Name] = m
 		n.StartHTTP()
-		n.cloned = n.Start("cloned-busy", file.Name(), "--config", f.config, "--interface", "eth0", "--status-socket", n.status)
+		n.cloned = n.Start("cloned-busy", append([]string{file.Name()}, n.flags()...)...)
 	}
 	f.own(f.nodes...)
 	c := f.startCrowd(f.client, every, 400, 0)

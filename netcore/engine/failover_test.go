@@ -150,7 +150,7 @@ func (f *failover) boot(nodes ...*node) {
 // resume starts an engine that, asked to stop, waits for its flows as long as
 // it takes.
 func (n *node) resume() {
-	n.cloned = n.Start("cloned", "--config", n.c.config, "--interface", "eth0", "--status-socket", n.status, "--drain", "10m")
+	n.cloned = n.Start("cloned", n.flags("--drain", "10m")...)
 }
 
 // own waits until exactly these nodes take new connections, every bucket has its

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"time"
 
@@ -54,6 +55,8 @@ Examples:
         see whether it would, and if not, why and what to do; changes nothing
   cloned --interface eth1 --log-level debug
         use eth1, whatever the file says, and tell more
+  cloned --datapath raw
+        move the frames in this process, whatever the kernel could do
   cloned status
         see what the running one does, and what it knows of the others
   cloned drain --wait 5m && reboot
@@ -93,6 +96,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	cmdline := flags.String("cmdline", "", "`file` with kernel parameters that override the configuration, /proc/cmdline")
 	iface := flags.String("interface", "", "`name` of the network interface (default: as the configuration says)")
 	status := flags.String("status-socket", DefaultStatusSocket, "`path` of the unix socket for the status; empty: none")
+	path := flags.String("datapath", "", "native, bpf, raw or auto (default: as the configuration says)")
+	bpffs := flags.String("bpffs", DefaultBPFFS, "`folder` of the BPF file system, for what outlives this process")
 	level := flags.String("log-level", "", "debug, info, warn or error (default: as the configuration says)")
 	checked := flags.Bool("check", true, "refuse to start where \"cloned check\" would")
 	drain := flags.Duration("drain", -1, "how long a stop waits for this node's connections to end; less than 0: as the configuration says")
@@ -108,6 +113,10 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	}
 	if flags.NArg() > 0 {
 		fmt.Fprintf(stderr, "cloned: unexpected argument %q; see cloned --help\n", flags.Arg(0))
+		return 2
+	}
+	if !slices.Contains([]string{"", datapathAuto, datapathNative, datapathBPF, datapathRaw}, *path) {
+		fmt.Fprintf(stderr, "cloned: --datapath %q: want native, bpf, raw or auto\n", *path)
 		return 2
 	}
 	cfg, err := loadConfig(*file, *cmdline)
@@ -136,11 +145,11 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	defer stop()
 	var check func(context.Context, nic.NIC) error
 	if *checked {
-		check = CheckHost(cfg, log)
+		check = CheckHost(cfg, *path, log)
 	}
 	err = Run(ctx, Options{
 		Check: check, Config: cfg, Interface: *iface, Logger: log, StatusSocket: *status, Drain: *drain,
-		Notify: notify, Heartbeat: heartbeat(getenv("WATCHDOG_USEC")),
+		Datapath: *path, BPFFS: *bpffs, Notify: notify, Heartbeat: heartbeat(getenv("WATCHDOG_USEC")),
 	})
 	switch {
 	case err == nil:

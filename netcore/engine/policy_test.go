@@ -184,11 +184,11 @@ func TestKeyRoll(t *testing.T) {
 func TestOtherRules(t *testing.T) {
 	c := newCluster(t, 2)
 	c.start()
-	odd := &node{Host: c.Host("odd", "52:54:00:77:00:00"), c: c, status: filepath.Join(c.Dir, "odd.sock")}
+	odd := c.node(c.Host("odd", "52:54:00:77:00:00"))
 	file := filepath.Join(c.Dir, "odd.yaml")
 	writeConfig(t, file, "name: byRandom ", "name: bySource ")
 	odd.StartHTTP()
-	odd.cloned = odd.Start("cloned", "--config", file, "--interface", "eth0", "--status-socket", odd.status)
+	odd.cloned = odd.Start("cloned", odd.flags("--config", file)...)
 	c.nodes[0].cloned.Await(0, "another configuration of ports, key or address")
 	odd.cloned.Await(0, "state=serving slot=0 of=2")
 	for range 20 {

@@ -15,7 +15,6 @@ import (
 
 	"clonecluster/netcore/filter"
 	"clonecluster/netcore/membership"
-	"clonecluster/netcore/raw"
 )
 
 // Status is the answer to GET /v1/status.
@@ -25,7 +24,8 @@ type Status struct {
 	WireMAC   string   `json:"wire_mac"`
 	CloneMAC  string   `json:"clone_mac"`
 	VIP       []string `json:"vip"`
-	Datapath  string   `json:"datapath"` // "raw"
+	Datapath  string   `json:"datapath"` // "native", "bpf" or "raw"
+	Ingress   string   `json:"ingress"`  // where frames are judged: "XDP", "tcx", "clsact" or "packet socket"
 	UptimeSec float64  `json:"uptime_seconds"`
 
 	State   string   `json:"state"`   // listening, serving, draining, stopping, leaving or restarting
@@ -47,9 +47,9 @@ type Status struct {
 	// Findings are what was wrong on the segment in the last ten minutes.
 	Findings []membership.Finding `json:"findings"`
 
-	Verdicts map[string]uint64   `json:"verdicts"` // frames by verdict, without zeros
-	Counters raw.Counters        `json:"datapath_counters"`
-	Beacons  membership.Counters `json:"beacon_counters"` // frames without effect
+	Verdicts map[string]uint64   `json:"verdicts"`          // frames by verdict, without zeros
+	Counters map[string]uint64   `json:"datapath_counters"` // the fields of raw.Counters or macvlan.Counters
+	Beacons  membership.Counters `json:"beacon_counters"`   // frames without effect
 }
 
 // Member is one node as this one knows it.
@@ -88,7 +88,7 @@ func (e *engine) status() Status {
 	place, owners := slot(view)
 	progress := e.node.Progress()
 	s := Status{
-		NIC: e.nic.Name, Driver: e.nic.Driver, Datapath: "raw",
+		NIC: e.nic.Name, Driver: e.nic.Driver, Datapath: e.datapath, Ingress: e.ingress,
 		WireMAC: e.path.WireMAC().String(), CloneMAC: e.opt.Config.VIP.CloneMAC.String(),
 		UptimeSec: time.Since(e.start).Seconds(),
 		State:     view.State.String(), Slot: place, Agreed: view.Agreed, Fenced: view.Fenced, Map: view.Map.Version,
@@ -96,7 +96,7 @@ func (e *engine) status() Status {
 		FailOpen: view.AllSick && !policy(e.opt.Config).StopWhenSick,
 		Drain:    Drain{Draining: progress.Draining || view.State > membership.Serving, Owned: progress.Owned, Flows: progress.Flows},
 		Findings: append([]membership.Finding{}, e.node.Findings()...),
-		Counters: e.path.Counters(), Beacons: e.node.Counters(),
+		Counters: e.pathCounters(), Beacons: e.node.Counters(),
 	}
 	if unwell := e.unwell.Load(); unwell != nil {
 		s.Unwell = append(s.Unwell, *unwell...)

@@ -107,9 +107,7 @@ func TestTransfers(t *testing.T) {
 		t.Errorf("the longest frame has %d bytes: no segmentation offload was in use", n)
 	}
 	for _, n := range c.nodes {
-		if s := n.Status(); s.Counters.TxTooLong+s.Counters.RxUnsupported+s.Counters.RxTruncated+s.Counters.TapWriteErrors+s.Counters.TxErrors != 0 {
-			t.Errorf("%s: %+v", n.Name, s.Counters)
-		}
+		n.mustBeHealthy(n.Status())
 	}
 }
 
@@ -364,7 +362,7 @@ func TestSecondEngine(t *testing.T) {
 	writeConfig(t, other, "10.77.0.10/24", "10.77.0.20/24")
 	streams := c.openStreams(1)
 	for _, socket := range []string{n.status, filepath.Join(c.Dir, "other.sock")} {
-		second := n.Start("cloned", "--config", other, "--interface", "eth1", "--status-socket", socket)
+		second := n.Start("cloned", n.flags("--config", other, "--interface", "eth1", "--status-socket", socket)...)
 		if err := second.Wait(); err == nil || !strings.Contains(second.Output(), "stop that one") {
 			t.Errorf("the second engine ended with %v:\n%s", err, second.Output())
 		}
@@ -524,10 +522,10 @@ func TestStrangers(t *testing.T) {
 		{"elsewhere", "52:54:00:77:00:22", "another cluster", append(otherVIP, "name: demo ", "name: demo2 ")},
 		{"twin", c.nodes[0].MAC, "this node's wire MAC", nil},
 	} {
-		h := c.Host(stranger.name, stranger.mac)
+		h := c.node(c.Host(stranger.name, stranger.mac))
 		file := filepath.Join(c.Dir, stranger.name+".yaml")
 		writeConfig(t, file, stranger.replace...)
-		p := h.Start("cloned", "--config", file, "--interface", "eth0", "--status-socket", "")
+		p := h.Start("cloned", h.flags("--config", file, "--status-socket", "")...)
 		c.nodes[0].cloned.Await(0, stranger.counter)
 		for range 60 { // longer than any detection time
 			c.get("http://" + vip4 + "/whoami")
@@ -537,7 +535,7 @@ func TestStrangers(t *testing.T) {
 			t.Errorf("%s: %v", stranger.name, err)
 		}
 		// Its port has taught the switch the twin's address.
-		c.Unplug(h)
+		c.Unplug(h.Host)
 	}
 	for _, n := range c.nodes {
 		if s := n.Status(); len(s.Nodes) != 2 || s.State != "serving" {
@@ -580,7 +578,7 @@ func TestRemovedNIC(t *testing.T) {
 	if err := n.cloned.Wait(); err == nil || !strings.Contains(n.cloned.Output(), "was removed") {
 		t.Errorf("without its NIC the engine ended with %v:\n%s", err, n.cloned.Output())
 	}
-	again := n.Start("cloned", "--config", n.c.config, "--interface", "eth0", "--status-socket", n.status)
+	again := n.Start("cloned", n.flags()...)
 	n.Run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", n.Name, "netns", c.Switch.NS)
 	c.Switch.Run("ip", "link", "set", n.Name, "master", "br0", "up")
 	n.Run("ip", "link", "set", "eth0", "address", n.MAC, "up")

@@ -363,10 +363,14 @@ func Changes(t, last *Table) (next Table, quarantine [Buckets]bool) {
 
 // EndQuarantine says that the former owner of a bucket has died within
 // Quarantine of handing it over, so that its orphans get their RST now.
-func (f *Filter) EndQuarantine(bucket int) {
+func (f *Filter) EndQuarantine(bucket int) { f.SetQuarantine(bucket, 0) }
+
+// SetQuarantine quarantines a bucket until untilMono (CLOCK_MONOTONIC, nanoseconds), as
+// a filter did whose table this one goes on with.
+func (f *Filter) SetQuarantine(bucket int, untilMono int64) {
 	f.change.Lock()
 	defer f.change.Unlock()
-	f.quarantine[bucket].Store(0)
+	f.quarantine[bucket].Store(untilMono)
 }
 
 // Table gives a copy of the table in force.
@@ -390,10 +394,12 @@ func (f *Filter) SetLease(untilMono int64) { f.lease.Store(untilMono) }
 // it, its bucket is held, which an engine that starts anew could not know. It
 // reports whether the bucket was free until now.
 func (f *Filter) Hold(t Tuple, nowMono int64) bool {
-	if t.Proto != ProtoTCP || f.port(ProtoTCP, t.VIP.Port())&PortLocal == 0 {
-		return false
-	}
-	return hold(&f.heldTCP, f.Bucket(t), nowMono, HoldTCP)
+	return f.Holds(t) && hold(&f.heldTCP, f.Bucket(t), nowMono, HoldTCP)
+}
+
+// Holds reports whether Hold holds the bucket of such a flow.
+func (f *Filter) Holds(t Tuple) bool {
+	return t.Proto == ProtoTCP && f.port(ProtoTCP, t.VIP.Port())&PortLocal != 0
 }
 
 // HoldAll holds a bucket for TCP and for datagrams, as flows that this node opens do.

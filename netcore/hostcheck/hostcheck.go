@@ -131,6 +131,7 @@ type Want struct {
 	CloneMAC   net.HardwareAddr
 	VIP4, VIP6 netip.Addr // at least one is valid
 	Services   []Service
+	Datapath   string // native, bpf, raw or auto
 }
 
 // Service is what should listen.
@@ -141,7 +142,7 @@ type Service struct {
 
 // WantOf gives that of a configuration.
 func WantOf(cfg *config.Config) Want {
-	w := Want{CloneMAC: cfg.VIP.CloneMAC, VIP4: cfg.VIP.IPv4.Addr(), VIP6: cfg.VIP.IPv6.Addr()}
+	w := Want{CloneMAC: cfg.VIP.CloneMAC, VIP4: cfg.VIP.IPv4.Addr(), VIP6: cfg.VIP.IPv6.Addr(), Datapath: cfg.System.Datapath}
 	for _, s := range cfg.Services {
 		w.Services = append(w.Services, Service{s.Name, s.Ports})
 	}
@@ -208,6 +209,7 @@ type Address struct {
 type Missing struct {
 	Name   string // "CAP_NET_ADMIN"
 	Needed bool   // nothing works without it
+	BPF    bool   // the datapaths native and bpf need it
 	For    string
 }
 
@@ -280,8 +282,14 @@ func warn(err error, fix, format string, args ...any) Finding {
 	return Finding{Level: Warn, What: fmt.Sprintf(format, args...), Fix: fix, err: err}
 }
 
-func capabilities(m Machine, _ Want) (fs []Finding) {
+func capabilities(m Machine, w Want) (fs []Finding) {
 	for _, c := range m.Missing {
+		if c.BPF {
+			if w.Datapath == "raw" {
+				continue
+			}
+			c.Needed = w.Datapath != "auto"
+		}
 		what, fix := fmt.Sprintf("%s is missing, for %s", c.Name, c.For), "run it as root, or by the unit cloned.service, which grants it"
 		if c.Needed {
 			fs = append(fs, refuse(ErrCapability, fix, "%s", what))
@@ -292,11 +300,18 @@ func capabilities(m Machine, _ Want) (fs []Finding) {
 	return fs
 }
 
-func tun(m Machine, _ Want) []Finding {
+func tun(m Machine, w Want) []Finding {
 	if m.TUN == nil {
 		return nil
 	}
-	return []Finding{refuse(ErrNoTUN, "modprobe tun; in a container, pass /dev/net/tun in", "no TAP can be made: %v", m.TUN)}
+	const fix = "modprobe tun; in a container, pass /dev/net/tun in"
+	switch w.Datapath {
+	case "raw":
+		return []Finding{refuse(ErrNoTUN, fix, "no TAP can be made: %v", m.TUN)}
+	case "auto":
+		return []Finding{warn(ErrNoTUN, fix, "no TAP can be made, should the kernel be too old for another datapath than raw: %v", m.TUN)}
+	}
+	return nil
 }
 
 func theNIC(m Machine, _ Want) []Finding {
@@ -313,9 +328,15 @@ func theNIC(m Machine, _ Want) []Finding {
 	return []Finding{ok("%s, wire MAC %v, with a carrier", m.NIC.Name, m.NIC.MAC)}
 }
 
-func nicFree(m Machine, _ Want) (fs []Finding) {
+func nicFree(m Machine, w Want) (fs []Finding) {
 	for _, l := range m.Links {
-		if l.Takes && l.Parent == m.NIC.Index && m.NICErr == nil {
+		if l.Parent != m.NIC.Index || m.NICErr != nil {
+			continue
+		}
+		if (l.Kind == "ipvlan" || l.Kind == "ipvtap") && w.Datapath != "raw" {
+			fs = append(fs, refuse(ErrNICTaken, "remove "+l.Name+", or set system.datapath to raw", "%s, an %s, keeps %s from having a macvlan", l.Name, l.Kind, m.NIC.Name))
+		}
+		if l.Takes {
 			fs = append(fs, refuse(ErrNICTaken, "remove "+l.Name+", or give the cluster another NIC", "%s, a macvlan in passthru mode, takes all frames of %s", l.Name, m.NIC.Name))
 		}
 	}

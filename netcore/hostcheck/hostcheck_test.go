@@ -20,7 +20,7 @@ var (
 	wireAddr  = net.HardwareAddr{0x52, 0x54, 0, 0x77, 0, 1}
 	vip4      = netip.MustParseAddr("10.77.0.10")
 	vip6      = netip.MustParseAddr("fd77::10")
-	want      = Want{CloneMAC: cloneAddr, VIP4: vip4, VIP6: vip6, Services: []Service{{"web", []config.PortRange{{Protocol: "tcp", First: 80, Last: 80}}}}}
+	want      = Want{Datapath: "raw", CloneMAC: cloneAddr, VIP4: vip4, VIP6: vip6, Services: []Service{{"web", []config.PortRange{{Protocol: "tcp", First: 80, Last: 80}}}}}
 )
 
 // good is a machine that nothing speaks against.
@@ -87,7 +87,8 @@ func TestJudge(t *testing.T) {
 		{"networkd takes clone0", func(m *Machine) { m.Networkd.Takes = "/etc/systemd/network/all.network" }, Refused, "networkd", ErrManaged, "Unmanaged=yes"},
 		{"no networkd", func(m *Machine) { m.Networkd = Networkd{ForeignRules: true, Takes: "x"} }, OK, "vip-elsewhere", nil, ""},
 		{"a capability", func(m *Machine) { m.Missing = []Missing{needs[0].Missing} }, Refused, "capabilities", ErrCapability, "CAP_NET_ADMIN"},
-		{"a wish", func(m *Machine) { m.Missing = []Missing{needs[2].Missing} }, Warn, "capabilities", ErrCapability, "CAP_SYS_NICE"},
+		{"not for raw", func(m *Machine) { m.Missing = []Missing{{Name: "CAP_BPF", BPF: true}} }, OK, "capabilities", nil, ""},
+		{"a wish", func(m *Machine) { m.Missing = []Missing{{Name: "CAP_SYS_NICE", For: "x"}} }, Warn, "capabilities", ErrCapability, "CAP_SYS_NICE"},
 		{"no TUN", func(m *Machine) { m.TUN = os.ErrNotExist }, Refused, "tun", ErrNoTUN, "modprobe tun"},
 		{"nobody listens", func(m *Machine) { m.Silent = []Silent{{"web", "nobody listens at 80/tcp"}} }, Warn, "services", errServiceNotHeard, "0.0.0.0"},
 	} {
@@ -119,6 +120,24 @@ func TestJudge(t *testing.T) {
 				t.Errorf("%q does not match ErrRefused and %q, or does not say %q", err, tt.err, tt.says)
 			}
 		})
+	}
+}
+
+// TestJudgeDatapath: what matters for one datapath does not for another.
+func TestJudgeDatapath(t *testing.T) {
+	m := good()
+	m.Missing, m.TUN = []Missing{{Name: "CAP_BPF", BPF: true, For: "x"}}, os.ErrNotExist
+	m.Links[2].Kind = "ipvlan"
+	for datapath, levels := range map[string][3]Level{"raw": {OK, Refused, OK}, "bpf": {Refused, OK, Refused}, "auto": {Warn, Warn, Refused}} {
+		w := want
+		w.Datapath = datapath
+		got := map[string]Level{}
+		for _, f := range Judge(m, w) {
+			got[f.Check] = f.Level
+		}
+		if now := [3]Level{got["capabilities"], got["tun"], got["nic-free"]}; now != levels {
+			t.Errorf("%s: %v; want %v", datapath, now, levels)
+		}
 	}
 }
 

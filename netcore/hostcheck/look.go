@@ -129,10 +129,12 @@ var needs = []struct {
 	bit int
 	Missing
 }{
-	{unix.CAP_NET_ADMIN, Missing{"CAP_NET_ADMIN", true, "interfaces, routes and settings"}},
-	{unix.CAP_NET_RAW, Missing{"CAP_NET_RAW", true, "the frames of the segment"}},
-	{unix.CAP_SYS_NICE, Missing{"CAP_SYS_NICE", false, "beacons that go out in time on a busy machine"}},
-	{unix.CAP_IPC_LOCK, Missing{"CAP_IPC_LOCK", false, "memory that stays when the machine runs short"}},
+	{unix.CAP_NET_ADMIN, Missing{Name: "CAP_NET_ADMIN", Needed: true, For: "interfaces, routes and settings"}},
+	{unix.CAP_NET_RAW, Missing{Name: "CAP_NET_RAW", Needed: true, For: "the frames of the segment"}},
+	{unix.CAP_BPF, Missing{Name: "CAP_BPF", BPF: true, For: "the datapath in the kernel"}},
+	{unix.CAP_PERFMON, Missing{Name: "CAP_PERFMON", BPF: true, For: "the datapath in the kernel"}},
+	{unix.CAP_SYS_NICE, Missing{Name: "CAP_SYS_NICE", Needed: false, For: "beacons that go out in time on a busy machine"}},
+	{unix.CAP_IPC_LOCK, Missing{Name: "CAP_IPC_LOCK", Needed: false, For: "memory that stays when the machine runs short"}},
 }
 
 func missing() (all []Missing) {
@@ -142,7 +144,7 @@ func missing() (all []Missing) {
 		return nil // whatever is missing will say so itself
 	}
 	for _, n := range needs {
-		if data[n.bit/32].Effective&(1<<(n.bit%32)) != 0 {
+		if data[n.bit/32].Effective&(1<<(n.bit%32)) != 0 || n.BPF && data[unix.CAP_SYS_ADMIN/32].Effective&(1<<unix.CAP_SYS_ADMIN) != 0 {
 			continue
 		}
 		var limit unix.Rlimit

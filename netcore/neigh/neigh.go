@@ -62,6 +62,9 @@ func New(cfg Config) (*Responder, error) {
 	return r, nil
 }
 
+// WireMAC is the address in every Ethernet header.
+func (r *Responder) WireMAC() net.HardwareAddr { return r.wire }
+
 // Reply appends to dst the frame that answers req, an Ethernet frame (no
 // virtio header) with an ARP request or neighbour solicitation for the VIP.
 // A duplicate-address probe is answered too, which is how an address is

@@ -105,6 +105,27 @@ func New(tb testing.TB, cloneMAC net.HardwareAddr) *Bed {
 	return b
 }
 
+// BPFFS is a BPF file system that ends with the test. That of the machine is not seen
+// from the namespaces, where /sys is another.
+func (b *Bed) BPFFS() string {
+	b.tb.Helper()
+	dir := filepath.Join(b.Dir, "bpf")
+	if err := os.Mkdir(dir, 0o700); errors.Is(err, os.ErrExist) {
+		return dir
+	} else if err != nil {
+		b.tb.Fatal(err)
+	}
+	if err := unix.Mount("bpf", dir, "bpf", 0, ""); err != nil {
+		b.tb.Fatalf("mounting a BPF file system: %v", err)
+	}
+	b.tb.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			b.tb.Errorf("unmounting the BPF file system: %v", err)
+		}
+	})
+	return dir
+}
+
 func (b *Bed) namespace(name string) *Host {
 	b.tb.Helper()
 	h := &Host{bed: b, tb: b.tb, Name: name, NS: b.prefix + "-" + name}

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"clonecluster/netcore/delayed"
 	"clonecluster/netcore/filter"
 )
 
@@ -49,13 +50,15 @@ func TestLateReset(t *testing.T) {
 	out := func(port uint16) { f.tx.frame(copy(f.tx.buf, append(make([]byte, vnetHdrLen), reset(t, port)...))) }
 	listen := packetListener(t, f.bed.Switch, "node")
 	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- d.sendLate(ctx) }()
+	d.late = delayed.New(d.cfg.Filter, d.cfg.Now)
+	done := make(chan struct{})
+	go func() {
+		d.late.Run(ctx, d.sendFromClone)
+		close(done)
+	}()
 	defer func() {
 		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+		<-done
 	}()
 
 	own(filter.Settled)
@@ -96,11 +99,29 @@ func TestLateReset(t *testing.T) {
 
 // TestLateResets: what finds no room is dropped.
 func TestLateResets(t *testing.T) {
-	d := &Datapath{cfg: testConfig(t), late: make(chan lateReset, 2)}
-	for range 3 {
-		d.delay([]byte{1})
+	f := newForwarding(t)
+	d := f.rx.d
+	var err error
+	if d.cfg.Filter, err = filter.New(filter.Config{
+		CloneMAC: testClone, VIP4: testVIP4, VIP6: testVIP6, ResetPatience: time.Hour,
+		Rules: []filter.Rule{{Proto: filter.ProtoTCP, PortLo: 80, PortHi: 80}},
+	}); err != nil {
+		t.Fatal(err)
 	}
-	if dropped := d.cfg.Filter.Counters()[filter.DropRST]; len(d.late) != 2 || dropped != 1 {
-		t.Errorf("%d wait, %d are dropped; want 2 and 1", len(d.late), dropped)
+	var table filter.Table
+	for b := range table {
+		table[b] = filter.Settled
+	}
+	d.cfg.Filter.SetTable(&table, 0)
+	d.cfg.Filter.SetLease(now() + int64(time.Hour))
+	d.late = delayed.New(d.cfg.Filter, d.cfg.Now)
+	const more = 10
+	for i := range delayed.Most + more {
+		f.tx.frame(copy(f.tx.buf, append(make([]byte, vnetHdrLen), reset(t, uint16(1000+i))...)))
+	}
+	c := d.cfg.Filter.Counters()
+	// Of two flows that share an entry of the memory, both are delayed or one is not.
+	if got := c[filter.DropRST]; got < 1 || got > more || c[filter.DelayRST] < delayed.Most {
+		t.Errorf("%d are delayed, %d dropped; want all that exceed %d dropped, %d", c[filter.DelayRST], got, delayed.Most, more)
 	}
 }

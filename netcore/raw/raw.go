@@ -34,6 +34,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"clonecluster/netcore/clone"
+	"clonecluster/netcore/delayed"
 	"clonecluster/netcore/filter"
 	"clonecluster/netcore/neigh"
 )
@@ -91,7 +92,7 @@ type Datapath struct {
 	read    atomic.Uint64
 	waiting atomic.Pointer[afterQueued]
 
-	late chan lateReset
+	late *delayed.Resets
 }
 
 // afterQueued is what has to be done when so many frames have been read.
@@ -105,7 +106,7 @@ type afterQueued struct {
 // the clone0 of a crashed engine if there was one.
 func Open(cfg Config) (_ *Datapath, err error) {
 	cfg.Kind = clone.TAP
-	d := &Datapath{cfg: cfg, late: make(chan lateReset, lateMax)}
+	d := &Datapath{cfg: cfg, late: delayed.New(cfg.Filter, cfg.Now)}
 	if d.host, d.taken, err = clone.Claim(cfg.Config); err != nil {
 		return nil, err
 	}
@@ -236,7 +237,7 @@ func (d *Datapath) Run(ctx context.Context) error {
 	})
 	g.Go(func() error { return d.receive(ctx) })
 	g.Go(func() error { return d.transmit(ctx) })
-	g.Go(func() error { return d.sendLate(ctx) })
+	g.Go(func() error { d.late.Run(ctx, d.sendFromClone); return nil })
 	g.Go(func() error {
 		<-ctx.Done()
 		d.Poke()
@@ -418,7 +419,9 @@ func (l *transmitLoop) frame(n int) {
 	case v.Send():
 		d.sendFromClone(b)
 	case v == filter.DelayRST:
-		d.delay(b)
+		if !d.late.Add(b, vnetHdrLen) {
+			d.cfg.Filter.Discard()
+		}
 	}
 }
 

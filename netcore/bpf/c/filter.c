@@ -33,6 +33,10 @@ static long (*const sk_release)(void *sk) = (void *)BPF_FUNC_sk_release;
 static long (*const tcp_check_syncookie)(void *sk, void *ip, u32 ip_len, void *tcp, u32 tcp_len) =
 	(void *)BPF_FUNC_tcp_check_syncookie;
 
+static void *(*const ringbuf_reserve)(void *map, u64 size, u64 flags) = (void *)BPF_FUNC_ringbuf_reserve;
+static void (*const ringbuf_submit)(void *record, u64 flags) = (void *)BPF_FUNC_ringbuf_submit;
+static void (*const ringbuf_discard)(void *record, u64 flags) = (void *)BPF_FUNC_ringbuf_discard;
+
 static long (*const loop)(u32 n, void *step, void *with, u64 flags) = (void *)BPF_FUNC_loop;
 
 // Maps in the form that needs no BTF.
@@ -44,6 +48,7 @@ struct shared {
 	u8 tables[2][BUCKETS];
 	u64 current;
 	s64 lease;
+	u64 wire_mac;
 	s64 quarantine[BUCKETS], held_tcp[BUCKETS], held_datagram[BUCKETS];
 	u64 resets[RESETS];
 };
@@ -51,9 +56,18 @@ struct shared {
 struct map shared SEC("maps") = {BPF_MAP_TYPE_ARRAY, sizeof(u32), sizeof(struct shared), 1, BPF_F_MMAPABLE};
 struct map ports SEC("maps") = {BPF_MAP_TYPE_ARRAY, sizeof(u32), 2 * 65536, 1, BPF_F_MMAPABLE};
 struct map verdicts SEC("maps") = {BPF_MAP_TYPE_PERCPU_ARRAY, sizeof(u32), sizeof(u64), VERDICTS, 0};
+struct map guarded SEC("maps") = {BPF_MAP_TYPE_PERCPU_ARRAY, sizeof(u32), sizeof(u64), 1, 0};
+
+// A RST that waits: the engine sends it if it still may leave after a while.
+struct late {
+	u32 len;
+	u8 frame[LATE_FRAME];
+};
+
+struct map late SEC("maps") = {BPF_MAP_TYPE_RINGBUF, 0, 0, LATE_BYTES, 0};
 
 // Set before loading.
-volatile const u64 clone_mac, wire_mac;
+volatile const u64 clone_mac;
 volatile const u64 vip4, vip6_hi, vip6_lo; // 0: none; vip4 as ::ffff:a.b.c.d's low half
 volatile const u64 key0, key1;
 volatile const u32 max_frame;
@@ -1020,6 +1034,28 @@ SEC("tc") int ingress_tc(struct __sk_buff *skb)
 	return passes(w, dst) ? TC_ACT_UNSPEC : TC_ACT_SHOT;
 }
 
+// set_source leaves no frame with a source of zero.
+inline_always int set_source(struct __sk_buff *skb, u64 to)
+{
+	u8 m[6] = {to >> 40, to >> 32, to >> 24, to >> 16, to >> 8, to};
+	return to && !skb_store_bytes(skb, 6, m, sizeof(m), 0) ? TC_ACT_UNSPEC : TC_ACT_SHOT;
+}
+
+inline_always void delay(struct __sk_buff *skb)
+{
+	u32 len = skb->len;
+	if (len < ETHER_HEADER || len > LATE_FRAME)
+		return;
+	struct late *l = ringbuf_reserve(&late, sizeof(*l), 0);
+	if (!l)
+		return; // its client sends again
+	l->len = len;
+	if (skb_load_bytes(skb, 0, l->frame, len))
+		ringbuf_discard(l, 0);
+	else
+		ringbuf_submit(l, 0);
+}
+
 SEC("tc") int egress_tc(struct __sk_buff *skb)
 {
 	struct frame f = {skb, (void *)(long)skb->data, (void *)(long)skb->data_end, false, skb->len};
@@ -1027,14 +1063,26 @@ SEC("tc") int egress_tc(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	u32 v = from_clone(&f);
 	count(v);
+	if (v == DELAY_RST)
+		delay(skb);
 	if (v != SEND && v != SEND_OPEN)
 		return TC_ACT_SHOT;
-	if (rewrite) {
-		u8 m[6] = {wire_mac >> 40, wire_mac >> 32, wire_mac >> 24, wire_mac >> 16, wire_mac >> 8, wire_mac};
-		if (skb_store_bytes(skb, 6, m, sizeof(m), 0))
-			return TC_ACT_SHOT;
-	}
-	return TC_ACT_UNSPEC;
+	return rewrite ? set_source(skb, f.shared->wire_mac) : TC_ACT_UNSPEC;
+}
+
+// guard_tc is on the NIC: what leaves with the clone MAC as its source in spite of all
+// is mended and counted.
+SEC("tc") int guard_tc(struct __sk_buff *skb)
+{
+	u32 zero = 0;
+	u8 b[6];
+	if (skb_load_bytes(skb, 6, b, sizeof(b)) || mac(b) != clone_mac)
+		return TC_ACT_UNSPEC;
+	u64 *n = map_lookup(&guarded, &zero);
+	struct shared *s = map_lookup(&shared, &zero);
+	if (n)
+		++*n;
+	return s ? set_source(skb, s->wire_mac) : TC_ACT_SHOT;
 }
 
 char _license[] SEC("license") = "GPL";

@@ -21,6 +21,7 @@ func Constants() []Constant {
 		{"QUARANTINE", uint64(filter.Quarantine)}, {"HOLD_TCP", uint64(filter.HoldTCP)},
 		{"HOLD_DATAGRAM", uint64(filter.HoldDatagram)}, {"HOLD_SLACK", uint64(filter.HoldSlack)},
 		{"RESETS", filter.ResetSlots}, {"RESETS_FORGET", filter.ResetsForget},
+		{"LATE_FRAME", LateFrame}, {"LATE_BYTES", LateBytes},
 		{"MAX_TAGS", filter.MaxTags}, {"MAX_EXTENSIONS", filter.MaxExtensions}, {"MAX_OPTIONS", filter.MaxOptions},
 	}
 }
@@ -32,8 +33,22 @@ type Shared struct {
 	Tables                            [2][filter.Buckets]filter.State
 	Current                           uint64 // which of them is in force
 	Lease                             int64
+	WireMAC                           uint64 // the Ethernet source of what leaves
 	Quarantine, HeldTCP, HeldDatagram [filter.Buckets]int64
 	Resets                            [filter.ResetSlots]uint64
+}
+
+// LateFrame is the longest RST that can wait: Ethernet, IPv6 and TCP with all its
+// options.
+const LateFrame = 14 + 40 + 60
+
+// LateBytes is the size of the ring of those, a power of two and of pages.
+const LateBytes = 128 << 10
+
+// Late is a RST that waits.
+type Late struct {
+	Len   uint32
+	Frame [LateFrame]byte
 }
 
 // Ports is the value of the map "ports": what is known of a TCP port, and of a

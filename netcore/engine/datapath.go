@@ -1,0 +1,157 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"reflect"
+
+	"clonecluster/netcore/bpf"
+	"clonecluster/netcore/clone"
+	"clonecluster/netcore/filter"
+	"clonecluster/netcore/macvlan"
+	"clonecluster/netcore/raw"
+)
+
+// The names of the datapaths, as in the configuration.
+const (
+	datapathAuto   = "auto"
+	datapathNative = "native"
+	datapathBPF    = "bpf"
+	datapathRaw    = "raw"
+)
+
+// DefaultBPFFS is where Linux has its BPF file system.
+const DefaultBPFFS = "/sys/fs/bpf"
+
+// A datapath moves frames between the wire and clone0; raw.Datapath and
+// macvlan.Datapath describe the methods.
+type datapath interface {
+	Run(ctx context.Context) error
+	Close() error
+	Undo() error
+	Abandon()
+	WireMAC() net.HardwareAddr
+	Announce() error
+	Poke()
+	Alive() int64
+	AfterQueued(do func())
+}
+
+// A table is a filter as the engine sees it; filter.Filter describes the methods.
+type table interface {
+	SetTable(t *filter.Table, nowMono int64)
+	SetLease(untilMono int64)
+	EndQuarantine(bucket int)
+	Table() filter.Table
+	Bucket(t filter.Tuple) int
+	Hold(t filter.Tuple, nowMono int64) bool
+	Counters() filter.Counters
+}
+
+// ErrDatapath is matched by the error of Run when the datapath that was asked for
+// cannot be had on this machine.
+var ErrDatapath = errors.New("this datapath is not to be had here")
+
+// chooseDatapath gives the name of the datapath to use, and why it is that one.
+func chooseDatapath(want, pins string) (name, why string, err error) {
+	lacks := map[string]error{}
+	inKernel := errors.Join(bpf.Probe(), bpf.CheckPins(pins))
+	lacks[datapathBPF] = inKernel
+	lacks[datapathNative] = errors.Join(macvlan.ProbeWireAddress(), inKernel)
+	switch want {
+	case datapathNative, datapathBPF:
+		if err := lacks[want]; err != nil {
+			return "", "", fmt.Errorf("%w: %s: %w", ErrDatapath, want, err)
+		}
+		return want, "asked for", nil
+	case datapathRaw:
+		return want, "asked for", nil
+	}
+	switch {
+	case lacks[datapathNative] == nil:
+		return datapathNative, "the kernel has wire addresses", nil
+	case lacks[datapathBPF] == nil:
+		return datapathBPF, lacks[datapathNative].Error(), nil
+	}
+	return datapathRaw, inKernel.Error(), nil
+}
+
+// openDatapath opens the datapath and the filter of it.
+func (e *engine) openDatapath(fc filter.Config, macChanged func(net.HardwareAddr), carrierChanged func(bool)) error {
+	cfg := e.opt.Config
+	host := clone.Config{
+		NIC: e.nic, CloneMAC: [6]byte(cfg.VIP.CloneMAC), Logger: e.log,
+		VIP4: cfg.VIP.IPv4, VIP6: cfg.VIP.IPv6, Gateway4: cfg.VIP.IPv4Gateway, Gateway6: cfg.VIP.IPv6Gateway,
+	}
+	want := e.opt.Datapath
+	if want == "" {
+		want = cfg.System.Datapath
+	}
+	pins := ""
+	if want != datapathRaw {
+		var err error
+		if pins, err = macvlan.PinsOf(e.opt.BPFFS); err != nil {
+			return err
+		}
+	}
+	name, why, err := chooseDatapath(want, pins)
+	if err != nil {
+		return err
+	}
+	if name != datapathRaw {
+		err = e.openMacvlan(macvlan.Config{
+			Config: host, Filter: fc, Now: monotonic, WireMACChanged: macChanged, CarrierChanged: carrierChanged,
+			WireAddress: name == datapathNative, Pins: pins, XDP: useXDP(e.nic.Driver),
+		})
+		if err != nil && want == datapathAuto && errors.Is(err, bpf.ErrLoad) {
+			e.log.Warn("falling back", "datapath", name, "error", err)
+			name, why, err = datapathRaw, "the kernel does not take the BPF programs", nil
+		}
+	}
+	if name == datapathRaw {
+		err = e.openRaw(raw.Config{Config: host, Now: monotonic, WireMACChanged: macChanged, CarrierChanged: carrierChanged}, fc)
+	}
+	if err != nil {
+		return err
+	}
+	e.datapath = name
+	e.log.Info("datapath", "name", name, "ingress", e.ingress, "why", why)
+	return nil
+}
+
+func (e *engine) openMacvlan(cfg macvlan.Config) error {
+	path, err := macvlan.Open(cfg)
+	if err != nil {
+		return err
+	}
+	e.path, e.filter, e.pathCounters = path, path.Filter(), func() map[string]uint64 { return named(path.Counters()) }
+	e.ingress = string(path.Ingress())
+	return nil
+}
+
+func (e *engine) openRaw(cfg raw.Config, fc filter.Config) (err error) {
+	if cfg.Filter, err = filter.New(fc); err != nil {
+		return fmt.Errorf("building the filter: %w", err)
+	}
+	path, err := raw.Open(cfg)
+	if err != nil {
+		return err
+	}
+	e.path, e.filter, e.pathCounters = path, cfg.Filter, func() map[string]uint64 { return named(path.Counters()) }
+	e.ingress = "packet socket"
+	return nil
+}
+
+// named gives the counters of a struct by the names of its fields.
+func named(counters any) map[string]uint64 {
+	v, m := reflect.ValueOf(counters), map[string]uint64{}
+	for i := range v.NumField() {
+		m[v.Type().Field(i).Name] = v.Field(i).Uint()
+	}
+	return m
+}
+
+// useXDP reports whether frames are to be judged in a NIC's driver.
+func useXDP(driver string) bool { return false }
