@@ -5,8 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
-	"time"
 
 	"github.com/cilium/ebpf/ringbuf"
 )
@@ -19,12 +17,12 @@ func (f *Filter) ReadLate(ctx context.Context, got func(frame []byte)) error {
 		return fmt.Errorf("opening the ring of delayed RSTs: %w", err)
 	}
 	defer r.Close()
-	defer context.AfterFunc(ctx, func() { r.SetDeadline(time.Unix(1, 0)) })()
+	defer context.AfterFunc(ctx, func() { _ = r.Flush() })() // wakes it
 	var record ringbuf.Record
 	for ctx.Err() == nil {
 		err := r.ReadInto(&record)
 		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded):
+		case errors.Is(err, ringbuf.ErrFlushed):
 			continue
 		case err != nil:
 			return fmt.Errorf("reading delayed RSTs: %w", err)
