@@ -82,6 +82,32 @@ func TestUnit(t *testing.T) {
 	}
 }
 
+// TestManPage: the page has every flag and exit code of the help.
+func TestManPage(t *testing.T) {
+	page, err := os.ReadFile("debian/cloned.8")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("go", "run", ".", "--help").CombinedOutput()
+	if err != nil {
+		t.Fatalf("cloned --help: %v: %s", err, out)
+	}
+	flags := regexp.MustCompile(`(?m)^  -([a-z-]+)`).FindAllStringSubmatch(string(out), -1)
+	if len(flags) < 5 {
+		t.Fatalf("cloned --help names %d flags:\n%s", len(flags), out)
+	}
+	for _, f := range flags {
+		if name := `\-\-` + strings.ReplaceAll(f[1], "-", `\-`); !strings.Contains(string(page), name) {
+			t.Errorf("the manual page lacks --%s", f[1])
+		}
+	}
+	for _, code := range []string{"0", "1", "2", "3", "4"} {
+		if !strings.Contains(string(page), ".B "+code+"\n") || !regexp.MustCompile(`(?s)Exit codes:.*\b`+code+` `).Match(out) {
+			t.Errorf("exit code %s is not in both, the page and the help", code)
+		}
+	}
+}
+
 // TestUnitVerified has systemd's own tools look at it.
 func TestUnitVerified(t *testing.T) {
 	if _, err := exec.LookPath("systemd-analyze"); err != nil {
