@@ -118,6 +118,7 @@ func TestAppliance(t *testing.T) {
 	if err := l.WaitAll(ctx, "ready"); err != nil {
 		t.Fatal(err)
 	}
+	life.native(t)
 	life.phase("booted")
 	life.serves(ctx, t)
 	life.forwards(ctx, t, "http://"+l.ForwardAddr(0).String()+"/whoami")
@@ -141,6 +142,21 @@ func TestAppliance(t *testing.T) {
 		t.Fatal(err)
 	}
 	life.dissect(t, o.pcap)
+}
+
+// native: the appliance's kernel takes the BPF programs and has wire addresses. An engine
+// that must do without serves as well, so nothing else would tell.
+func (a *applianceLife) native(t *testing.T) {
+	t.Helper()
+	for _, n := range a.nodes {
+		log, err := os.ReadFile(filepath.Join(a.lab.LogDir(), n.name+".console.log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(log), "msg=datapath name=native ") {
+			t.Errorf("%s does not say that its datapath is native", n.name)
+		}
+	}
 }
 
 // TestBootBudgets holds what one boot takes against the budgets.

@@ -144,6 +144,9 @@ func (f *Filter) attachTC(name string, ifindex int, program *ebpf.Program, egres
 		at, parent = ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS
 	}
 	err := f.keep(name, ifindex, program, func() (link.Link, error) {
+		if f.noTCX {
+			return nil, ebpf.ErrNotSupported
+		}
 		return link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: program, Attach: at, Anchor: link.Head()})
 	})
 	if err == nil {

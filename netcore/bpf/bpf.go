@@ -39,9 +39,10 @@ type Options struct {
 	// Pins is a folder on a BPF file system in which the programs and the table outlive
 	// this process, for the next Load to take up. Empty: they end with it.
 	Pins string
-	// now and sockets are for tests: the time, and what the socket table says.
+	// For tests: the time, what the socket table says, and a kernel without tcx.
 	now     int64
 	sockets asked
+	noTCX   bool
 }
 
 // asked is what a test wants the socket table to say.
@@ -59,6 +60,7 @@ const (
 type Filter struct {
 	objects objectsObjects
 	pins    string
+	noTCX   bool
 	inside  *filter.Filter // judges the RSTs that wait, and knows which bucket is whose
 	shared  *layout.Shared // in the map
 	ports   *layout.Ports
@@ -83,7 +85,7 @@ func Load(opt Options) (_ *Filter, err error) {
 	if err := setVariables(spec, opt, inside); err != nil {
 		return nil, err
 	}
-	f := &Filter{pins: opt.Pins, inside: inside}
+	f := &Filter{pins: opt.Pins, noTCX: opt.noTCX, inside: inside}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, f.Close())

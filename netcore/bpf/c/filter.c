@@ -19,6 +19,7 @@ typedef _Bool bool;
 
 #define SEC(name) __attribute__((section(name), used))
 #define inline_always static inline __attribute__((always_inline))
+// A frame of the stack of its own: all that are in a chain of calls share 512 bytes.
 #define subprogram static __attribute__((noinline))
 
 static void *(*const map_lookup)(void *map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;
@@ -267,7 +268,12 @@ subprogram u64 hash(u32 affinity, const struct flow *w)
 	return v0 ^ v1 ^ v2 ^ v3;
 }
 
-inline_always u8 port(struct frame *f, u8 proto, u16 n) { return f->ports[(proto == PROTO_TCP ? 0 : 65536) + (u32)n]; }
+inline_always u8 port(struct frame *f, u8 proto, u16 n)
+{
+	u64 i = n;
+	asm volatile("%0 &= 0xffff" : "+r"(i)); // older verifiers know nothing of a swapped number
+	return f->ports[(proto == PROTO_TCP ? 0 : 65536) + i];
+}
 
 // between gives what a client and a VIP of that IP version have without ports.
 inline_always struct flow *between(struct frame *f, bool v6, struct addr client, struct addr vip)
@@ -713,7 +719,7 @@ inline_always u32 answer(struct frame *f, bool v6, struct addr asker, struct add
 	return owned(state_of(f, client_bucket(between(f, v6, asker, vip)))) ? ANSWER_NEIGHBOR : DROP_FOREIGN;
 }
 
-inline_always u32 arp_in(struct frame *f, u32 off)
+subprogram u32 arp_in(struct frame *f, u32 off)
 {
 	struct arp a;
 	if (!parse_arp(f, off, &a))
@@ -948,18 +954,22 @@ inline_always u32 speak(struct frame *f, struct packet *p)
 	return SEND;
 }
 
+subprogram u32 arp_out(struct frame *f)
+{
+	struct arp a;
+	if (!parse_arp(f, ETHER_HEADER, &a))
+		return DROP_EGRESS_MALFORMED;
+	return a.sender_mac != clone_mac || vip4 == 0 || a.sender.lo != vip4 ? DROP_EGRESS_SOURCE : SEND;
+}
+
 inline_always u32 from_clone(struct frame *f)
 {
 	u8 b[ETHER_HEADER];
 	if (f->len < ETHER_HEADER || f->len > max_frame || !load(f, 0, b, ETHER_HEADER))
 		return DROP_EGRESS_MALFORMED;
 	u16 type = be16(b + 12);
-	if (type == ETHER_ARP) {
-		struct arp a;
-		if (!parse_arp(f, ETHER_HEADER, &a))
-			return DROP_EGRESS_MALFORMED;
-		return a.sender_mac != clone_mac || vip4 == 0 || a.sender.lo != vip4 ? DROP_EGRESS_SOURCE : SEND;
-	}
+	if (type == ETHER_ARP)
+		return arp_out(f);
 	if (type != ETHER_IPV4 && type != ETHER_IPV6)
 		return DROP_EGRESS_SOURCE;
 	struct packet *p = &f->scratch->packet;
@@ -1050,7 +1060,9 @@ inline_always void delay(struct __sk_buff *skb)
 	if (!l)
 		return; // its client sends again
 	l->len = len;
-	if (skb_load_bytes(skb, 0, l->frame, len))
+	len = (len - 1) & (LATE_FRAME - 1); // in words that every verifier understands
+	asm volatile("" : "+r"(len));
+	if (skb_load_bytes(skb, 0, l->frame, len + 1))
 		ringbuf_discard(l, 0);
 	else
 		ringbuf_submit(l, 0);

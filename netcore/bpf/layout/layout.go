@@ -38,9 +38,9 @@ type Shared struct {
 	Resets                            [filter.ResetSlots]uint64
 }
 
-// LateFrame is the longest RST that can wait: Ethernet, IPv6 and TCP with all its
-// options.
-const LateFrame = 14 + 40 + 60
+// LateFrame is the longest RST that can wait, a power of two: Ethernet, IPv6 and TCP
+// with all its options are 114 octets.
+const LateFrame = 128
 
 // LateBytes is the size of the ring of those, a power of two and of pages.
 const LateBytes = 128 << 10

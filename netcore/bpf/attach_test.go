@@ -1,0 +1,116 @@
+package bpf
+
+import (
+	"errors"
+	"net"
+	"os"
+	"strings"
+	"testing"
+
+	"clonecluster/netcore/netnstest"
+)
+
+func TestMain(m *testing.M) { os.Exit(netnstest.Main(m, nil)) }
+
+// inNamespace gives a host with a NIC and what stands for its clone0.
+func inNamespace(t *testing.T) (h *netnstest.Host, nic, clone int) {
+	b := netnstest.New(t, net.HardwareAddr{2, 0xcc, 0, 0, 0, 1})
+	h = b.Host("node", "52:54:00:77:00:01")
+	h.Run("ip", "link", "add", "clone0", "link", "eth0", "type", "macvlan", "mode", "private")
+	err := h.Do(func() error {
+		for name, index := range map[string]*int{"eth0": &nic, "clone0": &clone} {
+			ifi, err := net.InterfaceByName(name)
+			if err != nil {
+				return err
+			}
+			*index = ifi.Index
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h, nic, clone
+}
+
+// TestClsact is how kernels without tcx attach: what is left by a former process is
+// replaced, and what is not ours stays.
+func TestClsact(t *testing.T) {
+	h, nic, clone := inNamespace(t)
+	show := func() string {
+		return h.Run("tc", "qdisc", "show", "dev", "eth0") + h.Run("tc", "filter", "show", "dev", "eth0", "ingress") + h.Run("tc", "filter", "show", "dev", "eth0", "egress")
+	}
+	before := show()
+	f := load(t, Options{Filter: testConfig(false), noTCX: true})
+	attach := func() {
+		t.Helper()
+		err := h.Do(func() error {
+			hook, err := f.AttachNIC(nic, false)
+			if err == nil && hook != Clsact {
+				t.Errorf("attached to %s", hook)
+			}
+			_, err2 := f.AttachClone(clone)
+			return errors.Join(err, err2)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	attach()
+	once := show()
+	attach()
+	if got := show(); strings.Count(got, "clonecluster_") != 2 || strings.Count(once, "clonecluster_") != 2 {
+		t.Errorf("attached once:\n%s\nand once more:\n%s", once, got)
+	}
+	if got := h.Run("tc", "filter", "show", "dev", "clone0", "egress"); !strings.Contains(got, "clonecluster_egress_tc") {
+		t.Errorf("at clone0's egress: %s", got)
+	}
+	if err := h.Do(func() error { return f.Detach(nic) }); err != nil {
+		t.Error(err)
+	}
+	if got := show(); got != before {
+		t.Errorf("after Detach:\n%s\nwant\n%s", got, before)
+	}
+
+	// Another's filter keeps clsact.
+	h.Run("tc", "qdisc", "add", "dev", "eth0", "clsact")
+	h.Run("tc", "filter", "add", "dev", "eth0", "ingress", "prio", "7", "protocol", "ip", "u32", "match", "u32", "0", "0", "classid", "1:1")
+	before = show()
+	attach()
+	if err := h.Do(func() error { return f.Detach(nic) }); err != nil {
+		t.Error(err)
+	}
+	if got := show(); got != before {
+		t.Errorf("beside another's filter, after Detach:\n%s\nwant\n%s", got, before)
+	}
+}
+
+// TestProbe: a kernel that takes the programs has all that Probe asks for.
+func TestProbe(t *testing.T) {
+	load(t, Options{Filter: testConfig(false)})
+	if err := Probe(); err != nil {
+		t.Error(err)
+	}
+	err := error(&UnsupportedError{What: "bpf_loop", Since: "5.17", Err: os.ErrInvalid})
+	if got := err.Error(); !errors.Is(err, ErrUnsupported) || !errors.Is(err, os.ErrInvalid) || !strings.Contains(got, "no bpf_loop, which is in Linux 5.17 and later") {
+		t.Errorf("the error is %q", got)
+	}
+	if err := CheckPins(t.TempDir()); err == nil || !strings.Contains(err.Error(), "mount -t bpf") {
+		t.Errorf("CheckPins of a folder on a disk: %v", err)
+	}
+}
+
+func TestLateFrame(t *testing.T) {
+	for _, tt := range []struct {
+		record string
+		want   string
+		ok     bool
+	}{
+		{"\x03\x00\x00\x00abcxxx", "abc", true}, {"\x00\x00\x00\x00", "", true},
+		{"", "", false}, {"\x03\x00\x00", "", false}, {"\x04\x00\x00\x00abc", "", false}, {"\xff\xff\xff\xffabc", "", false},
+	} {
+		if got, ok := lateFrame([]byte(tt.record)); string(got) != tt.want || ok != tt.ok {
+			t.Errorf("lateFrame(%q) = %q, %v; want %q, %v", tt.record, got, ok, tt.want, tt.ok)
+		}
+	}
+}
