@@ -15,6 +15,10 @@ CONTENT  ?=
 KERNEL_SOURCE ?=
 LOCKED   ?=
 OUT      := build
+# Of the Debian package: by the commit, so that it is the same wherever it is built.
+VERSION  ?= $(shell git log -1 --date=format-local:%Y%m%d --format=0.1~git%cd.%h --abbrev=8 2>/dev/null)
+DEB_DATE := $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null),1767225600)
+DEB_ARCH := $(or $(GOARCH),amd64)
 CLONECTL := $(OUT)/bin/clonectl
 KERNEL_FLAGS := --board $(BOARD) --out $(OUT)/$(BOARD) $(if $(KERNEL_SOURCE),--kernel-source $(KERNEL_SOURCE)) $(if $(LOCKED),--locked)
 # Pinned (release 2026.2.2): a linter that changes by itself breaks builds by itself.
@@ -28,7 +32,7 @@ MAX_BUSY    := 3
 export CGO_ENABLED := 0
 
 DEPS_BUILD := gcc libc6-dev binutils make flex bison bc libelf-dev zstd xz-utils qemu-system-x86 ca-certificates $(if $(KERNEL_SOURCE),,linux-source-6.12)
-DEPS_TEST  := clang llvm linux-libc-dev git iproute2 tshark curl iputils-ping iputils-arping ethtool ndisc6 procps
+DEPS_TEST  := clang llvm linux-libc-dev git iproute2 tshark curl iputils-ping iputils-arping ethtool ndisc6 procps nginx-light nftables
 # What stands for them on a host without dpkg.
 PROGRAMS   := gcc ld make flex bison bc zstd xz qemu-system-x86_64
 
@@ -46,6 +50,12 @@ image: $(CLONECTL) ## kernel + initramfs + manifest in build/BOARD
 
 kernel: $(CLONECTL) ## only the patched kernel (cached; the first build takes minutes)
 	@$(CLONECTL) kernel $(KERNEL_FLAGS)
+
+deb: $(CLONECTL) ## the Debian package of cloned and clonectl for a Linux host, in build/deb (GOARCH=arm64 for that)
+	@[ -n "$(VERSION)" ] || { echo "Of what version? This is no git checkout: make deb VERSION=0.1" >&2; exit 1; }
+	@mkdir -p $(OUT)/deb/$(DEB_ARCH)
+	@for p in cloned clonectl; do GOOS=linux GOARCH=$(DEB_ARCH) $(GO) build -trimpath -buildvcs=false -ldflags='-s -w -buildid=' -o $(OUT)/deb/$(DEB_ARCH)/$$p ./cmd/$$p; done
+	@SOURCE_DATE_EPOCH=$(DEB_DATE) cmd/cloned/debian/build $(VERSION) $(DEB_ARCH) $(OUT)/deb/$(DEB_ARCH) $(CLONECTL) $(OUT)/deb
 
 sizes: image ## table of sizes, boot times and memory, against the budgets
 	@$(CLONECTL) sizes --image $(OUT)/$(BOARD) --boot --check $(ARGS)
@@ -92,7 +102,7 @@ deps-test: ## the same for the tests
 
 $(CLONECTL): FORCE
 	@mkdir -p $(@D)
-	@$(GO) build -trimpath -buildvcs=false -o $@ ./cmd/clonectl
+	@GOOS= GOARCH= $(GO) build -trimpath -buildvcs=false -o $@ ./cmd/clonectl
 
 # Only what is missing is installed. Without root or password-free sudo the command is printed.
 define install
@@ -116,4 +126,4 @@ $$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive $$cmd -q \
 endef
 
 FORCE:
-.PHONY: help demo image kernel sizes test lint bench figures fuzz clean deps deps-test FORCE
+.PHONY: help demo image kernel deb sizes test lint bench figures fuzz clean deps deps-test FORCE

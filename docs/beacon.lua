@@ -7,7 +7,7 @@
 
 local cc = Proto("clonecluster", "Clone Cluster")
 
-local states = {[1] = "listening", [2] = "serving", [3] = "draining", [4] = "stopping", [5] = "leaving"}
+local states = {[1] = "listening", [2] = "serving", [3] = "draining", [4] = "stopping", [5] = "leaving", [6] = "restarting"}
 local kinds = {[1] = "beacon", [2] = "part of a map"}
 
 local VERSION, BEACON, MAP = 2, 1, 2

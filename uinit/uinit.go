@@ -100,11 +100,12 @@ func appliance() environment {
 		cmdline:    "/proc/cmdline",
 		configFile: ConfigFile,
 		runDir:     RunDir,
-		engine:     []string{EngineBinary, "--config", "CONFIG", "--interface", "NIC"},
-		policy:     defaultPolicy,
-		setClock:   true,
-		arm:        openWatchdog,
-		hostname:   func(name string) error { return unix.Sethostname([]byte(name)) },
+		// Nothing else runs here that the engine could be refused for, and a boot is not to wait.
+		engine:   []string{EngineBinary, "--check=false", "--config", "CONFIG", "--interface", "NIC"},
+		policy:   defaultPolicy,
+		setClock: true,
+		arm:      openWatchdog,
+		hostname: func(name string) error { return unix.Sethostname([]byte(name)) },
 		network: func(ctx context.Context, n *network) {
 			if err := loopbackUp(); err != nil {
 				n.log.Error("network", "error", err)

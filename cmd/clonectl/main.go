@@ -77,6 +77,7 @@ normal end of a live "qemu up": 0).`,
 		grouped("run", newQEMUCmd()),
 		grouped("run", newSimCmd()),
 		grouped("configure", newConfigCmd()),
+		newManCmd(),
 	)
 	return root
 }

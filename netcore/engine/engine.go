@@ -6,7 +6,8 @@
 // An engine that ends by itself or crashes leaves clone0 and the kernel's
 // sockets in place, for the one that is started after it to take up; one that
 // is asked to stop gives its buckets away, removes everything it set up, and
-// ends.
+// ends. One that is asked to end for a restart (SIGHUP) gives its buckets away
+// and leaves the rest in place, so that no connection is lost.
 package engine
 
 import (
@@ -50,6 +51,9 @@ type Options struct {
 	// Drain bounds how long a stop waits for the flows of this node to end.
 	// Negative: as the configuration says.
 	Drain time.Duration
+	// Check, if set, is asked before anything on the machine is changed, but for the
+	// NIC, which is up. Its error ends Run.
+	Check func(context.Context, nic.NIC) error
 	// Heartbeat is the time between two WATCHDOG=1. Zero: 1 s.
 	Heartbeat time.Duration
 	// Datapath is native, bpf, raw or auto. Empty: as the configuration says.
@@ -85,8 +89,9 @@ type engine struct {
 	tables uint64       // how many there were
 }
 
-// Run runs an engine until ctx ends, which is a graceful stop (nil), or until
-// it cannot go on.
+// Run runs an engine until ctx ends, which is a graceful stop (nil), or, if the
+// cause is [ErrRestart], an end that another engine goes on from; or until it
+// cannot go on.
 func Run(ctx context.Context, opt Options) error {
 	if opt.Notify == nil {
 		opt.Notify = func(string) {}
@@ -113,7 +118,7 @@ func Run(ctx context.Context, opt Options) error {
 		e.log.Error("the data plane stopped; established connections wait for the next engine", "error", err)
 		e.path.Abandon()
 	} else {
-		err = e.path.Close()
+		err = e.close(ctx)
 	}
 	return errors.Join(err, e.closeSockets())
 }
@@ -143,6 +148,11 @@ func (e *engine) open(ctx, parts context.Context) (err error) {
 	}
 	if e.nic, err = e.selectNIC(ctx, want); err != nil {
 		return fmt.Errorf("choosing the cluster's network interface: %w", err)
+	}
+	if e.opt.Check != nil {
+		if err := e.opt.Check(ctx, e.nic); err != nil {
+			return err
+		}
 	}
 	fc := filterConfig(cfg)
 	for _, p := range []netip.Prefix{cfg.VIP.IPv4, cfg.VIP.IPv6} {
@@ -445,6 +455,7 @@ func (e *engine) run(ctx context.Context, g *errgroup.Group, parts context.Conte
 	if !e.nic.Carrier {
 		e.node.SetCarrier(parts, false)
 	}
+	e.drainAgain(parts)
 	g.Go(func() error { return e.path.Run(parts) })
 	g.Go(func() error { return e.node.Run(parts) })
 	g.Go(func() error { e.heartbeat(parts); return nil })
@@ -465,11 +476,7 @@ func (e *engine) run(ctx context.Context, g *errgroup.Group, parts context.Conte
 		case <-parts.Done():
 			return nil
 		}
-		e.log.Info("leaving", "drain", e.opt.Drain)
-		drain, cancel := context.WithTimeout(parts, max(e.opt.Drain, e.opt.Config.Cluster.Detect.Dead()))
-		defer cancel()
-		// Only then may whoever waits for it stop the services.
-		e.node.Leave(drain, func() { e.opt.Notify("STOPPING=1") })
+		e.leave(ctx, parts)
 		stop()
 		return nil
 	})

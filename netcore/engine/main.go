@@ -9,16 +9,15 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/signal"
 	"runtime"
 	"slices"
 	"strconv"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"clonecluster/config"
+	"clonecluster/netcore/nic"
 )
 
 // The defaults of cloned's flags.
@@ -27,16 +26,23 @@ const (
 	DefaultStatusSocket = "/run/clonecluster/cloned.sock"
 )
 
+// exitRefused tells a service manager that trying again is of no use.
+const exitRefused = 4
+
 const usage = `cloned - one node's data plane of a cluster that shares one address
 
 Usage:
   cloned [flags]
+  cloned check [flags]                    can this machine be a node?
   cloned status|drain|resume [flags]      of the cloned that runs here
+  cloned clean [flags]                    after one that was killed
 
 It takes this machine's share of the frames for the cluster's address (the VIP)
 and runs until it gets SIGTERM. A graceful stop gives this node's share to the
 others, waits for its connections to end, and takes everything back that it set
-up. After a crash, start it again: established connections go on.
+up. On SIGHUP it ends at once and leaves its connections in place: for a restart
+or an upgrade, which no client sees. After a crash, start it again: established
+connections go on.
 
 Flags:
 `
@@ -45,6 +51,8 @@ const examples = `
 Examples:
   cloned
         join the cluster of /etc/clonecluster/cluster.yaml
+  cloned check
+        see whether it would, and if not, why and what to do; changes nothing
   cloned --interface eth1 --log-level debug
         use eth1, whatever the file says, and tell more
   cloned --datapath raw
@@ -55,8 +63,12 @@ Examples:
         give this node's share to the others and wait for its connections to end
   cloned resume
         take a share again
+  cloned clean
+        remove what one has left that was killed and is not started again
 
-Exit codes: 0 stopped as asked, 1 could not go on, 2 wrong use.
+Exit codes: 0 stopped as asked, 1 could not go on, 2 wrong use, 3 the time of
+"drain --wait" ran out, 4 refused: the configuration or the machine has to be
+mended first. Those of "cloned check": 0 ok, 1 warnings, 2 refused.
 `
 
 // Main is the program cloned: args are its arguments without the name, and the
@@ -71,6 +83,12 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		if _, ok := verbs[args[0]]; ok {
 			return ask(ctx, args[0], args[1:], os.Stdout, stderr)
 		}
+		switch args[0] {
+		case "check":
+			return check(ctx, args[1:], os.Stdout, stderr)
+		case "clean":
+			return clean(args[1:], os.Stdout, stderr)
+		}
 	}
 	flags := flag.NewFlagSet("cloned", flag.ContinueOnError)
 	flags.SetOutput(stderr)
@@ -81,6 +99,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	path := flags.String("datapath", "", "native, bpf, raw or auto (default: as the configuration says)")
 	bpffs := flags.String("bpffs", DefaultBPFFS, "`folder` of the BPF file system, for what outlives this process")
 	level := flags.String("log-level", "", "debug, info, warn or error (default: as the configuration says)")
+	checked := flags.Bool("check", true, "refuse to start where \"cloned check\" would")
 	drain := flags.Duration("drain", -1, "how long a stop waits for this node's connections to end; less than 0: as the configuration says")
 	flags.Usage = func() {
 		fmt.Fprint(stderr, usage)
@@ -103,7 +122,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	cfg, err := loadConfig(*file, *cmdline)
 	if err != nil {
 		fmt.Fprintf(stderr, "cloned: %v\n", err)
-		return 1
+		return exitRefused
 	}
 	min := cfg.System.Level()
 	if *level != "" {
@@ -122,14 +141,25 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	defer told()
 	lockMemory(log)
 	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + spare)
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	ctx, stop := stopSignals(ctx)
 	defer stop()
+	var check func(context.Context, nic.NIC) error
+	if *checked {
+		check = CheckHost(cfg, *path, log)
+	}
 	err = Run(ctx, Options{
-		Config: cfg, Interface: *iface, Logger: log, StatusSocket: *status, Drain: *drain,
+		Check: check, Config: cfg, Interface: *iface, Logger: log, StatusSocket: *status, Drain: *drain,
 		Datapath: *path, BPFFS: *bpffs, Notify: notify, Heartbeat: heartbeat(getenv("WATCHDOG_USEC")),
 	})
-	if err != nil {
+	switch {
+	case err == nil:
+	case ctx.Err() != nil && errors.Is(err, context.Canceled): // while it waited for a NIC
+		log.Info("stopped before it ran")
+	default:
 		log.Error("cannot go on", "error", err)
+		if errors.Is(err, ErrRefused) || errors.Is(err, nic.ErrPort) {
+			return exitRefused
+		}
 		return 1
 	}
 	return 0

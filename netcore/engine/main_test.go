@@ -33,10 +33,10 @@ func TestUsage(t *testing.T) {
 		{"--help", 0, "Examples:"},
 		{"--nonsense", 2, "flag provided but not defined"},
 		{"up", 2, `unexpected argument "up"`},
-		{"--config " + filepath.Join(dir, "none.yaml"), 1, "no such file"},
-		{"--config " + bad, 1, "bad.yaml:1:"},
+		{"--config " + filepath.Join(dir, "none.yaml"), 4, "no such file"},
+		{"--config " + bad, 4, "bad.yaml:1:"},
 		{"--config " + good + " --log-level loud", 2, `--log-level "loud"`},
-		{"--config " + good + " --cmdline " + filepath.Join(dir, "none"), 1, "reading kernel parameters"},
+		{"--config " + good + " --cmdline " + filepath.Join(dir, "none"), 4, "reading kernel parameters"},
 		// The override is in effect: there is no such interface, and no wait.
 		{"--config " + good + " --status-socket= --cmdline " + cmdline, 1, `does not match \"none0\"`},
 	} {

@@ -28,7 +28,7 @@ type Status struct {
 	Ingress   string   `json:"ingress"`  // where frames are judged: "XDP", "tcx", "clsact" or "packet socket"
 	UptimeSec float64  `json:"uptime_seconds"`
 
-	State   string   `json:"state"`   // listening, serving, draining, stopping or leaving
+	State   string   `json:"state"`   // listening, serving, draining, stopping, leaving or restarting
 	Slot    int      `json:"slot"`    // place among Nodes, from 1; 0: none
 	Nodes   []string `json:"nodes"`   // those that own buckets, by wire MAC
 	Heard   []string `json:"heard"`   // the other live nodes
@@ -181,8 +181,16 @@ func (e *engine) serveStatus(ctx context.Context) error {
 		_ = enc.Encode(e.status())
 	}
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { answer(w) })
-	mux.HandleFunc("POST /v1/drain", func(w http.ResponseWriter, _ *http.Request) { e.node.Drain(ctx); answer(w) })
-	mux.HandleFunc("POST /v1/resume", func(w http.ResponseWriter, _ *http.Request) { e.node.Resume(ctx); answer(w) })
+	mux.HandleFunc("POST /v1/drain", func(w http.ResponseWriter, _ *http.Request) {
+		e.node.Drain(ctx)
+		e.noteDrain(true)
+		answer(w)
+	})
+	mux.HandleFunc("POST /v1/resume", func(w http.ResponseWriter, _ *http.Request) {
+		e.node.Resume(ctx)
+		e.noteDrain(false)
+		answer(w)
+	})
 	srv := &http.Server{Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, MaxHeaderBytes: 8 << 10}
 	stopped := make(chan struct{})
 	go func() {

@@ -38,11 +38,14 @@ const (
 	Draining  State = 3 // wants to own nothing, and owns what no other takes
 	Stopping  State = 4 // owns nothing, and waits for its flows to end
 	Leaving   State = 5 // its last word: it is gone
+	// Restarting is its last word, too: it owns nothing, and another engine on the
+	// same kernel will be there in a moment for the flows that it holds.
+	Restarting State = 6
 )
 
-var stateNames = [...]string{"invalid", "listening", "serving", "draining", "stopping", "leaving"}
+var stateNames = [...]string{"invalid", "listening", "serving", "draining", "stopping", "leaving", "restarting"}
 
-func (s State) valid() bool { return s >= Listening && s <= Leaving }
+func (s State) valid() bool { return s >= Listening && s <= Restarting }
 
 // takesPart reports whether a node in that state may own buckets and lead.
 func (s State) takesPart() bool { return s == Serving || s == Draining }

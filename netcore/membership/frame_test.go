@@ -159,6 +159,7 @@ func TestBeaconRoundTrip(t *testing.T) {
 		{Peer: peer, State: Draining, Heard: tags(MaxNodes)},
 		{Peer: peer, State: Stopping, Heard: tags(MaxNodes + 1)},
 		{Peer: peer, State: Leaving, HeldKnown: true},
+		{Peer: peer, State: Restarting, HeldKnown: true, Held: allHeld},
 		{
 			Peer: peer, Sequence: 1<<64 - 1, State: Serving, Sick: true, Held: allHeld, Weight: 1000, Busy: 1000, Flows: 1<<32 - 1, Rules: 1<<64 - 1,
 			Map:    MapID{Version: 1<<64 - 1, Leader: NodeID{0xfe, 0xff, 0xff, 0xff, 0xff, 0xff}},
@@ -261,7 +262,7 @@ func TestDecodeRefuses(t *testing.T) {
 		{"kind of the future", resign(with(beacon, 17, 3)), ErrMalformed},
 
 		{"no state", resign(with(beacon, 42, 0)), ErrMalformed},
-		{"state of the future", resign(with(beacon, 42, byte(Leaving)+1)), ErrMalformed},
+		{"state of the future", resign(with(beacon, 42, byte(Restarting)+1)), ErrMalformed},
 		{"flag of the future", resign(with(beacon, 43, 4)), ErrMalformed},
 		{"busier than wholly", resign(with(beacon, 46, 1001>>8, 1001&0xff)), ErrMalformed},
 		{"more tags than there are", resign(with(beacon, 94, 3)), ErrMalformed},

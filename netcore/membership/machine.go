@@ -136,7 +136,7 @@ func AllWeaknesses() (all []Weakness) {
 }
 
 // An Event is something that happened: one of Tick, Received, ReceivedMap, Sent,
-// FlowsSeen, Carrier, Rename, Health, LoadSeen, Drain, Stop and Leave.
+// FlowsSeen, Carrier, Rename, Health, LoadSeen, Drain, Stop, Leave and Restart.
 type Event any
 
 type (
@@ -175,6 +175,8 @@ type (
 	Stop struct{}
 	// Leave is the node's last word.
 	Leave struct{}
+	// Restart is that of a node whose engine is to be started again at once.
+	Restart struct{}
 )
 
 // Actions are what has to be done after a step: table, lease and quarantines
@@ -214,6 +216,7 @@ const (
 	Heard              // the peer hears us
 	Lost               // the peer is dead
 	Left               // the peer has said that it leaves
+	Restarts           // the peer's engine has said that another will take its place
 	Silent             // this node sent nothing for so long that it may count as dead
 	Unheard            // this node hears the peer, which takes part and no longer hears it
 	NewMap             // this node leads, and has made a map
@@ -233,7 +236,7 @@ const (
 )
 
 var noteTexts = [noteKinds]string{
-	Heard: "heard", Lost: "lost", Left: "left", Silent: "was silent", Unheard: "does not hear this node, which hears it",
+	Heard: "heard", Lost: "lost", Left: "left", Restarts: "restarts", Silent: "was silent", Unheard: "does not hear this node, which hears it",
 	NewMap: "made a map", Adopted: "adopted a map",
 	FailOpen: "the services of all nodes fail their checks; serving on", AllFailed: "the services of all nodes fail their checks; nobody serves",
 	Recovered: "services pass their checks again", Yielded: "yields to another node with the same wire MAC",
@@ -347,6 +350,10 @@ type peer struct {
 	reportedHeld Bits
 	// may are the buckets in which it may hold flows.
 	may Bits
+	// away is until when its engine may take to restart, and awayHeld are the
+	// buckets of the flows that wait for it; 0: it does not restart.
+	away     int64
+	awayHeld Bits
 	// notedGhost and notedRules: it was said once.
 	notedGhost, notedRules bool
 }
@@ -484,6 +491,10 @@ func (m *Machine) take(ev Event, now int64, a *Actions) (urgent bool) {
 		m.state = Leaving
 		m.giveUp(func(int) bool { return true }, now)
 		return true
+	case Restart:
+		m.state = Restarting
+		m.giveUp(func(int) bool { return true }, now)
+		return true
 	}
 	return urgent
 }
@@ -555,15 +566,27 @@ func (m *Machine) receive(b *Beacon, now int64, a *Actions) (urgent bool) {
 			a.note(OtherRules, p.Peer)
 		}
 	}
-	if p.state == Leaving {
+	if p.state >= Leaving {
 		p.gone = true
 	}
 	if b.HeldKnown {
 		p.reported, p.reportedHeld, p.ownsNothing = b.Map, b.Held, !b.State.takesPart()
 		m.trust(p, now)
 	}
+	switch {
+	case p.state == Restarting && p.proven:
+		p.away, p.awayHeld, m.unsettled = now+int64(restartTime), p.may, true
+	case p.state == Leaving && p.proven:
+		p.away = 0
+	}
 	return false
 }
+
+// restartTime is how long the flows of a node that said it restarts are left
+// alone without a word from it. An engine is back within a second; TCP is patient
+// for longer than this; and if it does not come back, its clients wait this long
+// for the RST that tells them (I6).
+const restartTime = 30 * time.Second
 
 // trust takes what a peer says of the flows it holds. It is the whole truth only
 // under the map that this node goes by too, or if the peer owns nothing, and as
@@ -573,9 +596,15 @@ func (m *Machine) trust(p *peer, now int64) {
 	if !p.live || !p.listsMe || now-p.liveSince < 2*int64(m.cfg.Params.Interval) {
 		return
 	}
-	if (p.ownsNothing || m.cur != nil && p.reported == m.cur.MapID) && p.may != p.reportedHeld {
+	if !p.ownsNothing && (m.cur == nil || p.reported != m.cur.MapID) {
+		return
+	}
+	if p.may != p.reportedHeld {
 		p.may = p.reportedHeld
 		m.unsettled = true
+	}
+	if p.away != 0 && p.state < Leaving {
+		p.away, m.unsettled = 0, true // it is back, and says itself what it holds
 	}
 }
 
@@ -614,6 +643,7 @@ func (m *Machine) succeed(p *peer, b *Beacon, now int64, a *Actions) *peer {
 	m.part(p, a)
 	next := m.newPeer(b.Peer)
 	next.retired, next.otherHeard = p.retired, p.heard
+	next.away, next.awayHeld = p.away, p.awayHeld
 	if !p.proven {
 		next.first, next.otherSince = p.first, p.first
 		next.retire(lastWord{p.Incarnation, p.sequence})
@@ -846,6 +876,9 @@ func (m *Machine) evaluate(now int64, a *Actions) {
 		if m.otherNews(p, now) {
 			heard++
 		}
+		if now < p.away {
+			heard++
+		}
 		if listed := now-p.heard <= m.listing() && !p.gone; listed != p.listed {
 			p.listed, m.soon = listed, true
 		}
@@ -899,7 +932,9 @@ func (m *Machine) part(p *peer, a *Actions) {
 	}
 	p.live = false
 	m.live = slices.Delete(m.live, i, i+1)
-	if p.gone {
+	if p.gone && p.state == Restarting {
+		a.note(Restarts, p.Peer)
+	} else if p.gone {
 		a.note(Left, p.Peer)
 	} else {
 		a.note(Lost, p.Peer)
@@ -1155,6 +1190,11 @@ func (m *Machine) listing() int64 {
 func (m *Machine) mayBeHeld() (may Bits) {
 	dead := int64(m.cfg.Params.Dead)
 	for _, p := range m.all {
+		if m.lastStep < p.away {
+			for i := range may {
+				may[i] |= p.awayHeld[i]
+			}
+		}
 		switch {
 		case m.otherNews(p, m.lastStep):
 			for i := range may {

@@ -71,11 +71,19 @@ func mac(n int) NodeID { return NodeID{0x52, 0x54, 0, 0, byte(n >> 8), byte(n)} 
 
 // start starts node n, as the configuration says after with.
 func (s *segment) start(n int, with ...func(*Config)) *station {
+	return s.startWith(n, nil, with...)
+}
+
+// startWith starts node n on a kernel that has flows already.
+func (s *segment) startWith(n int, flows []int, with ...func(*Config)) *station {
 	cfg := Config{Self: Peer{mac(n), uint64(s.now) + uint64(n)}, Params: normal, Policy: Policy{Moves: 32}, Weight: 100, Rules: 1}
 	for _, f := range with {
 		f(&cfg)
 	}
-	st := &station{Machine: New(cfg, s.now), seg: s, n: n, up: true}
+	for _, f := range flows {
+		cfg.Flows.Set(f)
+	}
+	st := &station{Machine: New(cfg, s.now), seg: s, n: n, up: true, flows: flows}
 	st.table = st.Table()
 	s.nodes = append(s.nodes, st)
 	st.step(Tick{})
@@ -548,6 +556,102 @@ func TestLeaving(t *testing.T) {
 	}
 	s.run(5 * time.Second) // it says on that it leaves
 	s.want(512, 512, 0)
+}
+
+// restart has a node do what an engine does that is stopped for a restart, and
+// leaves its kernel's flows with a station that is down. fork starts the next
+// engine on them.
+func (s *segment) restart(st *station) {
+	s.tb.Helper()
+	st.step(Drain{On: true})
+	s.await("the others have taken over", st.Drained)
+	for range 3 {
+		st.step(Restart{})
+	}
+	if st.State() != Restarting || st.accepting() > 0 || st.until != 0 {
+		s.tb.Fatalf("after its last word it is %v and accepts %d buckets", st.State(), st.accepting())
+	}
+	st.up = false
+}
+
+func (s *segment) fork(st *station) *station {
+	s.tb.Helper()
+	flows := st.flows
+	st.flows = nil
+	return s.startWith(st.n, flows)
+}
+
+// TestRestart: new flows go to the others without a gap, and those of the node
+// that restarts wait for it, for many times the detection time; nobody takes it
+// for dead. check looks for I5 all the while.
+func TestRestart(t *testing.T) {
+	for _, gone := range []time.Duration{10 * time.Millisecond, 250 * time.Millisecond, 5 * time.Second, restartTime - time.Second} {
+		s, n := cluster(t, 3)
+		n[1].flows = n[1].buckets()[:5]
+		held := n[1].flows
+		s.restart(n[1])
+		s.run(time.Duration(2 * s.delay))
+		if n[0].accepting()+n[2].accepting() != 1024 {
+			t.Fatalf("the others accept %d and %d buckets; want all", n[0].accepting(), n[2].accepting())
+		}
+		s.run(gone)
+		again := s.fork(n[1])
+		s.run(2 * time.Second)
+		if again.accepting() < 341 || n[0].accepting()+n[2].accepting()+again.accepting() != 1024 {
+			t.Errorf("away for %v: it owns %d buckets again; want a third", gone, again.accepting())
+		}
+		if lost := n[0].noted(Lost) + n[2].noted(Lost); lost > 0 || n[0].noted(Restarts) != 1 {
+			t.Errorf("away for %v: notes %v", gone, n[0].notes)
+		}
+		again.flows = nil
+		s.run(2 * time.Second)
+		for _, b := range held {
+			for _, o := range s.owners(b) {
+				if o.table[b] != filter.Settled {
+					t.Errorf("away for %v: bucket %d, whose flows have ended, is %v", gone, b, o.table[b])
+				}
+			}
+		}
+	}
+}
+
+// TestRestartNeverBack: an engine that does not come back does not leave its
+// clients without an answer for ever.
+func TestRestartNeverBack(t *testing.T) {
+	s, n := cluster(t, 2)
+	n[1].flows = n[1].buckets()[:5]
+	held := n[1].flows
+	s.restart(n[1])
+	s.run(restartTime - time.Second)
+	for _, b := range held {
+		if n[0].table[b] != filter.Shared || slices.Contains(n[0].ended, b) {
+			t.Fatalf("bucket %d is %v while its holder may come back; want shared", b, n[0].table[b])
+		}
+	}
+	n[1].flows = nil // or check would miss them
+	s.run(2 * time.Second)
+	s.want(1024, 0)
+	if !slices.Equal(sorted(n[0].ended), held) {
+		t.Errorf("the quarantines of %v end; want those of %v", n[0].ended, held)
+	}
+}
+
+// TestRestartTwice: the engine that comes back dies before it has spoken, or a
+// recording takes its place; the flows still wait for the next.
+func TestRestartTwice(t *testing.T) {
+	s, n := cluster(t, 2)
+	n[1].flows = n[1].buckets()[:5]
+	s.restart(n[1])
+	s.run(time.Second)
+	again := s.fork(n[1])
+	s.run(time.Duration(10 * ms))
+	again.up = false
+	s.run(5 * time.Second)
+	third := s.fork(again)
+	s.run(2 * time.Second)
+	if third.accepting() != 512 {
+		t.Errorf("it owns %d buckets; want half", third.accepting())
+	}
 }
 
 // TestDrain: the node that drains is the leader, and has flows.

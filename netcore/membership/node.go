@@ -180,12 +180,29 @@ func (n *Node) Leave(ctx context.Context, given func()) {
 		given()
 	}
 	n.await(ctx, func() bool { return n.drained.Load() && n.active.Load() == 0 })
-	// One may be lost.
-	for range 3 {
-		n.tell(last, Leave{})
+	n.sayLast(last, Leave{})
+}
+
+// Restart gives this node's buckets to the others, if there are any that take
+// part, and says that another engine will be there in a moment for its flows.
+func (n *Node) Restart(ctx context.Context) {
+	last := context.WithoutCancel(ctx)
+	if slices.ContainsFunc(n.View().Members, func(m Member) bool { return !m.Self && m.Live && m.State.takesPart() }) {
+		n.tell(last, Drain{On: true})
+		handover, cancel := context.WithTimeout(ctx, 2*n.cfg.Machine.Params.Dead)
+		n.await(handover, func() bool { return n.drained.Load() })
+		cancel()
 	}
-	// Also when ctx has ended: without its last word the node would be missed.
-	said, cancel := context.WithTimeout(last, n.cfg.Machine.Params.Interval)
+	n.sayLast(last, Restart{})
+}
+
+// sayLast says the node's last word, also when nobody waits for it any more:
+// without it the node would be missed.
+func (n *Node) sayLast(ctx context.Context, word Event) {
+	for range 3 { // one may be lost
+		n.tell(ctx, word)
+	}
+	said, cancel := context.WithTimeout(ctx, n.cfg.Machine.Params.Interval)
 	defer cancel()
 	n.await(said, func() bool { return len(n.events) == 0 })
 }

@@ -42,16 +42,22 @@ type NIC struct {
 
 	kind   string // "" for hardware, else the kernel's name of the virtual kind
 	ether  bool
-	master int // index of the bridge or bond it is a port of
+	master int    // index of the bridge or bond it is a port of
+	of     string // what that is, if known: "br0, a bridge"
 }
 
 // ErrNoNIC is matched by the error of Select when no interface fits.
 var ErrNoNIC = errors.New("no usable network interface")
 
+// ErrPort is matched as well if one that fits otherwise is a port of a bridge, bond
+// or team.
+var ErrPort = errors.New("the network interface is a port of another device")
+
 // A Refusal says why an interface was not taken.
 type Refusal struct {
 	NIC    NIC
 	Reason string
+	port   bool // and nothing else speaks against it
 }
 
 // NoNICError lists what was there. It matches ErrNoNIC.
@@ -62,7 +68,10 @@ type NoNICError struct {
 
 func (e *NoNICError) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%v after %v", ErrNoNIC, e.Waited)
+	b.WriteString(ErrNoNIC.Error())
+	if e.Waited > 0 {
+		fmt.Fprintf(&b, " after %v", e.Waited)
+	}
 	if len(e.Refusals) == 0 {
 		b.WriteString(": none seen (is the driver in the kernel?)")
 	}
@@ -73,8 +82,25 @@ func (e *NoNICError) Error() string {
 	return b.String()
 }
 
-// Is reports whether target is ErrNoNIC.
-func (e *NoNICError) Is(target error) bool { return target == ErrNoNIC }
+// Is reports whether target is ErrNoNIC, or ErrPort and that is why.
+func (e *NoNICError) Is(target error) bool {
+	return target == ErrNoNIC || target == ErrPort && slices.ContainsFunc(e.Refusals, func(r Refusal) bool { return r.port })
+}
+
+// Find returns the interface that Select would take as things are, or a *NoNICError.
+// It waits for nothing and changes nothing: of an interface that is down it is not
+// known whether it has a carrier.
+func Find(cfg config.Interface) (NIC, error) {
+	nics, err := List()
+	if err != nil {
+		return NIC{}, err
+	}
+	best, refusals := choose(nics, cfg)
+	if best < 0 {
+		return NIC{}, &NoNICError{Refusals: refusals}
+	}
+	return nics[best], nil
+}
 
 // Select returns the interface that cfg asks for. It waits up to
 // cfg.WaitCarrier for one to appear and to have a carrier, and then takes one
@@ -146,7 +172,9 @@ func choose(nics []NIC, cfg config.Interface) (int, []Refusal) {
 	var refusals []Refusal
 	for i, n := range nics {
 		if reason := refuse(n, cfg); reason != "" {
-			refusals = append(refusals, Refusal{n, reason})
+			free := n
+			free.master = 0
+			refusals = append(refusals, Refusal{n, reason, n.master != 0 && refuse(free, cfg) == ""})
 			continue
 		}
 		if best < 0 || better(n, nics[best]) {
@@ -179,7 +207,7 @@ func refuse(n NIC, cfg config.Interface) string {
 	case n.kind != "" && n.kind != "veth":
 		return "not hardware but a " + n.kind
 	case n.master != 0:
-		return fmt.Sprintf("a port of interface %d (bridge or bond)", n.master)
+		return "a port of " + cmp.Or(n.of, fmt.Sprintf("interface %d (bridge or bond)", n.master))
 	case len(n.MAC) != 6 || n.MAC[0]&1 != 0 || bytes.Equal(n.MAC, make([]byte, 6)):
 		return "has no unicast address"
 	}
@@ -218,6 +246,11 @@ func List() ([]NIC, error) {
 		if info, err := unix.IoctlGetEthtoolDrvinfo(fd, n.Name); err == nil {
 			n.Driver = unix.ByteSliceToString(info.Driver[:])
 			n.PCI = pciAddress(unix.ByteSliceToString(info.Bus_info[:]))
+		}
+		for _, m := range links {
+			if a := m.Attrs(); n.master != 0 && a.Index == n.master {
+				n.of = fmt.Sprintf("%s, a %s", a.Name, m.Type())
+			}
 		}
 		nics = append(nics, n)
 	}
