@@ -26,6 +26,8 @@ const (
 	forceSettled = syscall.SIGUSR2 // and not to
 	// forceNothing ends it, as a node gives buckets up: it may hold flows there.
 	forceNothing = syscall.SIGHUP
+	// forceWary has it look every segment up that it owns, as if others might hold flows.
+	forceWary = syscall.SIGWINCH
 )
 
 // clonedForced is cloned with a hand in its table.
@@ -38,7 +40,7 @@ func clonedForced(args []string) int {
 	}
 	var force atomic.Pointer[func(*filter.Table)]
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, forceShared, forceSettled, forceNothing)
+	signal.Notify(signals, forceShared, forceSettled, forceNothing, forceWary)
 	go func() {
 		for s := range signals {
 			change, name := all(filter.Shared), "shared"
@@ -47,6 +49,8 @@ func clonedForced(args []string) int {
 				change, name = all(filter.Settled), "settled"
 			case forceNothing:
 				change, name = giveUp, "nothing"
+			case forceWary:
+				change, name = wary, "wary"
 			}
 			force.Store(&change)
 			fmt.Println("forcing", name)
@@ -74,6 +78,14 @@ func all(state filter.State) func(*filter.Table) {
 	return func(t *filter.Table) {
 		for b := range t {
 			t[b] = state
+		}
+	}
+}
+
+func wary(t *filter.Table) {
+	for b := range t {
+		if t[b] == filter.Settled {
+			t[b] = filter.Shared
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -15,9 +16,9 @@ import (
 	"clonecluster/netcore/netnstest"
 )
 
-// pester sends frames from the host's NIC, one after the other, until the test
-// ends.
-func pester(t *testing.T, h *netnstest.Host, frames ...[]byte) {
+// pester sends frames from the host's NIC, one after the other and so many every ten
+// milliseconds, until it is stopped or the test ends.
+func pester(t *testing.T, h *netnstest.Host, burst int, frames ...[]byte) (end func()) {
 	t.Helper()
 	fd := -1
 	err := h.Do(func() (err error) {
@@ -37,19 +38,24 @@ func pester(t *testing.T, h *netnstest.Host, frames ...[]byte) {
 	go func() {
 		defer close(done)
 		defer unix.Close(fd)
-		for i := 0; ; i++ {
+		for i := 0; ; {
 			select {
 			case <-stop:
 				return
 			case <-time.After(10 * time.Millisecond):
+			}
+			for range burst {
 				_, _ = unix.Write(fd, frames[i%len(frames)])
+				i++
 			}
 		}
 	}()
-	t.Cleanup(func() {
+	end = sync.OnceFunc(func() {
 		close(stop)
 		<-done
 	})
+	t.Cleanup(end)
+	return end
 }
 
 // TestFailoverIntruders: a node with a wrong key, one of another version, another
@@ -75,11 +81,11 @@ func TestFailoverIntruders(t *testing.T) {
 		})
 	}
 	wrongKey := f.Host("wrongkey", "52:54:00:77:00:00") // it would be the leader
-	pester(t, wrongKey, beacon(1, wrongKey))
+	pester(t, wrongKey, 1, beacon(1, wrongKey))
 	otherVersion := f.Host("version", "52:54:00:77:01:02")
 	frame := beacon(2, otherVersion)
 	frame[16]++ // the version's octet, as frame.go describes it
-	pester(t, otherVersion, frame)
+	pester(t, otherVersion, 1, frame)
 
 	second := f.node(f.Host("second", "52:54:00:77:01:03", "10.77.0.120/24"))
 	config := filepath.Join(f.Dir, "second.yaml")

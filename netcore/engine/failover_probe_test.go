@@ -30,6 +30,7 @@ type prober struct {
 	cluster *cluster
 	fd      int // packet socket
 	source  net.HardwareAddr
+	filter  *filter.Filter
 	ports   [filter.Buckets][]uint16 // source ports by bucket
 	next    [filter.Buckets]int
 
@@ -81,10 +82,9 @@ func (p *prober) findPorts(file string) error {
 	if err != nil {
 		return err
 	}
+	p.filter = f
 	for port := 1024; port <= 65535; port++ {
-		b := f.Bucket(filter.Tuple{
-			Proto: filter.ProtoTCP, VIP: netip.AddrPortFrom(vip, 80), Client: netip.AddrPortFrom(proberAddr, uint16(port)),
-		})
+		b := p.bucketOf(netip.AddrPortFrom(proberAddr, uint16(port)))
 		p.ports[b] = append(p.ports[b], uint16(port))
 	}
 	for b := range p.ports {
@@ -180,7 +180,12 @@ func (p *prober) prepare(bucket int) knock {
 	port := ports[p.next[bucket]%len(ports)]
 	p.next[bucket]++
 	delete(p.answers, port)
-	ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolTCP, SrcIP: proberAddr.AsSlice(), DstIP: net.ParseIP(vip4).To4()}
+	return knock{bucket, port, syn(p.source, proberAddr, port)}
+}
+
+// syn is a SYN to port 80 of the VIP.
+func syn(source net.HardwareAddr, from netip.Addr, port uint16) []byte {
+	ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolTCP, SrcIP: from.AsSlice(), DstIP: net.ParseIP(vip4).To4()}
 	tcp := &layers.TCP{
 		SrcPort: layers.TCPPort(port), DstPort: 80, SYN: true, Window: 65535,
 		// Higher every time, so that no remainder of a former use refuses it.
@@ -190,10 +195,10 @@ func (p *prober) prepare(bucket int) knock {
 	_ = tcp.SetNetworkLayerForChecksum(ip)
 	buf := gopacket.NewSerializeBuffer()
 	if err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true},
-		&layers.Ethernet{SrcMAC: p.source, DstMAC: cloneMAC, EthernetType: layers.EthernetTypeIPv4}, ip, tcp); err != nil {
+		&layers.Ethernet{SrcMAC: source, DstMAC: cloneMAC, EthernetType: layers.EthernetTypeIPv4}, ip, tcp); err != nil {
 		panic(fmt.Sprintf("building a SYN: %v", err)) // nothing in it comes from outside
 	}
-	return knock{bucket, port, buf.Bytes()}
+	return buf.Bytes()
 }
 
 // answered tells who has answered a knock.

@@ -331,3 +331,17 @@ func TestClusterServes(t *testing.T) {
 		t.Errorf("%d buckets are settled; want each of the 1024 once", total)
 	}
 }
+
+// rss is the memory of a node's engine that is in use, in kB.
+func rss(t *testing.T, n *node) int {
+	t.Helper()
+	m := regexp.MustCompile(`(?m)^VmRSS:\s+(\d+) kB`).FindSubmatch(n.cloned.Proc(t, "status"))
+	if m == nil {
+		t.Fatalf("%s: the memory is not told", n.Name)
+	}
+	kB, err := strconv.Atoi(string(m[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kB
+}

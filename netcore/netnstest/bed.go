@@ -565,6 +565,16 @@ func (p *Process) Wait() error {
 	return p.err
 }
 
+// Proc reads a file of its folder in /proc: "status".
+func (p *Process) Proc(tb testing.TB, file string) []byte {
+	tb.Helper()
+	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.cmd.Process.Pid), file))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return b
+}
+
 // CPU is the processor time the program has used so far, to the clock tick
 // (10 ms). What it makes the kernel do inline, as on a veth, is in it.
 func (p *Process) CPU() time.Duration {
