@@ -1321,9 +1321,9 @@ func (m *Machine) Drained() bool { return m.owned == 0 && m.heldKnown }
 func (m *Machine) String() string {
 	id := "none"
 	if m.cur != nil {
-		id = fmt.Sprintf("%d/%02x", m.cur.Version, m.cur.Leader[5])
+		id = m.cur.MapID.String()
 	}
-	return fmt.Sprintf("%v map=%s owned=%d live=%d agreed=%v fence=%v strange=%v", m.state, id, m.owned, len(m.live), m.agreed, m.fence, m.strange)
+	return fmt.Sprintf("%v, map=%s, owned=%d live=%d agreed=%v fence=%v strange=%v", m.state, id, m.owned, len(m.live), m.agreed, m.fence, m.strange)
 }
 
 func idNumber(id NodeID) uint64 {

@@ -429,8 +429,7 @@ func assign(last *Map, members []NodeID, quotas []int) (owner [filter.Buckets]ui
 		}
 		for i, id := range members {
 			if len(had[i]) > room[i] {
-				slices.SortFunc(had[i], func(x, y int) int { return cmp.Compare(score(id, y), score(id, x)) })
-				had[i] = had[i][:room[i]]
+				had[i] = keep(id, had[i], room[i])
 			}
 			for _, b := range had[i] {
 				owner[b] = uint8(i)
@@ -456,6 +455,23 @@ func assign(last *Map, members []NodeID, quotas []int) (owner [filter.Buckets]ui
 		}
 	}
 	return owner
+}
+
+// keep gives the n buckets for which a node bids the most.
+func keep(id NodeID, buckets []int, n int) []int {
+	type bid struct {
+		score  uint64
+		bucket int
+	}
+	bids := make([]bid, len(buckets))
+	for i, b := range buckets {
+		bids[i] = bid{score(id, b), b}
+	}
+	slices.SortFunc(bids, func(x, y bid) int { return cmp.Compare(y.score, x.score) })
+	for i := range n {
+		buckets[i] = bids[i].bucket
+	}
+	return buckets[:n]
 }
 
 // mapDue reports whether somebody lacks the present map and this node is the one

@@ -1,6 +1,8 @@
 package simulator
 
 import (
+	"strconv"
+	"strings"
 	"time"
 
 	"clonecluster/netcore/membership"
@@ -219,7 +221,11 @@ func (s *sim) setCut(a, b *node, forth, back bool, d int64) {
 	if a == b {
 		return
 	}
-	s.trace("cut %d to %d, and back %v, for %.0f ms", a.n, b.n, back, float64(d)/1e6)
+	way := "to"
+	if back {
+		way = "to and from"
+	}
+	s.trace("node %d: nothing gets through %s node %d for %.0f ms", a.n, way, b.n, float64(d)/1e6)
 	s.torn = true
 	s.cut[a.n][b.n] = forth
 	if back {
@@ -234,7 +240,7 @@ func (s *sim) setCut(a, b *node, forth, back bool, d int64) {
 }
 
 func (s *sim) partition(side []bool, d int64) {
-	s.trace("partition %v for %.0f ms", side, float64(d)/1e6)
+	s.trace("partition for %.0f ms: nodes %v", float64(d)/1e6, sides(side))
 	s.torn = true
 	for i := range side {
 		for j := range side {
@@ -242,6 +248,19 @@ func (s *sim) partition(side []bool, d int64) {
 		}
 	}
 	s.later(d, s.heal)
+}
+
+// sides lists who is on which.
+func sides(side []bool) string {
+	var in [2][]string
+	for i, other := range side {
+		k := 0
+		if other {
+			k = 1
+		}
+		in[k] = append(in[k], strconv.Itoa(i))
+	}
+	return strings.Join(in[0], " ") + " | " + strings.Join(in[1], " ")
 }
 
 func (s *sim) heal() {

@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"clonecluster/netcore/filter"
@@ -51,6 +52,7 @@ type Result struct {
 	Refused   int      `json:"refused"`  // attempts that nobody took
 	Steps     int      `json:"steps"`    // of machines
 	Maps      uint64   `json:"maps"`     // made
+	Legend    []string `json:"legend,omitempty"`
 	Timeline  []string `json:"timeline,omitempty"`
 }
 
@@ -58,6 +60,7 @@ type Result struct {
 func Run(o Options) Result {
 	s := newSim(o)
 	s.schedule()
+	s.explain()
 	most := 20_000 * s.result.Nodes * s.result.Nodes
 	for !s.over && s.queue.len() > 0 {
 		e := s.queue.pop()
@@ -91,7 +94,8 @@ type sim struct {
 	grace           int64
 	quietFrom       int64
 	result          Result
-	dirty           []*node // whose acceptance has grown since the last check
+	names           *strings.Replacer // of the timeline
+	dirty           []*node           // whose acceptance has grown since the last check
 	recheckAt       int64
 	checkFlows      bool
 	// messy: frames are lost or clocks jump, so that what a node has not heard in
@@ -174,14 +178,8 @@ func (s *sim) fail(invariant, format string, args ...any) {
 	s.trace("VIOLATION %s: %s", invariant, s.result.Violation)
 	for _, n := range s.nodes {
 		if n.machine != nil {
-			s.trace("  node %d: running=%v paused=%v lease in %.1f ms, %v", n.n, n.running, n.paused, float64(n.lease-s.now)/1e6, n.machine)
+			s.trace("  node %d: running=%v paused=%v, lease ends in %.1f ms, %v", n.n, n.running, n.paused, float64(n.lease-s.now)/1e6, n.machine)
 		}
-	}
-}
-
-func (s *sim) trace(format string, args ...any) {
-	if s.o.Trace {
-		s.result.Timeline = append(s.result.Timeline, fmt.Sprintf("%9.4f s  ", float64(s.now-int64(time.Second))/1e9)+fmt.Sprintf(format, args...))
 	}
 }
 
@@ -242,7 +240,7 @@ func (s *sim) step(n *node, ev membership.Event) {
 		s.apply(n, &a)
 		for _, note := range a.Notes {
 			if s.o.Trace {
-				s.trace("node %d: %v %02x %v %s", n.n, note.What, note.Peer.ID[5], note.Map.Version, note.Why)
+				s.traceNote(n, note)
 			}
 			if note.What == membership.NewMap {
 				s.result.Maps++
@@ -282,6 +280,7 @@ func (s *sim) apply(n *node, a *membership.Actions) {
 		}
 		s.checkFlows = true
 		s.mark(n)
+		s.traceTable(n)
 	}
 	n.lease = 0
 	if a.Lease > 0 {

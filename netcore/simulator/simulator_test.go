@@ -4,7 +4,9 @@ import (
 	"flag"
 	"fmt"
 	"runtime"
+	"runtime/debug"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -20,6 +22,8 @@ var (
 
 // TestSchedules checks the invariants over very many schedules.
 func TestSchedules(t *testing.T) {
+	// There is little to keep, and much to throw away.
+	defer debug.SetGCPercent(debug.SetGCPercent(400))
 	n := *schedules
 	if testing.Short() {
 		n = min(n, 500)
@@ -40,7 +44,7 @@ func TestSchedules(t *testing.T) {
 				steps.Add(int64(r.Steps))
 				if r.Violation != "" {
 					failed.Add(1)
-					t.Errorf("seed %d, %d nodes, at %.4f s: %s: %s\nreplay: clonectl sim --replay %d", r.Seed, r.Nodes, r.At, r.Invariant, r.Violation, r.Seed)
+					t.Error(report(Options{Seed: r.Seed}))
 				}
 			}
 		})
@@ -52,20 +56,58 @@ func TestSchedules(t *testing.T) {
 	}
 }
 
+// report runs a schedule again, and tells of its violation and what led to it.
+func report(o Options) string {
+	o.Trace = true
+	r := Run(o)
+	var b strings.Builder
+	fmt.Fprintf(&b, "seed %d, %d nodes, at %.4f s: %s: %s\n", r.Seed, r.Nodes, r.At, r.Invariant, r.Violation)
+	r.Print(&b, 60)
+	fmt.Fprintf(&b, "replay with: %s", o.Command("build/bin/clonectl"))
+	return b.String()
+}
+
+// TestReport: who reads that a seed fails sees why, and how to look at all of it.
+func TestReport(t *testing.T) {
+	o := Options{Seed: firstFailing(t, membership.KeepLost), Weakness: membership.KeepLost}
+	got := report(o)
+	for _, want := range []string{
+		"seed ", "\nnode 1 is 52:54:00:77:00:02\n", " lines left out\n", "VIOLATION I",
+		fmt.Sprintf("\nreplay with: build/bin/clonectl sim --replay %d --weakness keep-lost", o.Seed),
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("the report lacks %q", want)
+		}
+	}
+	_, timeline, _ := strings.Cut(got, "left out\n")
+	if strings.Contains(timeline, "52:54:") || !strings.Contains(timeline, " of node ") {
+		t.Error("the timeline has ids instead of the numbers of nodes")
+	}
+	if t.Failed() {
+		t.Log(got)
+	}
+}
+
+func firstFailing(t *testing.T, w membership.Weakness) uint64 {
+	t.Helper()
+	const most = 3000
+	for seed := range uint64(most) {
+		if r := Run(Options{Seed: seed, Weakness: w}); r.Violation != "" {
+			t.Logf("seed %d, at %.3f s: %s: %s", r.Seed, r.At, r.Invariant, r.Violation)
+			return seed
+		}
+	}
+	t.Fatalf("%d schedules with %v break nothing", most, w)
+	return 0
+}
+
 // TestNotices shows that the checks can fail: with each precaution left out some
 // schedule breaks an invariant.
 func TestNotices(t *testing.T) {
 	for _, w := range membership.AllWeaknesses() {
 		t.Run(w.String(), func(t *testing.T) {
 			t.Parallel()
-			const most = 3000
-			for seed := range uint64(most) {
-				if r := Run(Options{Seed: seed, Weakness: w}); r.Violation != "" {
-					t.Logf("seed %d, at %.3f s: %s: %s", r.Seed, r.At, r.Invariant, r.Violation)
-					return
-				}
-			}
-			t.Errorf("%d schedules with %v break nothing", most, w)
+			firstFailing(t, w)
 		})
 	}
 }
