@@ -40,10 +40,11 @@ func newSimCmd() *cobra.Command {
 		Short: "Explore the membership protocol in simulation",
 		Long: fmt.Sprintf(`Sim runs clusters of simulated nodes under schedules of what can go wrong, each
 drawn from a seed: frames lost, doubled, late or played back, one-way cables,
-partitions, pauses, crashes, clocks that jump. At every step it checks that no
-two nodes that hear each other accept new flows of a bucket (I3) and that flows
-stay with their holders (I5), and at the end that every bucket has one owner (I4).
-It ends at the first violation, or at Ctrl-C with the numbers so far.
+partitions, pauses, crashes, clocks that jump, wrong keys. At every step it checks
+that no two nodes that hear each other accept new flows of a bucket (I3), that
+flows stay with their holders (I5) and that frames without the key have no effect
+(I7), and at the end that every bucket has one owner (I4). It ends at the first
+violation, or at Ctrl-C with the numbers so far.
 
 One seed is always the same schedule. What was found with --nodes or --weakness
 is replayed with them.

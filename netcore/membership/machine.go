@@ -100,24 +100,25 @@ type Weakness uint8
 
 // What can be left out.
 const (
-	None            Weakness = iota
-	TakeAtOnce               // gains are taken without the others' consent
-	NoLease                  // the lease never ends
-	TrustOneWay              // who is heard is live
-	NoListening              // a node claims as soon as it starts
-	KeepLost                 // lost buckets are given up only at the next beacon
-	ForgetFlows              // flows in lost buckets are not looked for
-	NeverShared              // a gained bucket is settled at once
-	OldMaps                  // any map is adopted, even an older one
-	NoFence                  // not being listed has no effect
-	IgnoreDivergent          // maps that do not follow from each other are no reason to stop
+	None             Weakness = iota
+	TakeAtOnce                // gains are taken without the others' consent
+	NoLease                   // the lease never ends
+	TrustOneWay               // who is heard is live
+	NoListening               // a node claims as soon as it starts
+	KeepLost                  // lost buckets are given up only at the next beacon
+	ForgetFlows               // flows in lost buckets are not looked for
+	NeverShared               // a gained bucket is settled at once
+	OldMaps                   // any map is adopted, even an older one
+	NoFence                   // not being listed has no effect
+	IgnoreDivergent           // maps that do not follow from each other are no reason to stop
+	NoAuthentication          // frames with a wrong key are taken; not the machine but the simulator leaves it out
 	weaknesses
 )
 
 // Weaknesses are all but None, with their names.
 var weaknessNames = [weaknesses]string{
 	"none", "take-at-once", "no-lease", "trust-one-way", "no-listening", "keep-lost", "forget-flows", "never-shared",
-	"old-maps", "no-fence", "ignore-divergent",
+	"old-maps", "no-fence", "ignore-divergent", "no-authentication",
 }
 
 func (w Weakness) String() string {
@@ -322,7 +323,7 @@ type peer struct {
 	live         bool
 	listed       bool  // in this node's beacons
 	gone         bool  // it has said so
-	lapsed       bool  // it took part, was lost, and does not yet go by the present map
+	lapsed       bool  // it took part when it was lost or found, and does not yet go by the present map
 	alone        int64 // until then it is sent beacons by unicast as well
 	laggedSince  int64
 	state        State
@@ -834,6 +835,8 @@ func (m *Machine) evaluate(now int64, a *Actions) {
 		changed, p.live = true, live
 		if live {
 			p.liveSince = now
+			// Until now this node has taken buckets without asking it.
+			p.lapsed = p.lapsed || p.state.takesPart() && m.cur != nil && p.mapID != m.cur.MapID
 			a.note(Heard, p.Peer)
 			m.live = append(m.live, p)
 			slices.SortFunc(m.live, func(x, y *peer) int { return x.ID.Compare(y.ID) })

@@ -997,6 +997,32 @@ func TestOneWayOfThree(t *testing.T) {
 	}
 }
 
+// TestFoundLate: node 3 takes buckets without asking node 2, which it cannot hear, and
+// whose map is older. When it hears it, it stops until node 2 goes by the same map.
+func TestFoundLate(t *testing.T) {
+	s, n := cluster(t, 2)
+	s.torn = true
+	s.cut[[2]int{2, 3}], s.cut[[2]int{3, 2}] = true, true
+	late := s.start(3)
+	s.await("node 1 hears node 3", func() bool { return n[0].noted(Heard) == 2 })
+	s.run(time.Duration(dead))
+	s.cut[[2]int{1, 2}] = true
+	s.await("node 3 has buckets", func() bool { return late.accepting() > 0 })
+	delete(s.cut, [2]int{2, 3})
+	delete(s.cut, [2]int{3, 2})
+	s.await("node 3 hears node 2", func() bool { return late.noted(Heard) == 2 })
+	if late.accepting() != 0 || n[1].accepting() == 0 {
+		t.Errorf("node 3 accepts new flows of %d buckets, node 2 of %d: %v, %v", late.accepting(), n[1].accepting(), late, n[1])
+	}
+	s.await("it goes on", func() bool { return late.accepting() > 0 })
+	if a, b := late.View().Map, n[1].View().Map; a != b {
+		t.Errorf("node 3 goes on by map %v, while node 2 goes by %v", a, b)
+	}
+	clear(s.cut)
+	s.run(3 * time.Second)
+	s.want(342, 341, 341)
+}
+
 // TestDeaf: node 3 hears nobody, and is heard. It cannot know that it is not
 // alone; the others go on without it.
 func TestDeaf(t *testing.T) {

@@ -29,6 +29,10 @@ func (s *sim) schedule() {
 		s.nodes[len(s.nodes)-1].id = s.nodes[0].id
 		s.loss = 0
 	}
+	s.prepareFrames()
+	if s.forger {
+		s.at(s.now, s.forge)
+	}
 	start := s.now
 	together := s.rand.IntN(3) == 0
 	for _, n := range s.nodes {
@@ -281,7 +285,7 @@ func (s *sim) replay(n *node, d int64) {
 		r := s.records[s.rand.IntN(len(s.records))]
 		for _, to := range s.nodes {
 			if to.running {
-				s.queue.push(event{at: s.now + 1, kind: evDeliver, node: to, from: -1, boot: to.boots, payload: r.event})
+				s.queue.push(event{at: s.now + 1, kind: evDeliver, node: to, from: -1, boot: to.boots, payload: r.payload})
 			}
 		}
 		s.at(s.now+int64(s.params.Interval)/2, again)

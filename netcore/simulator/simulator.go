@@ -1,7 +1,8 @@
 // Package simulator runs many nodes' membership machines over a simulated
 // segment, under schedules drawn from a seed: loss, duplication, reordering,
 // delay, one-way cables, partitions, pauses, crashes, restarts, clocks that jump,
-// frames recorded and played back, and two machines with one address. It checks
+// frames recorded and played back, frames with wrong keys, and two machines with one
+// address. It checks
 // the invariants at every step. One seed is one schedule, always the same.
 //
 // What it checks:
@@ -10,6 +11,9 @@
 //     do two of which one has been told that the other does not hear it, or sleeps.
 //   - I5: while a flow's holder lives, the holder takes its segments, and no
 //     other node that hears it would reset them.
+//   - I7: a frame is taken if and only if somebody has sent it who has the key. In a
+//     part of the schedules all frames are written and read, and there is a node of
+//     another cluster, with another key or version, or somebody who forges frames.
 //   - I4 and convergence: when nothing has disturbed the segment for a while,
 //     every bucket has one owner and all go by one map.
 //
@@ -46,12 +50,14 @@ type Result struct {
 	Seed      uint64   `json:"seed"`
 	Nodes     int      `json:"nodes"`
 	Violation string   `json:"violation,omitempty"` // empty: all held
-	Invariant string   `json:"invariant,omitempty"` // "I3", "I4" or "I5"
+	Invariant string   `json:"invariant,omitempty"` // "I3", "I4", "I5" or "I7"
 	At        float64  `json:"at_seconds,omitempty"`
 	Accepted  int      `json:"accepted"` // connections
 	Refused   int      `json:"refused"`  // attempts that nobody took
 	Steps     int      `json:"steps"`    // of machines
 	Maps      uint64   `json:"maps"`     // made
+	Frames    int      `json:"frames"`   // that were read; most schedules do without
+	Forged    int      `json:"forged"`   // of those, without the key: all had to be refused
 	Legend    []string `json:"legend,omitempty"`
 	Timeline  []string `json:"timeline,omitempty"`
 }
@@ -85,6 +91,10 @@ type sim struct {
 	queue  queue
 	nodes  []*node
 	params membership.Params
+	// frames: what is said goes over the wire as frames.
+	frames    bool
+	strangers []*node
+	forger    bool
 
 	loss, duplicate float64
 	minDelay, delay int64
@@ -127,6 +137,9 @@ type node struct {
 	unlisted, lastAt []int64
 	incarnation      []uint64 // of j, as last received
 	backlog          []membership.Event
+	stranger         strangeness // 0: it belongs to the cluster
+	codec            *membership.Codec
+	assemblers       map[membership.NodeID]*membership.Assembler
 }
 
 type flow struct {
@@ -134,9 +147,10 @@ type flow struct {
 	bucket int
 }
 
+// recorded is what somebody has said, and how that was on the wire.
 type recorded struct {
-	event membership.Event
-	from  int
+	said    membership.Event
+	payload any
 }
 
 func nodeID(n int) membership.NodeID {
@@ -162,10 +176,15 @@ func newSim(o Options) *sim {
 	s.cut = make([][]bool, n)
 	for i := range n {
 		s.cut[i] = make([]bool, n)
-		s.nodes = append(s.nodes, &node{n: i, id: nodeID(i), received: make([]int64, n), since: make([]int64, n), incarnation: make([]uint64, n),
-			unlisted: make([]int64, n), lastAt: make([]int64, n)})
+		s.nodes = append(s.nodes, s.newNode(i))
 	}
 	return s
+}
+
+func (s *sim) newNode(i int) *node {
+	n := s.result.Nodes
+	return &node{n: i, id: nodeID(i), received: make([]int64, n), since: make([]int64, n), incarnation: make([]uint64, n),
+		unlisted: make([]int64, n), lastAt: make([]int64, n)}
 }
 
 func (s *sim) fail(invariant, format string, args ...any) {
@@ -192,6 +211,7 @@ func (s *sim) boot(n *node) {
 	n.running, n.paused = true, false
 	n.drain, n.sick = false, false
 	n.backlog, n.timer = nil, 0
+	n.assemblers = map[membership.NodeID]*membership.Assembler{}
 	incarnation := s.rand.Uint64()
 	n.machine = membership.New(membership.Config{
 		Self: membership.Peer{ID: n.id, Incarnation: incarnation}, Params: s.params,
@@ -242,15 +262,15 @@ func (s *sim) step(n *node, ev membership.Event) {
 			if s.o.Trace {
 				s.traceNote(n, note)
 			}
-			if note.What == membership.NewMap {
+			if note.What == membership.NewMap && n.stranger == 0 {
 				s.result.Maps++
 			}
 		}
 		if a.Map != nil {
-			s.broadcast(n, membership.ReceivedMap{Map: a.Map, From: n.self(), Sequence: a.MapSequence})
+			s.sendMap(n, a.Map, a.MapSequence)
 		}
 		if a.Beacon != nil {
-			s.broadcast(n, membership.Received{Beacon: a.Beacon})
+			s.sendBeacon(n, a.Beacon)
 			follow = membership.Sent{At: local}
 		}
 		if a.PollFlows {
@@ -294,7 +314,7 @@ func (s *sim) apply(n *node, a *membership.Actions) {
 }
 
 func (s *sim) mark(n *node) {
-	if !slices.Contains(s.dirty, n) {
+	if n.stranger == 0 && !slices.Contains(s.dirty, n) {
 		s.dirty = append(s.dirty, n)
 	}
 }
@@ -302,21 +322,6 @@ func (s *sim) mark(n *node) {
 // accepts reports whether a node takes new flows in the buckets that it owns. A
 // paused one does: its kernel goes on until the lease ends.
 func (s *sim) accepts(n *node) bool { return n.running && n.owned > 0 && s.now < n.lease }
-
-func (s *sim) broadcast(from *node, ev membership.Event) {
-	if len(s.records) < 64 && s.rand.IntN(8) == 0 {
-		s.records = append(s.records, recorded{ev, from.n})
-	}
-	for _, to := range s.nodes {
-		if to == from || !to.running || s.cut[from.n][to.n] || s.loss > 0 && s.rand.Float64() < s.loss {
-			continue
-		}
-		s.queue.push(event{at: s.now + s.minDelay + s.rand.Int64N(s.delay), kind: evDeliver, node: to, from: from.n, boot: to.boots, payload: ev})
-		if s.duplicate > 0 && s.rand.Float64() < s.duplicate {
-			s.queue.push(event{at: s.now + s.minDelay + s.rand.Int64N(4*s.delay), kind: evDeliver, node: to, from: from.n, boot: to.boots, payload: ev})
-		}
-	}
-}
 
 func (s *sim) handle(e event) {
 	switch e.kind {
@@ -338,6 +343,11 @@ func (s *sim) handle(e event) {
 	if !n.running || n.boots != e.boot {
 		return
 	}
+	if e.kind == evDeliver {
+		if e.payload = s.read(n, e.payload); e.payload == nil {
+			return
+		}
+	}
 	if n.paused { // what comes in while it sleeps waits in its socket
 		if e.kind != evTick && len(n.backlog) < 256 {
 			n.backlog = append(n.backlog, e.payload)
@@ -353,7 +363,7 @@ func (s *sim) handle(e event) {
 			s.queue.push(event{at: n.timer, kind: evTick, node: n, boot: n.boots})
 		}
 	case evDeliver:
-		if b, ok := e.payload.(membership.Received); ok && e.from >= 0 {
+		if b, ok := e.payload.(membership.Received); ok && n.stranger == 0 && e.from >= 0 && e.from < len(s.nodes) {
 			s.heard(n, e.from, b.Beacon)
 		}
 		s.step(n, e.payload)

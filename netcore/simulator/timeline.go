@@ -3,6 +3,7 @@ package simulator
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -56,6 +57,12 @@ func (s *sim) explain() {
 	for _, n := range s.nodes {
 		s.legend("node %d is %v", n.n, n.id)
 	}
+	for _, n := range s.strangers {
+		s.legend("node %d is %v, of %s", n.n, n.id, strangenessNames[n.stranger])
+	}
+	if s.forger {
+		s.legend("somebody without the key forges frames all the time")
+	}
 }
 
 func (s *sim) trace(format string, args ...any) {
@@ -69,7 +76,7 @@ func (s *sim) trace(format string, args ...any) {
 func (s *sim) numbered(text string) string {
 	if s.names == nil {
 		byID := map[membership.NodeID]string{}
-		for _, n := range s.nodes {
+		for _, n := range slices.Concat(s.nodes, s.strangers) {
 			if twin := byID[n.id]; twin != "" {
 				byID[n.id] = fmt.Sprintf("%s or %d", twin, n.n)
 				continue
