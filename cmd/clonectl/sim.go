@@ -42,9 +42,10 @@ func newSimCmd() *cobra.Command {
 drawn from a seed: frames lost, doubled, late or played back, one-way cables,
 partitions, pauses, crashes, clocks that jump, wrong keys. At every step it checks
 that no two nodes that hear each other accept new flows of a bucket (I3), that
-flows stay with their holders (I5) and that frames without the key have no effect
-(I7), and at the end that every bucket has one owner (I4). It ends at the first
-violation, or at Ctrl-C with the numbers so far.
+flows stay with their holders (I5), that frames without the key have no effect
+(I7), and, when nothing has happened for 2 1/3 detection times, that every bucket
+has one owner (I4). It ends at the first violation, or at Ctrl-C with the numbers
+so far.
 
 One seed is always the same schedule. What was found with --nodes or --weakness
 is replayed with them.

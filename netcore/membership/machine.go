@@ -111,6 +111,7 @@ const (
 	OldMaps                   // any map is adopted, even an older one
 	NoFence                   // not being listed has no effect
 	IgnoreDivergent           // maps that do not follow from each other are no reason to stop
+	SendOnce                  // a map is sent when it is made, and not again
 	NoAuthentication          // frames with a wrong key are taken; not the machine but the simulator leaves it out
 	weaknesses
 )
@@ -118,7 +119,7 @@ const (
 // Weaknesses are all but None, with their names.
 var weaknessNames = [weaknesses]string{
 	"none", "take-at-once", "no-lease", "trust-one-way", "no-listening", "keep-lost", "forget-flows", "never-shared",
-	"old-maps", "no-fence", "ignore-divergent", "no-authentication",
+	"old-maps", "no-fence", "ignore-divergent", "send-once", "no-authentication",
 }
 
 func (w Weakness) String() string {

@@ -484,7 +484,7 @@ func (m *Machine) mapDue(now int64) bool {
 // nextMap is when to send the map.
 func (m *Machine) nextMap(now int64) int64 {
 	next := int64(math.MaxInt64)
-	if m.cur == nil || m.state == Leaving {
+	if m.cur == nil || m.state == Leaving || m.cfg.Weakness == SendOnce && (m.mapSent != 0 || m.cur.Leader != m.self.ID) {
 		return next
 	}
 	interval := int64(m.cfg.Params.Interval)

@@ -21,11 +21,11 @@ func (s *sim) schedule() {
 	s.duplicate = []float64{0, 0, 0.1}[s.rand.IntN(3)]
 	// Long enough for a frame each way, and for the beacon before the first to be
 	// heard.
-	s.grace = int64(s.params.Interval) + 2*(s.minDelay+4*s.delay)
+	s.grace = int64(s.params.Interval) + 2*s.crossing()
 	// Of two machines with one address the others hear now one, now the other,
 	// when frames are lost. The switch would not bring them the right ones either.
-	twins := s.rand.IntN(40) == 0 && len(s.nodes) > 2
-	if twins {
+	s.twins = s.rand.IntN(40) == 0 && len(s.nodes) > 2
+	if s.twins {
 		s.nodes[len(s.nodes)-1].id = s.nodes[0].id
 		s.loss = 0
 	}
@@ -45,20 +45,33 @@ func (s *sim) schedule() {
 			s.at(at, func() { s.boot(n) })
 		}
 	}
-	events := 2 + s.rand.IntN(7)
+	events, apart := 2+s.rand.IntN(7), D
+	sparse := s.rand.IntN(4) == 0
+	if sparse { // mostly one after the other, with quiet in between
+		events, apart = 2+s.rand.IntN(2), 5*D
+	}
 	first := start + 2*D
-	quiet := first + int64(events)*D
+	quiet := first + int64(events)*apart
 	s.quietFrom = quiet
-	for range events {
+	for i := range events {
 		at := first + s.rand.Int64N(quiet-first)
+		if sparse {
+			at = first + int64(i)*apart + s.rand.Int64N(D)
+		}
 		do := s.disturb()
-		if twins {
+		if s.twins {
 			do = s.ask()
 		}
 		s.at(at, do)
 	}
 	s.at(quiet, s.calm)
-	s.end = quiet + 6*D + int64(s.grace)
+	if s.loss > 0 && s.rand.IntN(3) == 0 {
+		s.at(start+s.rand.Int64N(quiet-start), func() { s.setLoss(0) })
+	}
+	s.end = quiet + s.recovery() + 2*D
+	if s.twins {
+		s.end += 2 * D
+	}
 	for t := start + D; t < s.end; t += D / 10 {
 		s.queue.push(event{at: t + s.rand.Int64N(D/10), kind: evArrive})
 	}
@@ -125,17 +138,17 @@ func (s *sim) disturb() func() {
 	case 7:
 		return func() { s.pause(n, s.rand.Int64N(3*D)) }
 	case 8:
-		return func() { s.setCut(n, o, true, false, for_) }
+		return func() { s.setCut(n, o, false, for_) }
 	case 9:
-		return func() { s.setCut(n, o, true, true, for_) }
+		return func() { s.setCut(n, o, true, for_) }
 	case 10: // nothing that it sends is heard, or nothing is heard by it
 		in := s.rand.IntN(2) == 0
 		return func() {
 			for _, p := range s.nodes {
 				if in {
-					s.setCut(p, n, true, false, for_)
+					s.setCut(p, n, false, for_)
 				} else {
-					s.setCut(n, p, true, false, for_)
+					s.setCut(n, p, false, for_)
 				}
 			}
 		}
@@ -150,6 +163,7 @@ func (s *sim) disturb() func() {
 			if n.running {
 				s.trace("node %d: its clock jumps by %.0f ms", n.n, float64(for_)/1e6)
 				s.messy = true
+				s.disturbed()
 				n.lease -= for_
 				n.offset += for_
 				n.next -= for_
@@ -172,6 +186,7 @@ func (s *sim) disturb() func() {
 
 func (s *sim) setDrain(n *node, on bool) {
 	if n.running && !n.paused && n.drain != on {
+		s.disturbed()
 		s.trace("node %d: drain %v", n.n, on)
 		n.drain = on
 		s.step(n, membership.Drain{On: on})
@@ -180,6 +195,7 @@ func (s *sim) setDrain(n *node, on bool) {
 
 func (s *sim) setSick(n *node, on bool) {
 	if n.running && !n.paused && n.sick != on {
+		s.disturbed()
 		s.trace("node %d: sick %v", n.n, on)
 		n.sick = on
 		s.step(n, membership.Health{OK: !on})
@@ -198,6 +214,7 @@ func (s *sim) pause(n *node, d int64) {
 	if !n.running || n.paused {
 		return
 	}
+	s.disturbed()
 	s.trace("node %d sleeps for %.0f ms", n.n, float64(d)/1e6)
 	n.paused, n.pausedAt = true, s.now
 	s.later(d, func() { s.wake(n) })
@@ -211,6 +228,7 @@ func (s *sim) wake(n *node) {
 	if !n.running {
 		return
 	}
+	s.disturbed()
 	s.trace("node %d wakes", n.n)
 	backlog := n.backlog
 	n.backlog = nil
@@ -221,7 +239,7 @@ func (s *sim) wake(n *node) {
 	s.step(n, membership.Tick{})
 }
 
-func (s *sim) setCut(a, b *node, forth, back bool, d int64) {
+func (s *sim) setCut(a, b *node, back bool, d int64) {
 	if a == b {
 		return
 	}
@@ -231,27 +249,39 @@ func (s *sim) setCut(a, b *node, forth, back bool, d int64) {
 	}
 	s.trace("node %d: nothing gets through %s node %d for %.0f ms", a.n, way, b.n, float64(d)/1e6)
 	s.torn = true
-	s.cut[a.n][b.n] = forth
+	s.fault(a, b, 1)
 	if back {
-		s.cut[b.n][a.n] = true
+		s.fault(b, a, 1)
 	}
 	s.later(d, func() {
-		s.cut[a.n][b.n] = false
+		s.fault(a, b, -1)
 		if back {
-			s.cut[b.n][a.n] = false
+			s.fault(b, a, -1)
 		}
 	})
+}
+
+// fault adds a reason why nothing gets from a to b, or (-1) takes it away.
+func (s *sim) fault(a, b *node, more int) {
+	s.disturbed()
+	s.cut[a.n][b.n] += more
+	s.cuts += more
 }
 
 func (s *sim) partition(side []bool, d int64) {
 	s.trace("partition for %.0f ms: nodes %v", float64(d)/1e6, sides(side))
 	s.torn = true
-	for i := range side {
-		for j := range side {
-			s.cut[i][j] = s.cut[i][j] || side[i] != side[j]
+	both := func(more int) {
+		for i, a := range s.nodes {
+			for j, b := range s.nodes {
+				if side[i] != side[j] {
+					s.fault(a, b, more)
+				}
+			}
 		}
 	}
-	s.later(d, s.heal)
+	both(1)
+	s.later(d, func() { both(-1) })
 }
 
 // sides lists who is on which.
@@ -267,19 +297,27 @@ func sides(side []bool) string {
 	return strings.Join(in[0], " ") + " | " + strings.Join(in[1], " ")
 }
 
-func (s *sim) heal() {
-	for i := range s.cut {
-		clear(s.cut[i])
+// setLoss says which share of the frames is lost from now on.
+func (s *sim) setLoss(loss float64) {
+	if s.loss == loss {
+		return
 	}
+	s.disturbed()
+	s.trace("%.3g %% of the frames are lost", 100*loss)
+	s.loss = loss
 }
 
 // replay delivers recorded frames, old and new, to everybody for a while.
 func (s *sim) replay(n *node, d int64) {
 	s.trace("recorded frames are played back for %.0f ms", float64(d)/1e6)
-	until := s.now + d
+	s.disturbed()
+	s.replays++
+	until := min(s.now+d, s.quietFrom)
 	var again func()
 	again = func() {
 		if s.now > until || len(s.records) == 0 {
+			s.disturbed()
+			s.replays--
 			return
 		}
 		r := s.records[s.rand.IntN(len(s.records))]
@@ -296,8 +334,7 @@ func (s *sim) replay(n *node, d int64) {
 // calm ends every disturbance: what is left must come to agree.
 func (s *sim) calm() {
 	s.trace("calm")
-	s.heal()
-	s.loss = 0
+	s.setLoss(0)
 	for _, n := range s.nodes {
 		s.wake(n)
 	}

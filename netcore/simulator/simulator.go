@@ -15,7 +15,8 @@
 //     part of the schedules all frames are written and read, and there is a node of
 //     another cluster, with another key or version, or somebody who forges frames.
 //   - I4 and convergence: when nothing has disturbed the segment for a while,
-//     every bucket has one owner and all go by one map.
+//     every bucket has one owner, at every step until the next disturbance, and all go
+//     by one map.
 //
 // Two nodes hear each other when each has received a beacon of the other that
 // lists it within a lease, and has done so for as long as it takes to tell each
@@ -73,11 +74,10 @@ func Run(o Options) Result {
 		if s.now = e.at; s.result.Steps > most {
 			s.fail("liveness", "the machines do not come to rest: more than %d steps", most)
 		}
+		s.verifyOwners() // a lease may have ended
 		s.handle(e)
 		s.verify()
-	}
-	if s.result.Violation == "" {
-		s.converged()
+		s.verifyOwners()
 	}
 	return s.result
 }
@@ -98,13 +98,19 @@ type sim struct {
 
 	loss, duplicate float64
 	minDelay, delay int64
-	cut             [][]bool // from, to
+	cut             [][]int // from, to: by how many faults
+	cuts            int     // all of them
+	replays         int     // under way
+	disturbedAt     int64
+	recount         bool // who owns what has changed
+	twins           bool // two machines have one address
 	flows           []*flow
 	records         []recorded // what an eavesdropper has kept
 	grace           int64
 	quietFrom       int64
 	result          Result
 	names           *strings.Replacer // of the timeline
+	said            map[string]bool   // in it, and not to be repeated
 	dirty           []*node           // whose acceptance has grown since the last check
 	recheckAt       int64
 	checkFlows      bool
@@ -158,7 +164,7 @@ func nodeID(n int) membership.NodeID {
 }
 
 func newSim(o Options) *sim {
-	s := &sim{o: o, rand: rand.New(rand.NewPCG(o.Seed, 0x636c6f6e65)), now: int64(time.Second)}
+	s := &sim{o: o, rand: rand.New(rand.NewPCG(o.Seed, 0x636c6f6e65)), now: int64(time.Second), said: map[string]bool{}}
 	n := o.Nodes
 	if n == 0 {
 		switch p := s.rand.IntN(1000); {
@@ -173,9 +179,9 @@ func newSim(o Options) *sim {
 		}
 	}
 	s.result = Result{Seed: o.Seed, Nodes: n}
-	s.cut = make([][]bool, n)
+	s.cut = make([][]int, n)
 	for i := range n {
-		s.cut[i] = make([]bool, n)
+		s.cut[i] = make([]int, n)
 		s.nodes = append(s.nodes, s.newNode(i))
 	}
 	return s
@@ -207,6 +213,9 @@ func (s *sim) boot(n *node) {
 	if n.running {
 		return
 	}
+	if n.stranger == 0 {
+		s.disturbed()
+	}
 	n.boots++
 	n.running, n.paused = true, false
 	n.drain, n.sick = false, false
@@ -237,7 +246,8 @@ func (s *sim) held(n *node) (b membership.Bits) {
 // crash ends the engine; the kernel and its flows stay.
 func (s *sim) crash(n *node) {
 	if n.running {
-		n.running = false
+		s.disturbed()
+		n.running, n.owned = false, 0
 		s.trace("node %d: engine crashes", n.n)
 	}
 }
@@ -245,9 +255,10 @@ func (s *sim) crash(n *node) {
 // die ends the machine and its flows.
 func (s *sim) die(n *node) {
 	if n.running {
+		s.disturbed()
 		s.trace("node %d dies", n.n)
 	}
-	n.running = false
+	n.running, n.owned = false, 0
 	s.flows = slices.DeleteFunc(s.flows, func(f *flow) bool { return f.holder == n })
 }
 
@@ -298,7 +309,7 @@ func (s *sim) apply(n *node, a *membership.Actions) {
 				n.owned++
 			}
 		}
-		s.checkFlows = true
+		s.checkFlows, s.recount = true, true
 		s.mark(n)
 		s.traceTable(n)
 	}
@@ -332,6 +343,7 @@ func (s *sim) handle(e event) {
 		s.arrive()
 		return
 	case evEnd:
+		s.converged()
 		s.over = true
 		return
 	case evTick:
@@ -524,62 +536,6 @@ func (s *sim) arrive() {
 			s.flows = slices.Delete(s.flows, i, i+1)
 		}
 	}})
-}
-
-// converged checks at the end of the quiet time that every bucket has one owner
-// and that all go by one map.
-func (s *sim) converged() {
-	s.over = false
-	var running []*node
-	willing := 0
-	for _, n := range s.nodes {
-		if n.running {
-			running = append(running, n)
-			if !n.drain {
-				willing++
-			}
-		}
-	}
-	if len(running) == 0 {
-		return
-	}
-	var owners [filter.Buckets]int
-	for _, n := range running {
-		v := n.machine.View()
-		switch {
-		case v.State == membership.Listening && s.twinOf(n) != nil:
-			continue
-		case !v.Agreed:
-			s.fail("I4", "node %d does not agree with the others: %v", n.n, n.machine)
-			return
-		case v.Map != running[0].machine.View().Map && s.twinOf(running[0]) == nil:
-			s.fail("I4", "nodes %d and %d go by different maps", running[0].n, n.n)
-			return
-		}
-		if !s.accepts(n) {
-			if n.owned > 0 {
-				s.fail("I4", "node %d owns %d buckets and accepts nothing: %v", n.n, n.owned, n.machine)
-				return
-			}
-			continue
-		}
-		if n.drain && willing > 0 {
-			s.fail("I4", "node %d drains and still owns %d buckets", n.n, n.owned)
-			return
-		}
-		for b, state := range n.table {
-			if state.Owned() {
-				owners[b]++
-			}
-		}
-	}
-	for b, count := range owners {
-		if count != 1 {
-			s.fail("I4", "bucket %d has %d owners", b, count)
-			return
-		}
-	}
-	s.over = true
 }
 
 // twinOf gives another running node with the same address.

@@ -52,7 +52,7 @@ func (s *sim) explain() {
 	p := s.params
 	s.legend("schedule of seed %d, weakness %v", s.o.Seed, s.o.Weakness)
 	s.legend("detection time %v: a beacon every %v, a lease of %v", p.Dead, p.Interval.Round(time.Microsecond), p.Lease)
-	s.legend("a frame takes %s to %s; %.3g %% are lost until it is calm, %.3g %% come twice",
+	s.legend("a frame takes %s to %s; at first %.3g %% are lost, %.3g %% come twice",
 		ms(s.minDelay), ms(s.minDelay+s.delay), 100*s.loss, 100*s.duplicate)
 	for _, n := range s.nodes {
 		s.legend("node %d is %v", n.n, n.id)
@@ -102,7 +102,14 @@ func (s *sim) traceNote(n *node, note membership.Note) {
 	case note.Peer != n.self():
 		text += fmt.Sprintf(": %v", note.Peer.ID)
 	}
-	s.trace("node %d: %s", n.n, text)
+	text = fmt.Sprintf("node %d: %s", n.n, text)
+	if note.What.Refused() { // each is said once, since some come with every frame
+		if s.said[text] {
+			return
+		}
+		s.said[text] = true
+	}
+	s.trace("%s", text)
 }
 
 // traceTable tells of what a node takes and gives up.

@@ -118,7 +118,7 @@ func (s *sim) broadcast(from *node, said membership.Event, payload any) {
 		s.records = append(s.records, recorded{said, payload})
 	}
 	for _, to := range s.nodes {
-		if to != from && (from.stranger != 0 || !s.cut[from.n][to.n]) {
+		if to != from && (from.stranger != 0 || s.cut[from.n][to.n] == 0) {
 			s.deliver(from.n, to, payload)
 		}
 	}
