@@ -44,8 +44,8 @@ partitions, pauses, crashes, clocks that jump, wrong keys. At every step it chec
 that no two nodes that hear each other accept new flows of a bucket (I3), that
 flows stay with their holders (I5), that frames without the key have no effect
 (I7), and, when nothing has happened for 2 1/3 detection times, that every bucket
-has one owner (I4). It ends at the first violation, or at Ctrl-C with the numbers
-so far.
+has one owner (I4), who resets what the dead have left (I6). It ends at the first
+violation, or at Ctrl-C with the numbers so far.
 
 One seed is always the same schedule. What was found with --nodes or --weakness
 is replayed with them.

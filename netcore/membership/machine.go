@@ -112,6 +112,7 @@ const (
 	NoFence                   // not being listed has no effect
 	IgnoreDivergent           // maps that do not follow from each other are no reason to stop
 	SendOnce                  // a map is sent when it is made, and not again
+	KeepQuarantine            // the quarantine of a dead node's buckets goes on
 	NoAuthentication          // frames with a wrong key are taken; not the machine but the simulator leaves it out
 	weaknesses
 )
@@ -119,7 +120,7 @@ const (
 // Weaknesses are all but None, with their names.
 var weaknessNames = [weaknesses]string{
 	"none", "take-at-once", "no-lease", "trust-one-way", "no-listening", "keep-lost", "forget-flows", "never-shared",
-	"old-maps", "no-fence", "ignore-divergent", "send-once", "no-authentication",
+	"old-maps", "no-fence", "ignore-divergent", "send-once", "keep-quarantine", "no-authentication",
 }
 
 func (w Weakness) String() string {
@@ -192,9 +193,10 @@ type Actions struct {
 	// Map is to be sent to the group; its first frame has number MapSequence.
 	Map         *Map
 	MapSequence uint64
-	PollFlows   bool  // look up the flows and answer with FlowsSeen
-	Announce    bool  // the node owns buckets after it owned none
-	Next        int64 // Tick is due then
+	MapUnicast  []NodeID // and to these, which do not seem to hear the group and lack it
+	PollFlows   bool     // look up the flows and answer with FlowsSeen
+	Announce    bool     // the node owns buckets after it owned none
+	Next        int64    // Tick is due then
 	Notes       []Note
 }
 
@@ -461,6 +463,7 @@ func (m *Machine) take(ev Event, now int64, a *Actions) (urgent bool) {
 		}
 	case Rename:
 		m.self = ev.Self
+		m.myIndex = oldIndex(m.cur, m.self.ID) // what the map gives to the former id is lost
 		m.renew(now)
 	case Health:
 		urgent = m.sick == ev.OK
@@ -1050,7 +1053,7 @@ func (m *Machine) settle(a *Actions) {
 			continue
 		}
 		m.set(b, filter.Settled)
-		if m.orphaned.Has(b) {
+		if m.orphaned.Has(b) && m.cfg.Weakness != KeepQuarantine {
 			a.EndQuarantine = append(a.EndQuarantine, b)
 			m.orphaned.Clear(b)
 		}
@@ -1170,12 +1173,17 @@ func (m *Machine) publish(now int64, urgent bool, a *Actions) {
 	}
 	if now >= m.nextBeacon() || urgent {
 		m.lastTried, m.soon = now, false
-		a.Beacon = m.beacon(now, a)
+		a.Beacon = m.beacon(now)
+		a.Unicast = m.apart(now, func(*peer) bool { return true })
 	}
 	if m.mapDue(now) {
 		m.mapSent = now
 		a.Map, a.MapSequence = m.cur, m.sequence+1
 		m.sequence += uint64(MapFrames(len(m.cur.Members)))
+		// Not at once: in large clusters that would be much for nothing.
+		if now-m.adopted >= int64(m.cfg.Params.Interval) {
+			a.MapUnicast = m.apart(now, func(p *peer) bool { return p.mapID.Compare(m.cur.MapID) < 0 })
+		}
 	}
 	a.Next = min(m.nextBeacon(), m.nextPoll(), m.nextExpiry(now), m.nextMap(now), m.nextLook)
 	if m.state == Listening && now < m.listenUntil {
@@ -1220,7 +1228,7 @@ func (m *Machine) nextExpiry(now int64) int64 {
 	return max(next, now+1)
 }
 
-func (m *Machine) beacon(now int64, a *Actions) *Beacon {
+func (m *Machine) beacon(now int64) *Beacon {
 	m.sequence++
 	b := &Beacon{
 		Peer: m.self, Sequence: m.sequence, State: m.state, Sick: m.sick, HeldKnown: m.heldKnown, Held: m.held,
@@ -1237,17 +1245,24 @@ func (m *Machine) beacon(now int64, a *Actions) *Beacon {
 			if !p.listsMe {
 				p.alone = now + unicastFor*int64(m.cfg.Params.Dead)
 			}
-			if now < p.alone {
-				a.Unicast = append(a.Unicast, p.ID)
-			}
 		}
 	}
 	if m.twin != nil {
 		b.Heard = append(b.Heard, m.twin.Tag())
 	}
 	slices.Sort(b.Heard)
-	slices.SortFunc(a.Unicast, NodeID.Compare)
 	return b
+}
+
+// apart gives the peers, by id, that may be behind a switch that filters multicast and
+// for which that holds.
+func (m *Machine) apart(now int64, that func(*peer) bool) (ids []NodeID) {
+	for _, p := range m.all {
+		if p.listed && now < p.alone && that(p) {
+			ids = append(ids, p.ID)
+		}
+	}
+	return ids
 }
 
 func (a *Actions) note(what NoteKind, p Peer) { a.Notes = append(a.Notes, Note{What: what, Peer: p}) }

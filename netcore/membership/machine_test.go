@@ -30,6 +30,8 @@ type segment struct {
 	nodes  []*station
 	flight []arrival // in the order of sending
 	cut    map[[2]int]bool
+	// filtered is the node that does not get what is sent to the group; 0: none.
+	filtered int
 	// torn: nodes that do not hear each other cannot keep out of each other's way.
 	torn bool
 	// each, if set, is called after every step.
@@ -110,11 +112,11 @@ func (st *station) step(ev Event) {
 		}
 		if a.Map != nil {
 			st.made = append(st.made, a.Map)
-			st.send(ReceivedMap{a.Map, st.Self(), a.MapSequence})
+			st.send(ReceivedMap{a.Map, st.Self(), a.MapSequence}, a.MapUnicast)
 		}
 		if a.Beacon != nil {
 			st.said, st.alone = append(st.said, a.Beacon), append(st.alone, a.Unicast...)
-			st.send(Received{a.Beacon})
+			st.send(Received{a.Beacon}, a.Unicast)
 			ev = Sent{st.seg.now}
 		}
 		if a.PollFlows {
@@ -124,9 +126,10 @@ func (st *station) step(ev Event) {
 	st.seg.check()
 }
 
-func (st *station) send(ev Event) {
+func (st *station) send(ev Event, besides []NodeID) {
 	for _, to := range st.seg.nodes {
-		if to != st && !st.seg.cut[[2]int{st.n, to.n}] {
+		reached := to.n != st.seg.filtered || slices.Contains(besides, to.Self().ID)
+		if to != st && reached && !st.seg.cut[[2]int{st.n, to.n}] {
 			st.seg.flight = append(st.seg.flight, arrival{st.seg.now + st.seg.delay, to, ev})
 		}
 	}
@@ -1023,6 +1026,16 @@ func TestFoundLate(t *testing.T) {
 	s.want(342, 341, 341)
 }
 
+// TestFiltered: the switch keeps what is sent to the group from a node that starts. What
+// is sent to it alone is enough for it to take part.
+func TestFiltered(t *testing.T) {
+	s, _ := cluster(t, 2)
+	s.filtered = 3
+	s.start(3)
+	s.run(time.Duration(4 * dead))
+	s.want(342, 341, 341)
+}
+
 // TestDeaf: node 3 hears nobody, and is heard. It cannot know that it is not
 // alone; the others go on without it.
 func TestDeaf(t *testing.T) {
@@ -1439,6 +1452,9 @@ func TestRename(t *testing.T) {
 	n[0].step(Rename{Peer{mac(3), 5}})
 	if n[0].Self().ID != mac(3) || n[0].accepting() > 0 || n[0].State() != Listening {
 		t.Errorf("it is %v, %v, and accepts new flows of %d buckets", n[0].Self(), n[0].State(), n[0].accepting())
+	}
+	if n[0].myIndex != Nobody {
+		t.Error("it takes what the map gives to its former address for its own")
 	}
 	s.run(5 * time.Second)
 	if n[0].accepting() != 512 || n[1].accepting() != 512 || n[1].noted(Lost) != 1 {

@@ -1,6 +1,9 @@
 package simulator
 
 import (
+	"slices"
+	"time"
+
 	"clonecluster/netcore/filter"
 	"clonecluster/netcore/membership"
 )
@@ -45,22 +48,38 @@ func (s *sim) sleeping() bool {
 // verifyOwners checks in quiet times that every bucket has one owner, which accepts new
 // flows (I4).
 func (s *sim) verifyOwners() {
-	if s.over || s.twins || !s.undisturbed() {
+	if s.over || s.twins || s.now <= s.handedOver || !s.undisturbed() {
 		return
 	}
-	anybody := false
 	for _, n := range s.nodes {
 		if n.owned > 0 && !s.accepts(n) {
 			s.fail("I4", "node %d owns %d buckets and accepts nothing", n.n, n.owned)
 			return
 		}
-		anybody = anybody || n.running
 	}
-	if !s.recount || !anybody {
-		return
+	if s.recount {
+		s.recount = false
+		s.countOwners()
 	}
-	s.recount = false
-	s.countOwners()
+}
+
+// able reports whether a node can serve.
+func (n *node) able() bool { return n.running && !n.stopping && !n.linkDown }
+
+// wanted is how many owners each bucket must have.
+func (s *sim) wanted() int {
+	any, serving, well := false, false, false
+	for _, n := range s.nodes {
+		if n.able() {
+			any = true
+			serving = serving || !n.drain
+			well = well || !n.drain && !n.sick
+		}
+	}
+	if !any || s.policy.StopWhenSick && serving && !well {
+		return 0
+	}
+	return 1
 }
 
 func (s *sim) countOwners() {
@@ -75,8 +94,9 @@ func (s *sim) countOwners() {
 			}
 		}
 	}
+	want := s.wanted()
 	for b, count := range owners {
-		if count != 1 {
+		if count != want {
 			s.fail("I4", "bucket %d has %d owners %.2f detection times after the last disturbance", b, count,
 				float64(s.now-s.disturbedAt)/float64(s.params.Dead))
 			return
@@ -84,26 +104,17 @@ func (s *sim) countOwners() {
 	}
 }
 
-// converged checks after a quiet time that all go by one map, and that who shall own
-// nothing does not.
+// converged checks after a quiet time that all go by one map, that everybody has its
+// share, and that nothing is left of flows that are over.
 func (s *sim) converged() {
-	if s.over {
+	if s.over || s.now <= s.handedOver {
 		return
 	}
-	var running []*node
-	willing := 0
+	var first *node
 	for _, n := range s.nodes {
-		if n.running {
-			running = append(running, n)
-			if !n.drain {
-				willing++
-			}
+		if !n.able() {
+			continue
 		}
-	}
-	if len(running) == 0 {
-		return
-	}
-	for _, n := range running {
 		v := n.machine.View()
 		switch {
 		case v.State == membership.Listening && s.twinOf(n) != nil:
@@ -111,16 +122,89 @@ func (s *sim) converged() {
 		case !v.Agreed:
 			s.fail("I4", "node %d does not agree with the others: %v", n.n, n.machine)
 			return
-		case v.Map != running[0].machine.View().Map && s.twinOf(running[0]) == nil:
-			s.fail("I4", "nodes %d and %d go by different maps", running[0].n, n.n)
+		case first != nil && v.Map != first.machine.View().Map && s.twinOf(first) == nil:
+			s.fail("I4", "nodes %d and %d go by different maps", first.n, n.n)
 			return
 		case n.owned > 0 && !s.accepts(n):
 			s.fail("I4", "node %d owns %d buckets and accepts nothing: %v", n.n, n.owned, n.machine)
 			return
-		case n.owned > 0 && n.drain && willing > 0:
-			s.fail("I4", "node %d drains and still owns %d buckets", n.n, n.owned)
-			return
+		case first == nil:
+			first = n
 		}
 	}
 	s.countOwners()
+	s.verifyShares()
+	s.verifyEnded()
+}
+
+// verifyShares checks that nobody has buckets who should not, and that the others have
+// as many as their weights say.
+func (s *sim) verifyShares() {
+	owner := slices.IndexFunc(s.nodes, func(n *node) bool { return n.owned > 0 })
+	if owner < 0 || s.twins {
+		return
+	}
+	var groups [3][]*node // of those only the first that is not empty
+	for _, n := range s.nodes {
+		switch {
+		case n.rules != s.nodes[owner].rules || !n.able():
+		case n.drain:
+			groups[2] = append(groups[2], n)
+		case n.sick:
+			groups[1] = append(groups[1], n)
+		default:
+			groups[0] = append(groups[0], n)
+		}
+	}
+	var chosen []*node
+	for i := 0; len(chosen) == 0; i++ {
+		chosen = groups[i]
+	}
+	total := 0
+	for _, n := range chosen {
+		total += n.weight
+	}
+	for _, n := range s.nodes {
+		share := 0.0
+		switch {
+		case !slices.Contains(chosen, n):
+		case s.policy.Balance == membership.Load:
+			continue
+		default:
+			share = filter.Buckets * float64(n.weight) / float64(total)
+		}
+		if off := float64(n.owned) - share; off <= -1 || off >= 1 {
+			s.fail("I4", "node %d has %d buckets, and should have %.1f", n.n, n.owned, share)
+		}
+	}
+}
+
+// verifyEnded checks what is left of flows that are over: where nobody else holds any,
+// no bucket is Shared, and none is quarantined because of somebody who has died (I6).
+func (s *sim) verifyEnded() {
+	// Holders look once a second.
+	long := int64(time.Second) + int64(s.params.Interval) + s.crossing()
+	over := func(n *node, b int) bool {
+		return s.now-s.ended[b] > long && !slices.ContainsFunc(s.flows, func(f *flow) bool { return f.bucket == b && f.holder != n && f.holder.running })
+	}
+	for _, n := range s.nodes {
+		if !s.accepts(n) || s.twins {
+			continue
+		}
+		for b, state := range n.table {
+			if state == filter.Shared && s.now > s.handedOver+long && over(n, b) {
+				s.fail("I6", "bucket %d of node %d is shared, though nobody else holds flows in it", b, n.n)
+				return
+			}
+		}
+		for _, o := range s.orphans {
+			q := n.quarantine[o.bucket]
+			if n.table[o.bucket].Owned() && slices.Contains(o.by, n) && over(n, o.bucket) &&
+				n.ownedSince[o.bucket] <= o.died && q.from <= o.died && q.until > s.now {
+				s.fail("I6", "node %d swallows the RST for flows in bucket %d, whose holder died %.1f ms ago", n.n, o.bucket, float64(s.now-o.died)/1e6)
+				return
+			}
+		}
+	}
+	s.orphans = s.orphans[:0]
 }

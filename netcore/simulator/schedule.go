@@ -1,6 +1,7 @@
 package simulator
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,6 +30,7 @@ func (s *sim) schedule() {
 		s.nodes[len(s.nodes)-1].id = s.nodes[0].id
 		s.loss = 0
 	}
+	s.configure()
 	s.prepareFrames()
 	if s.forger {
 		s.at(s.now, s.forge)
@@ -64,6 +66,11 @@ func (s *sim) schedule() {
 		}
 		s.at(at, do)
 	}
+	if s.policy.Balance == membership.Load {
+		for t := start; t < quiet+s.recovery(); t += D / 2 {
+			s.at(t, s.load)
+		}
+	}
 	s.at(quiet, s.calm)
 	if s.loss > 0 && s.rand.IntN(3) == 0 {
 		s.at(start+s.rand.Int64N(quiet-start), func() { s.setLoss(0) })
@@ -76,6 +83,37 @@ func (s *sim) schedule() {
 		s.queue.push(event{at: t + s.rand.Int64N(D/10), kind: evArrive})
 	}
 	s.queue.push(event{at: s.end, kind: evEnd})
+}
+
+// configure draws what the nodes are configured with.
+func (s *sim) configure() {
+	s.copies = s.rand.IntN(10) == 0
+	s.policy.Moves = 32
+	if s.rand.IntN(10) == 0 && !s.twins { // the lower twin may lag behind
+		s.policy.Balance = membership.Load
+	}
+	s.policy.StopWhenSick = s.rand.IntN(8) == 0
+	if s.rand.IntN(4) == 0 {
+		for _, n := range s.nodes {
+			n.weight = s.someWeight()
+		}
+	}
+	// Who does not get the group's frames gets maps late, too late for those that
+	// follow each other.
+	if s.rand.IntN(20) == 0 && !s.twins && s.policy.Balance != membership.Load {
+		s.any().filtered = true
+	}
+}
+
+func (s *sim) someWeight() int { return []int{1, 50, 100, 100, 300, 1000}[s.rand.IntN(6)] }
+
+// load lets some nodes measure how busy they are.
+func (s *sim) load() {
+	for _, n := range s.nodes {
+		if n.running && !n.paused && s.rand.IntN(2) == 0 {
+			s.step(n, membership.LoadSeen{Busy: uint16(s.rand.IntN(1001)), Flows: uint32(s.rand.IntN(1000))})
+		}
+	}
 }
 
 func (s *sim) at(t int64, do func()) { s.queue.push(event{at: t, kind: evDo, do: do}) }
@@ -105,7 +143,7 @@ func (s *sim) disturb() func() {
 	D := int64(s.params.Dead)
 	n, o := s.any(), s.any()
 	for_ := s.rand.Int64N(4 * D)
-	switch s.rand.IntN(15) {
+	switch s.rand.IntN(21) {
 	case 0: // starts, or restarts after a crash of the engine
 		return func() {
 			s.crash(n)
@@ -119,10 +157,7 @@ func (s *sim) disturb() func() {
 	case 3: // for good
 		return func() { s.die(n) }
 	case 4: // graceful end
-		return func() {
-			s.setDrain(n, true)
-			s.at(s.now+D, func() { s.leave(n) })
-		}
+		return func() { s.retire(n) }
 	case 5, 6: // of several at once
 		several := []*node{n, o, s.any()}
 		return func() {
@@ -176,6 +211,47 @@ func (s *sim) disturb() func() {
 		}
 	case 13: // somebody plays back what he has recorded
 		return func() { s.replay(n, for_) }
+	case 14: // its cable is pulled out, and put back
+		return func() {
+			s.setLink(n, false)
+			s.later(for_, func() { s.setLink(n, true) })
+		}
+	case 15: // another NIC, or the administrator has given it another address
+		return func() { s.rename(n) }
+	case 16:
+		weight := s.someWeight()
+		return func() {
+			s.crash(n)
+			s.trace("node %d will have weight %d", n.n, weight)
+			n.weight = weight
+			s.later(for_/8, func() { s.boot(n) })
+		}
+	case 17: // for nodes with different rules only one policy is simple
+		if s.policy.StopWhenSick {
+			return s.ask()
+		}
+		return func() {
+			s.crash(n)
+			s.trace("node %d will have other rules", n.n)
+			n.rules = 3 - n.rules
+			s.later(for_/8, func() { s.boot(n) })
+		}
+	case 18: // the switch believes that it does not want the group's frames
+		return func() {
+			s.setFiltered(n, true)
+			s.later(for_, func() { s.setFiltered(n, false) })
+		}
+	case 19: // the services of all fail
+		return func() {
+			for _, n := range s.nodes {
+				s.setSick(n, true)
+			}
+			s.later(for_, func() {
+				for _, n := range s.nodes {
+					s.setSick(n, false)
+				}
+			})
+		}
 	default:
 		return func() {
 			s.setSick(n, true)
@@ -202,11 +278,78 @@ func (s *sim) setSick(n *node, on bool) {
 	}
 }
 
-func (s *sim) leave(n *node) {
-	if n.running && !n.paused && n.drain {
+// retire ends a node as membership.Node.Leave does.
+func (s *sim) retire(n *node) {
+	D := int64(s.params.Dead)
+	s.setDrain(n, true)
+	boots := n.boots
+	still := func() bool { return n.running && !n.paused && n.boots == boots }
+	s.later(s.rand.Int64N(2*D), func() {
+		if !still() {
+			return
+		}
+		s.disturbed()
+		s.trace("node %d stops", n.n)
+		n.stopping = true
+		s.step(n, membership.Stop{})
+	})
+	s.later(2*D+s.rand.Int64N(3*D), func() {
+		if !still() {
+			return
+		}
+		s.disturbed()
 		s.trace("node %d leaves", n.n)
-		s.step(n, membership.Leave{})
+		n.stopping = true
+		for range 3 {
+			s.step(n, membership.Leave{})
+		}
 		s.die(n)
+	})
+}
+
+func (s *sim) setLink(n *node, up bool) {
+	if n.linkDown == !up {
+		return
+	}
+	s.disturbed()
+	s.torn = true
+	s.trace("node %d: link %v", n.n, up)
+	n.linkDown = !up
+	s.tellLink(n)
+}
+
+func (s *sim) tellLink(n *node) {
+	if n.running && !n.paused && n.saidDown != n.linkDown {
+		n.saidDown = n.linkDown
+		s.step(n, membership.Carrier{Up: !n.linkDown})
+	}
+}
+
+// setFiltered begins or ends filtering for one node. Two of those could not find each
+// other.
+func (s *sim) setFiltered(n *node, on bool) {
+	if s.policy.Balance == membership.Load || n.filtered == on || on && slices.ContainsFunc(s.nodes, func(o *node) bool { return o.filtered }) {
+		return
+	}
+	s.disturbed()
+	s.trace("node %d: multicast filtered %v", n.n, on)
+	n.filtered = on
+}
+
+// rename gives a node another wire MAC.
+func (s *sim) rename(n *node) {
+	if n.paused || s.twinOf(n) != nil {
+		return
+	}
+	s.disturbed()
+	s.renamed++
+	n.former = append(n.former, n.id)
+	n.id = nodeID(n.n)
+	n.id[3], n.id[4] = byte(0x70+s.rand.IntN(16)), byte(s.renamed)
+	s.names = nil
+	s.trace("node %d gets another wire MAC", n.n)
+	if n.running {
+		s.step(n, membership.Rename{Self: membership.Peer{ID: n.id, Incarnation: s.rand.Uint64()}})
 	}
 }
 
@@ -237,6 +380,7 @@ func (s *sim) wake(n *node) {
 		s.step(n, ev)
 	}
 	s.step(n, membership.Tick{})
+	s.tellLink(n)
 }
 
 func (s *sim) setCut(a, b *node, back bool, d int64) {

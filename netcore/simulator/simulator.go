@@ -1,7 +1,8 @@
 // Package simulator runs many nodes' membership machines over a simulated
 // segment, under schedules drawn from a seed: loss, duplication, reordering,
 // delay, one-way cables, partitions, pauses, crashes, restarts, clocks that jump,
-// frames recorded and played back, frames with wrong keys, and two machines with one
+// frames recorded and played back, frames with wrong keys, other
+// rules, weights and wire MACs, a switch that filters multicast, and two machines with one
 // address. It checks
 // the invariants at every step. One seed is one schedule, always the same.
 //
@@ -11,6 +12,8 @@
 //     do two of which one has been told that the other does not hear it, or sleeps.
 //   - I5: while a flow's holder lives, the holder takes its segments, and no
 //     other node that hears it would reset them.
+//   - I6: in quiet times a bucket is Shared only if somebody else holds flows in it,
+//     and the quarantine of buckets whose flows' holder has died is over.
 //   - I7: a frame is taken if and only if somebody has sent it who has the key. In a
 //     part of the schedules all frames are written and read, and there is a node of
 //     another cluster, with another key or version, or somebody who forges frames.
@@ -51,7 +54,7 @@ type Result struct {
 	Seed      uint64   `json:"seed"`
 	Nodes     int      `json:"nodes"`
 	Violation string   `json:"violation,omitempty"` // empty: all held
-	Invariant string   `json:"invariant,omitempty"` // "I3", "I4", "I5" or "I7"
+	Invariant string   `json:"invariant,omitempty"` // "I3" to "I7"
 	At        float64  `json:"at_seconds,omitempty"`
 	Accepted  int      `json:"accepted"` // connections
 	Refused   int      `json:"refused"`  // attempts that nobody took
@@ -104,16 +107,24 @@ type sim struct {
 	disturbedAt     int64
 	recount         bool // who owns what has changed
 	twins           bool // two machines have one address
-	flows           []*flow
-	records         []recorded // what an eavesdropper has kept
-	grace           int64
-	quietFrom       int64
-	result          Result
-	names           *strings.Replacer // of the timeline
-	said            map[string]bool   // in it, and not to be repeated
-	dirty           []*node           // whose acceptance has grown since the last check
-	recheckAt       int64
-	checkFlows      bool
+	policy          membership.Policy
+	// copies: what is sent to nodes alone reaches all of them, not only those that it is
+	// for. Many are sent.
+	copies     bool
+	renamed    int                   // how often a node got another wire MAC
+	handedOver int64                 // until then a map that was made for load may be on its way
+	ended      [filter.Buckets]int64 // when last a flow ended whose holder lived
+	orphans    []orphan
+	flows      []*flow
+	records    []recorded // what an eavesdropper has kept
+	grace      int64
+	quietFrom  int64
+	result     Result
+	names      *strings.Replacer // of the timeline
+	said       map[string]bool   // in it, and not to be repeated
+	dirty      []*node           // whose acceptance has grown since the last check
+	recheckAt  int64
+	checkFlows bool
 	// messy: frames are lost or clocks jump, so that what a node has not heard in
 	// time may have been said.
 	messy bool
@@ -135,6 +146,15 @@ type node struct {
 	timer       int64 // when the pending tick fires; 0: none
 	next        int64
 	drain, sick bool
+	stopping    bool // it has been told to own nothing any more
+	weight      int
+	rules       uint64
+	former      []membership.NodeID // its wire MACs before
+	// linkDown: its cable is out; saidDown: its engine knows.
+	linkDown, saidDown bool
+	filtered           bool // the switch keeps the group's frames from it
+	quarantine         [filter.Buckets]quarantine
+	ownedSince         [filter.Buckets]int64
 	// received[j] is when a beacon of node j was last taken, since when they have
 	// come without a gap.
 	received, since []int64
@@ -148,9 +168,19 @@ type node struct {
 	assemblers       map[membership.NodeID]*membership.Assembler
 }
 
+// quarantine is when a bucket's began, and ends.
+type quarantine struct{ from, until int64 }
+
 type flow struct {
 	holder *node
 	bucket int
+}
+
+// orphan is a flow whose holder has died.
+type orphan struct {
+	bucket int
+	died   int64
+	by     []*node // that heard the holder, and it them
 }
 
 // recorded is what somebody has said, and how that was on the wire.
@@ -189,7 +219,7 @@ func newSim(o Options) *sim {
 
 func (s *sim) newNode(i int) *node {
 	n := s.result.Nodes
-	return &node{n: i, id: nodeID(i), received: make([]int64, n), since: make([]int64, n), incarnation: make([]uint64, n),
+	return &node{n: i, id: nodeID(i), weight: 100, rules: 1, received: make([]int64, n), since: make([]int64, n), incarnation: make([]uint64, n),
 		unlisted: make([]int64, n), lastAt: make([]int64, n)}
 }
 
@@ -218,13 +248,14 @@ func (s *sim) boot(n *node) {
 	}
 	n.boots++
 	n.running, n.paused = true, false
-	n.drain, n.sick = false, false
+	n.drain, n.sick, n.stopping, n.saidDown = false, false, false, false
+	n.quarantine = [filter.Buckets]quarantine{}
 	n.backlog, n.timer = nil, 0
 	n.assemblers = map[membership.NodeID]*membership.Assembler{}
 	incarnation := s.rand.Uint64()
 	n.machine = membership.New(membership.Config{
 		Self: membership.Peer{ID: n.id, Incarnation: incarnation}, Params: s.params,
-		Policy: membership.Policy{Moves: 32}, Weight: 100, Rules: 1, Flows: s.held(n), Weakness: s.o.Weakness,
+		Policy: s.policy, Weight: n.weight, Rules: n.rules, Flows: s.held(n), Weakness: s.o.Weakness,
 	}, s.now+n.offset)
 	n.table, n.lease, n.owned = n.machine.Table(), 0, 0
 	for j := range n.received {
@@ -232,6 +263,7 @@ func (s *sim) boot(n *node) {
 	}
 	s.trace("node %d starts", n.n)
 	s.step(n, membership.Tick{})
+	s.tellLink(n)
 }
 
 func (s *sim) held(n *node) (b membership.Bits) {
@@ -254,11 +286,22 @@ func (s *sim) crash(n *node) {
 
 // die ends the machine and its flows.
 func (s *sim) die(n *node) {
+	var by []*node
 	if n.running {
 		s.disturbed()
 		s.trace("node %d dies", n.n)
+		for _, o := range s.nodes {
+			if o != n && s.connected(o, n) {
+				by = append(by, o)
+			}
+		}
 	}
 	n.running, n.owned = false, 0
+	for _, f := range s.flows {
+		if f.holder == n {
+			s.orphans = append(s.orphans, orphan{f.bucket, s.now, by})
+		}
+	}
 	s.flows = slices.DeleteFunc(s.flows, func(f *flow) bool { return f.holder == n })
 }
 
@@ -275,14 +318,19 @@ func (s *sim) step(n *node, ev membership.Event) {
 			}
 			if note.What == membership.NewMap && n.stranger == 0 {
 				s.result.Maps++
+				if note.Why == "load" {
+					s.handedOver, s.recount = s.now+2*s.crossing(), true
+				}
 			}
 		}
 		if a.Map != nil {
-			s.sendMap(n, a.Map, a.MapSequence)
+			s.sendMap(n, &a)
 		}
 		if a.Beacon != nil {
-			s.sendBeacon(n, a.Beacon)
-			follow = membership.Sent{At: local}
+			s.sendBeacon(n, &a)
+			if !n.linkDown {
+				follow = membership.Sent{At: local}
+			}
 		}
 		if a.PollFlows {
 			// The look-up takes its time.
@@ -302,6 +350,15 @@ func (n *node) self() membership.Peer { return n.machine.Self() }
 func (s *sim) apply(n *node, a *membership.Actions) {
 	was := s.accepts(n)
 	if a.Table != nil {
+		_, begin := filter.Changes(a.Table, &n.table)
+		for b := range begin {
+			if begin[b] {
+				n.quarantine[b] = quarantine{s.now, s.now + filter.Quarantine}
+			}
+			if !n.table[b].Owned() {
+				n.ownedSince[b] = s.now
+			}
+		}
 		n.table = *a.Table
 		n.owned = 0
 		for _, state := range n.table {
@@ -312,6 +369,9 @@ func (s *sim) apply(n *node, a *membership.Actions) {
 		s.checkFlows, s.recount = true, true
 		s.mark(n)
 		s.traceTable(n)
+	}
+	for _, b := range a.EndQuarantine {
+		n.quarantine[b].until = 0
 	}
 	n.lease = 0
 	if a.Lease > 0 {
@@ -534,6 +594,9 @@ func (s *sim) arrive() {
 	s.queue.push(event{at: s.now + life, kind: evDo, do: func() {
 		if i := slices.Index(s.flows, f); i >= 0 {
 			s.flows = slices.Delete(s.flows, i, i+1)
+			if f.holder.running {
+				s.ended[b] = s.now
+			}
 		}
 	}})
 }

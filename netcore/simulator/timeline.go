@@ -54,8 +54,21 @@ func (s *sim) explain() {
 	s.legend("detection time %v: a beacon every %v, a lease of %v", p.Dead, p.Interval.Round(time.Microsecond), p.Lease)
 	s.legend("a frame takes %s to %s; at first %.3g %% are lost, %.3g %% come twice",
 		ms(s.minDelay), ms(s.minDelay+s.delay), 100*s.loss, 100*s.duplicate)
+	if s.policy.Balance == membership.Load {
+		s.legend("buckets follow the load")
+	}
+	if s.policy.StopWhenSick {
+		s.legend("nobody serves when the services of all fail")
+	}
 	for _, n := range s.nodes {
-		s.legend("node %d is %v", n.n, n.id)
+		with := ""
+		if n.weight != 100 {
+			with = fmt.Sprintf(", weight %d", n.weight)
+		}
+		if n.filtered {
+			with += ", behind a switch that filters multicast"
+		}
+		s.legend("node %d is %v%s", n.n, n.id, with)
 	}
 	for _, n := range s.strangers {
 		s.legend("node %d is %v, of %s", n.n, n.id, strangenessNames[n.stranger])
@@ -77,11 +90,13 @@ func (s *sim) numbered(text string) string {
 	if s.names == nil {
 		byID := map[membership.NodeID]string{}
 		for _, n := range slices.Concat(s.nodes, s.strangers) {
-			if twin := byID[n.id]; twin != "" {
-				byID[n.id] = fmt.Sprintf("%s or %d", twin, n.n)
-				continue
+			for _, id := range append(n.former, n.id) {
+				if twin := byID[id]; twin != "" {
+					byID[id] = fmt.Sprintf("%s or %d", twin, n.n)
+					continue
+				}
+				byID[id] = fmt.Sprintf("node %d", n.n)
 			}
-			byID[n.id] = fmt.Sprintf("node %d", n.n)
 		}
 		var pairs []string
 		for id, name := range byID {

@@ -84,24 +84,23 @@ var strangenessNames = [strangenesses]string{"", "another key", "another cluster
 // offVersion is where a frame says the version of the protocol.
 const offVersion = 16
 
-// sendBeacon sends a node's beacon, and reports whether it left.
-func (s *sim) sendBeacon(from *node, b *membership.Beacon) {
-	ev := membership.Received{Beacon: b}
+func (s *sim) sendBeacon(from *node, a *membership.Actions) {
+	ev := membership.Received{Beacon: a.Beacon}
 	if !s.frames {
-		s.broadcast(from, ev, ev)
+		s.broadcast(from, a.Unicast, ev, ev)
 		return
 	}
-	s.broadcast(from, ev, s.framed(from, from.codec.Beacon(b)))
+	s.broadcast(from, a.Unicast, ev, s.framed(from, from.codec.Beacon(a.Beacon)))
 }
 
-func (s *sim) sendMap(from *node, m *membership.Map, sequence uint64) {
-	ev := membership.ReceivedMap{Map: m, From: from.self(), Sequence: sequence}
+func (s *sim) sendMap(from *node, a *membership.Actions) {
+	ev := membership.ReceivedMap{Map: a.Map, From: from.self(), Sequence: a.MapSequence}
 	if !s.frames {
-		s.broadcast(from, ev, ev)
+		s.broadcast(from, a.MapUnicast, ev, ev)
 		return
 	}
-	for _, f := range from.codec.Map(m, from.self(), sequence) {
-		s.broadcast(from, ev, s.framed(from, f))
+	for _, f := range from.codec.Map(a.Map, from.self(), a.MapSequence) {
+		s.broadcast(from, a.MapUnicast, ev, s.framed(from, f))
 	}
 }
 
@@ -112,13 +111,23 @@ func (s *sim) framed(from *node, bytes []byte) frame {
 	return frame{bytes, from.stranger != 0}
 }
 
-// broadcast sends to all but the sender what is said: as an event, or as a frame.
-func (s *sim) broadcast(from *node, said membership.Event, payload any) {
+// broadcast sends what is said, as an event or as a frame, to the group, and to some
+// nodes besides.
+func (s *sim) broadcast(from *node, besides []membership.NodeID, said membership.Event, payload any) {
+	if from.linkDown {
+		return
+	}
 	if from.stranger == 0 && len(s.records) < 64 && s.rand.IntN(8) == 0 {
 		s.records = append(s.records, recorded{said, payload})
 	}
 	for _, to := range s.nodes {
-		if to != from && (from.stranger != 0 || s.cut[from.n][to.n] == 0) {
+		if to == from || to.linkDown || from.stranger == 0 && s.cut[from.n][to.n] > 0 {
+			continue
+		}
+		if !to.filtered {
+			s.deliver(from.n, to, payload)
+		}
+		if (to.filtered || s.copies) && slices.Contains(besides, to.id) {
 			s.deliver(from.n, to, payload)
 		}
 	}
