@@ -1176,7 +1176,8 @@ func (m *Machine) publish(now int64, urgent bool, a *Actions) {
 		a.Beacon = m.beacon(now)
 		a.Unicast = m.apart(now, func(*peer) bool { return true })
 	}
-	if m.mapDue(now) {
+	nextMap := m.nextMap(now)
+	if now >= nextMap {
 		m.mapSent = now
 		a.Map, a.MapSequence = m.cur, m.sequence+1
 		m.sequence += uint64(MapFrames(len(m.cur.Members)))
@@ -1184,8 +1185,9 @@ func (m *Machine) publish(now int64, urgent bool, a *Actions) {
 		if now-m.adopted >= int64(m.cfg.Params.Interval) {
 			a.MapUnicast = m.apart(now, func(p *peer) bool { return p.mapID.Compare(m.cur.MapID) < 0 })
 		}
+		nextMap = m.nextMap(now)
 	}
-	a.Next = min(m.nextBeacon(), m.nextPoll(), m.nextExpiry(now), m.nextMap(now), m.nextLook)
+	a.Next = min(m.nextBeacon(), m.nextPoll(), m.nextExpiry(now), nextMap, m.nextLook)
 	if m.state == Listening && now < m.listenUntil {
 		a.Next = min(a.Next, m.listenUntil)
 	}

@@ -474,14 +474,9 @@ func keep(id NodeID, buckets []int, n int) []int {
 	return buckets[:n]
 }
 
-// mapDue reports whether somebody lacks the present map and this node is the one
-// to send it: its leader at once and again, and, if the leader is not heard by
-// whoever lacks it, the lowest of those that are.
-func (m *Machine) mapDue(now int64) bool {
-	return m.cur != nil && now >= m.nextMap(now)
-}
-
-// nextMap is when to send the map.
+// nextMap is when to send the present map to those that lack it: its leader does at
+// once and again, and, for those that do not hear the leader, the lowest of those that
+// they hear.
 func (m *Machine) nextMap(now int64) int64 {
 	next := int64(math.MaxInt64)
 	if m.cur == nil || m.state == Leaving || m.cfg.Weakness == SendOnce && (m.mapSent != 0 || m.cur.Leader != m.self.ID) {

@@ -350,22 +350,7 @@ func (n *node) self() membership.Peer { return n.machine.Self() }
 func (s *sim) apply(n *node, a *membership.Actions) {
 	was := s.accepts(n)
 	if a.Table != nil {
-		_, begin := filter.Changes(a.Table, &n.table)
-		for b := range begin {
-			if begin[b] {
-				n.quarantine[b] = quarantine{s.now, s.now + filter.Quarantine}
-			}
-			if !n.table[b].Owned() {
-				n.ownedSince[b] = s.now
-			}
-		}
-		n.table = *a.Table
-		n.owned = 0
-		for _, state := range n.table {
-			if state.Owned() {
-				n.owned++
-			}
-		}
+		s.install(n, a.Table)
 		s.checkFlows, s.recount = true, true
 		s.mark(n)
 		s.traceTable(n)
@@ -382,6 +367,24 @@ func (s *sim) apply(n *node, a *membership.Actions) {
 	if !was && s.accepts(n) {
 		s.mark(n)
 	}
+}
+
+// install does with a table what the filter does.
+func (s *sim) install(n *node, t *filter.Table) {
+	next, begin := filter.Changes(t, &n.table)
+	n.owned = 0
+	for b := range next {
+		if next[b].Owned() {
+			n.owned++
+			if !n.table[b].Owned() {
+				n.ownedSince[b] = s.now
+			}
+		}
+		if begin[b] {
+			n.quarantine[b] = quarantine{s.now, s.now + filter.Quarantine}
+		}
+	}
+	n.table = next
 }
 
 func (s *sim) mark(n *node) {
