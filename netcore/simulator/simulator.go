@@ -161,7 +161,8 @@ type node struct {
 	// unlisted[j] is since when beacons of node j no longer list this node, 0 if they
 	// do or never did; lastAt[j] is when the last of them came.
 	unlisted, lastAt []int64
-	incarnation      []uint64 // of j, as last received
+	incarnation      []uint64         // of j, as last received
+	listedAs         []membership.Tag // by j
 	backlog          []membership.Event
 	stranger         strangeness // 0: it belongs to the cluster
 	codec            *membership.Codec
@@ -220,7 +221,7 @@ func newSim(o Options) *sim {
 func (s *sim) newNode(i int) *node {
 	n := s.result.Nodes
 	return &node{n: i, id: nodeID(i), weight: 100, rules: 1, received: make([]int64, n), since: make([]int64, n), incarnation: make([]uint64, n),
-		unlisted: make([]int64, n), lastAt: make([]int64, n)}
+		listedAs: make([]membership.Tag, n), unlisted: make([]int64, n), lastAt: make([]int64, n)}
 }
 
 func (s *sim) fail(invariant, format string, args ...any) {
@@ -449,9 +450,12 @@ func (s *sim) handle(e event) {
 
 // heard keeps when beacons that list the node come from whom.
 func (s *sim) heard(n *node, from int, b *membership.Beacon) {
+	if s.now-n.lastAt[from] > int64(s.params.Interval)*3/2 { // what it knew is long ago
+		n.unlisted[from] = 0
+	}
 	n.lastAt[from] = s.now
 	if !slices.Contains(b.Heard, n.self().Tag()) {
-		if n.unlisted[from] == 0 && n.received[from]-n.since[from] > int64(s.params.Dead) && n.incarnation[from] == b.Incarnation {
+		if n.unlisted[from] == 0 && n.received[from]-n.since[from] > int64(s.params.Dead) && n.incarnation[from] == b.Incarnation && n.listedAs[from] == n.self().Tag() {
 			n.unlisted[from] = s.now
 		}
 		return
@@ -460,7 +464,7 @@ func (s *sim) heard(n *node, from int, b *membership.Beacon) {
 	if s.now-n.received[from] > int64(s.params.Lease) || n.incarnation[from] != b.Incarnation {
 		n.since[from] = s.now
 	}
-	n.received[from], n.incarnation[from] = s.now, b.Incarnation
+	n.received[from], n.incarnation[from], n.listedAs[from] = s.now, b.Incarnation, n.self().Tag()
 }
 
 // connected reports whether two nodes hear each other, and have for long enough.
