@@ -1083,11 +1083,18 @@ func (m *Machine) forgetOrphans() {
 // does not, and so two cannot both think they are alone.
 func (m *Machine) agreedOn() bool {
 	for _, p := range m.live {
-		if p.mapID != m.cur.MapID {
+		if !m.goesBy(p) {
 			return false
 		}
 	}
 	return true
+}
+
+// goesBy reports whether a peer goes by the present map. A leader that has restarted
+// and does not know what it had made may give another map the same id; then the maps
+// that they were made from differ.
+func (m *Machine) goesBy(p *peer) bool {
+	return p.mapID == m.cur.MapID && p.parent == m.cur.Parent
 }
 
 // diverges reports whether a live peer goes by a map that neither precedes nor
@@ -1106,7 +1113,7 @@ func (m *Machine) diverges() bool {
 		if len(p.tags) == 0 && m.deaf(p) {
 			continue // deaf: it cannot know that it is not alone
 		}
-		if p.mapID == m.cur.MapID || p.parent == m.cur.MapID || slices.Contains(m.history, p.mapID) && !p.lapsed {
+		if m.goesBy(p) || p.parent == m.cur.MapID || slices.Contains(m.history, p.mapID) && !p.lapsed {
 			continue
 		}
 		return true

@@ -1467,6 +1467,28 @@ func TestRename(t *testing.T) {
 	}
 }
 
+// TestOneIDTwoMaps: the leader restarts, and what it makes gets the id of a map that it
+// does not remember and the others go by.
+func TestOneIDTwoMaps(t *testing.T) {
+	s, n := cluster(t, 2)
+	a, b := n[0], n[1]
+	other := *a.cur
+	other.Parent = MapID{a.cur.Version - 1, mac(9)}
+	for i := range other.Owner {
+		other.Owner[i] = 1 - other.Owner[i]
+	}
+	s.torn = true
+	a.cur, a.unsettled = &other, true
+	a.step(Drain{})
+	s.run(time.Duration(interval + s.delay))
+	if a.cur.Version != other.Version+1 {
+		t.Errorf("after an interval node 1 goes by map %v, node 2 by %v", a.cur.MapID, b.cur.MapID)
+	}
+	s.torn = false
+	s.run(time.Second)
+	s.want(512, 512)
+}
+
 func TestTooManyPeers(t *testing.T) {
 	s, n := cluster(t, 1)
 	s.never("it stops", func() bool { return n[0].accepting() != 1024 })

@@ -224,7 +224,7 @@ const whyLoad = "load"
 // the present one, and another.
 func (m *Machine) higherMap() bool {
 	for _, p := range m.live {
-		if p.mapID.Compare(m.cur.MapID) > 0 {
+		if c := p.mapID.Compare(m.cur.MapID); c > 0 || c == 0 && !m.goesBy(p) {
 			return true
 		}
 	}

@@ -182,6 +182,10 @@ func (s *sim) verifyShares() {
 // verifyEnded checks what is left of flows that are over: where nobody else holds any,
 // no bucket is Shared, and none is quarantined because of somebody who has died (I6).
 func (s *sim) verifyEnded() {
+	// Nodes look which flows they have and say so, and are believed, only then.
+	if s.now-s.disturbedAt <= s.recovery()+int64(s.params.Dead) {
+		return
+	}
 	// Holders look once a second.
 	long := int64(time.Second) + int64(s.params.Interval) + s.crossing()
 	over := func(n *node, b int) bool {
