@@ -51,6 +51,7 @@ func (s *sim) verifyOwners() {
 	if s.over || s.twins || s.now <= s.handedOver || !s.undisturbed() {
 		return
 	}
+	s.result.Quiet++
 	for _, n := range s.nodes {
 		if n.owned > 0 && !s.accepts(n) {
 			s.fail("I4", "node %d owns %d buckets and accepts nothing", n.n, n.owned)

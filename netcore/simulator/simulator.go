@@ -1,10 +1,10 @@
 // Package simulator runs many nodes' membership machines over a simulated
 // segment, under schedules drawn from a seed: loss, duplication, reordering,
 // delay, one-way cables, partitions, pauses, crashes, restarts, clocks that jump,
-// frames recorded and played back, frames with wrong keys, other
-// rules, weights and wire MACs, a switch that filters multicast, and two machines with one
-// address. It checks
-// the invariants at every step. One seed is one schedule, always the same.
+// frames recorded and played back, frames with wrong keys, other rules, weights
+// and wire MACs, cables pulled out, a switch that filters multicast, and two
+// machines with one address. It checks the invariants at every step. One seed is
+// one schedule, always the same.
 //
 // What it checks:
 //
@@ -19,7 +19,7 @@
 //     another cluster, with another key or version, or somebody who forges frames.
 //   - I4 and convergence: when nothing has disturbed the segment for a while,
 //     every bucket has one owner, at every step until the next disturbance, and all go
-//     by one map.
+//     by one map. Where two machines have one address that is checked only at the end.
 //
 // Two nodes hear each other when each has received a beacon of the other that
 // lists it within a lease, and has done so for as long as it takes to tell each
@@ -59,6 +59,7 @@ type Result struct {
 	Accepted  int      `json:"accepted"` // connections
 	Refused   int      `json:"refused"`  // attempts that nobody took
 	Steps     int      `json:"steps"`    // of machines
+	Quiet     int      `json:"quiet"`    // steps at which every bucket had to have an owner
 	Maps      uint64   `json:"maps"`     // made
 	Frames    int      `json:"frames"`   // that were read; most schedules do without
 	Forged    int      `json:"forged"`   // of those, without the key: all had to be refused

@@ -28,7 +28,7 @@ func TestSchedules(t *testing.T) {
 	if testing.Short() {
 		n = min(n, 500)
 	}
-	var next, accepted, refused, maps, steps, frames, forged, failed atomic.Int64
+	var next, accepted, refused, maps, steps, quiet, frames, forged, failed atomic.Int64
 	var workers sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
 		workers.Go(func() {
@@ -42,6 +42,7 @@ func TestSchedules(t *testing.T) {
 				refused.Add(int64(r.Refused))
 				maps.Add(int64(r.Maps))
 				steps.Add(int64(r.Steps))
+				quiet.Add(int64(r.Quiet))
 				frames.Add(int64(r.Frames))
 				forged.Add(int64(r.Forged))
 				if r.Violation != "" {
@@ -52,10 +53,13 @@ func TestSchedules(t *testing.T) {
 		})
 	}
 	workers.Wait()
-	t.Logf("%d schedules: %d connections accepted, %d attempts refused, %d maps, %d steps, %d frames of which %d were forged",
-		n, accepted.Load(), refused.Load(), maps.Load(), steps.Load(), frames.Load(), forged.Load())
+	t.Logf("%d schedules: %d connections accepted, %d attempts refused, %d maps, %d steps, %d checks in quiet times, %d frames of which %d were forged",
+		n, accepted.Load(), refused.Load(), maps.Load(), steps.Load(), quiet.Load(), frames.Load(), forged.Load())
 	if accepted.Load() < 5*refused.Load() {
 		t.Errorf("%d connections accepted and %d refused: a simulation in which nobody is served shows nothing", accepted.Load(), refused.Load())
+	}
+	if n >= 500 && quiet.Load() < steps.Load()/10 {
+		t.Errorf("of %d steps %d are in quiet times: too few to show that all recover", steps.Load(), quiet.Load())
 	}
 	if n >= 500 && (forged.Load() < int64(n) || frames.Load() < 2*forged.Load()) {
 		t.Errorf("%d frames, %d of them forged, in %d schedules: too few to show anything", frames.Load(), forged.Load(), n)
