@@ -545,6 +545,9 @@ func (m *Machine) receive(b *Beacon, now int64, a *Actions) (urgent bool) {
 	}
 	if p.mapID != b.Map {
 		p.laggedSince = now
+		if m.cur != nil && b.Map.Leader == b.ID && b.Map.Compare(m.cur.MapID) > 0 {
+			p.mayHoldAll() // it has made a map without this node
+		}
 	}
 	p.state, p.sick, p.weight, p.busy, p.flows, p.rules = b.State, b.Sick, b.Weight, b.Busy, b.Flows, b.Rules
 	p.mapID, p.parent, p.lowest = b.Map, b.Parent, b.Lowest

@@ -1489,6 +1489,21 @@ func TestOneIDTwoMaps(t *testing.T) {
 	s.want(512, 512)
 }
 
+// TestMadeWithout: node 2 has made a map while it did not hear node 1, which has noticed
+// nothing. It may have taken flows of any bucket.
+func TestMadeWithout(t *testing.T) {
+	s, n := cluster(t, 2)
+	b := *n[1].said[len(n[1].said)-1]
+	b.Sequence++
+	b.Map, b.Parent = MapID{b.Map.Version + 1, b.ID}, b.Map
+	n[0].step(Received{&b})
+	if got := n[0].count(filter.Settled); got > 0 {
+		t.Errorf("node 1 has %d buckets settled", got)
+	}
+	s.run(2 * time.Second)
+	s.want(512, 512)
+}
+
 func TestTooManyPeers(t *testing.T) {
 	s, n := cluster(t, 1)
 	s.never("it stops", func() bool { return n[0].accepting() != 1024 })
