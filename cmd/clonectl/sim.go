@@ -40,10 +40,12 @@ func newSimCmd() *cobra.Command {
 		Short: "Explore the membership protocol in simulation",
 		Long: fmt.Sprintf(`Sim runs clusters of simulated nodes under schedules of what can go wrong, each
 drawn from a seed: frames lost, doubled, late or played back, one-way cables,
-partitions, pauses, crashes, clocks that jump. At every step it checks that no
-two nodes that hear each other accept new flows of a bucket (I3) and that flows
-stay with their holders (I5), and at the end that every bucket has one owner (I4).
-It ends at the first violation, or at Ctrl-C with the numbers so far.
+partitions, pauses, crashes, clocks that jump, wrong keys. At every step it checks
+that no two nodes that hear each other accept new flows of a bucket (I3), that
+flows stay with their holders (I5), that frames without the key have no effect
+(I7), and, when nothing has happened for 2 1/3 detection times, that every bucket
+has one owner (I4), who resets what the dead have left (I6). It ends at the first
+violation, or at Ctrl-C with the numbers so far.
 
 One seed is always the same schedule. What was found with --nodes or --weakness
 is replayed with them.
@@ -172,14 +174,8 @@ type violation struct {
 }
 
 func newViolation(r simulator.Result, o simulator.Options) *violation {
-	replay := fmt.Sprintf("clonectl sim --replay %d", r.Seed)
-	if o.Nodes != 0 {
-		replay += fmt.Sprintf(" --nodes %d", o.Nodes)
-	}
-	if o.Weakness != membership.None {
-		replay += " --weakness " + o.Weakness.String()
-	}
-	return &violation{r.Seed, r.Nodes, r.At, r.Invariant, r.Violation, replay}
+	o.Seed = r.Seed
+	return &violation{r.Seed, r.Nodes, r.At, r.Invariant, r.Violation, o.Command(os.Args[0])}
 }
 
 func (v *violation) Error() string {
@@ -207,6 +203,7 @@ func exploreSchedules(ctx context.Context, o simulator.Options, schedules int, a
 		}
 	} else {
 		e.print(w, schedules)
+		e.explain(o, w)
 	}
 	switch {
 	case e.Violation != nil:
@@ -267,12 +264,15 @@ func explore(ctx context.Context, o simulator.Options, schedules int, run func(s
 	return e
 }
 
+// noPanic is what a schedule violates in which the protocol's code panics.
+const noPanic = "no panic"
+
 // runCaught makes a panic a violation, so that it has a seed. When replayed it is
 // not caught, and shows where it comes from.
 func runCaught(o simulator.Options, run func(simulator.Options) simulator.Result) (r simulator.Result) {
 	defer func() {
 		if p := recover(); p != nil {
-			r = simulator.Result{Seed: o.Seed, Nodes: o.Nodes, Invariant: "no panic", Violation: fmt.Sprint("panic: ", p)}
+			r = simulator.Result{Seed: o.Seed, Nodes: o.Nodes, Invariant: noPanic, Violation: fmt.Sprint("panic: ", p)}
 		}
 	}()
 	return run(o)
@@ -309,8 +309,26 @@ func (e *exploration) print(w io.Writer, of int) {
 	fmt.Fprintf(w, "steps      %d\n", e.Steps)
 	fmt.Fprintf(w, "time       %.1f s, %.0f schedules a second\n", e.Seconds, float64(e.Schedules)/e.Seconds)
 	if v := e.Violation; v != nil {
-		fmt.Fprintf(w, "%s\nreplay     %s\n", v.line(), v.Replay)
+		fmt.Fprintln(w, v.line())
 	}
+}
+
+// linesOfTimeline are shown without being asked for.
+const linesOfTimeline = 60
+
+// explain prints how the violation came about, and how to see all of it.
+func (e *exploration) explain(o simulator.Options, w io.Writer) {
+	v := e.Violation
+	if v == nil {
+		return
+	}
+	if v.Invariant != noPanic {
+		o.Seed, o.Trace = v.Seed, true
+		fmt.Fprintln(w)
+		simulator.Run(o).Print(w, linesOfTimeline)
+		fmt.Fprintln(w)
+	}
+	fmt.Fprintf(w, "replay     %s\n", v.Replay)
 }
 
 // replaySchedule prints what happens in one schedule.
@@ -329,9 +347,7 @@ func replaySchedule(ctx context.Context, o simulator.Options, asJSON bool, w io.
 			return err
 		}
 	} else {
-		for _, line := range r.Timeline {
-			fmt.Fprintln(w, line)
-		}
+		r.Print(w, 0)
 	}
 	if r.Violation != "" {
 		v := newViolation(r, o)

@@ -81,16 +81,16 @@ func TestSimExplores(t *testing.T) {
 // TestSimViolation finds how the protocol fails without a precaution, and sees
 // the same again with the command that is printed.
 func TestSimViolation(t *testing.T) {
-	out, err := runSim(t, "--weakness", "take-at-once", "--schedules", "3000", "--json")
+	out, err := runSim(t, "--weakness", "keep-lost", "--schedules", "3000", "--json")
 	var e exploration
 	if err := json.Unmarshal([]byte(out), &e); err != nil {
 		t.Fatal(err)
 	}
 	v := e.Violation
 	if v == nil || err == nil || errors.As(err, new(usageError)) {
-		t.Fatalf("sim --weakness take-at-once: %v\n%s", err, out)
+		t.Fatalf("sim --weakness keep-lost: %v\n%s", err, out)
 	}
-	if want := fmt.Sprintf("clonectl sim --replay %d --weakness take-at-once", v.Seed); v.Replay != want || e.Weakness != "take-at-once" {
+	if want := fmt.Sprintf("%s sim --replay %d --weakness keep-lost", os.Args[0], v.Seed); v.Replay != want || e.Weakness != "keep-lost" {
 		t.Errorf("replay with %q, weakness %q; want %q", v.Replay, e.Weakness, want)
 	}
 	out, err = runSim(t, strings.Fields(v.Replay)[2:]...)
@@ -99,9 +99,28 @@ func TestSimViolation(t *testing.T) {
 	}
 }
 
+// TestSimTimeline: a violation is shown with the end of the timeline that --replay shows
+// all of.
+func TestSimTimeline(t *testing.T) {
+	for seed := range 1000 {
+		out, err := runSim(t, "--weakness", "keep-lost", "--nodes", "4", "--seed", fmt.Sprint(seed), "--schedules", "1")
+		_, last, long := strings.Cut(out, " lines left out\n")
+		if err == nil || !long {
+			continue
+		}
+		last, command, _ := strings.Cut(last, "\n\nreplay     "+os.Args[0]+" sim ")
+		full, _ := runSim(t, strings.Fields(command)...)
+		if strings.Count(last, "\n") != linesOfTimeline-1 || !strings.Contains(full, last) || !strings.Contains(full, "\nVIOLATION ") {
+			t.Errorf("sim prints\n%s\nwant the last %d lines of\n%s", out, linesOfTimeline, full)
+		}
+		return
+	}
+	t.Error("no schedule fails late")
+}
+
 func TestSimReplay(t *testing.T) {
 	out, err := runSim(t, "--replay", "0", "--nodes", "2")
-	if err != nil || !strings.Contains(out, "node 0 starts\n") || !strings.Contains(out, "\nall held   seed 0, 2 nodes: ") {
+	if err != nil || !strings.HasPrefix(out, "schedule of seed 0") || !strings.Contains(out, "\nnode 1 is 52:54:00:77:00:02\n") || !strings.Contains(out, "node 0 starts\n") || !strings.Contains(out, "\nall held   seed 0, 2 nodes: ") {
 		t.Errorf("sim --replay 0 --nodes 2: %v\n%s", err, out)
 	}
 	out, err = runSim(t, "--replay", "0", "--nodes", "2", "--json")
@@ -131,7 +150,7 @@ func TestExploreLowestSeed(t *testing.T) {
 	o := simulator.Options{Seed: 100, Nodes: 5, Weakness: membership.NoLease}
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2)) // one waits for the other
 	e := explore(t.Context(), o, 1000, run, noStatus)
-	want := violation{120, 5, 1.5, "I3", "two own one", "clonectl sim --replay 120 --nodes 5 --weakness no-lease"}
+	want := violation{120, 5, 1.5, "I3", "two own one", os.Args[0] + " sim --replay 120 --nodes 5 --weakness no-lease"}
 	if e.Violation == nil || *e.Violation != want {
 		t.Errorf("explore finds %+v; want %+v", e.Violation, want)
 	}
@@ -140,7 +159,7 @@ func TestExploreLowestSeed(t *testing.T) {
 	}
 	var out bytes.Buffer
 	e.print(&out, 1000)
-	for _, part := range []string{" of 1000, from seed 100 on\n", "VIOLATION  of I3 with seed 120, 5 nodes, at 1.5000 s: two own one\nreplay     " + want.Replay + "\n"} {
+	for _, part := range []string{" of 1000, from seed 100 on\n", "VIOLATION  of I3 with seed 120, 5 nodes, at 1.5000 s: two own one\n"} {
 		if !strings.Contains(out.String(), part) {
 			t.Errorf("printed %q; want %q", out.String(), part)
 		}
@@ -180,7 +199,7 @@ func TestExplorePanic(t *testing.T) {
 		return simulator.Result{Seed: o.Seed}
 	}
 	e := explore(t.Context(), simulator.Options{}, 10, run, noStatus)
-	if v := e.Violation; v == nil || v.Seed != 3 || !strings.Contains(v.Text, "nil map") || v.Replay != "clonectl sim --replay 3" {
+	if v := e.Violation; v == nil || v.Seed != 3 || !strings.Contains(v.Text, "nil map") || v.Replay != os.Args[0]+" sim --replay 3" {
 		t.Errorf("explore finds %+v", v)
 	}
 }

@@ -26,7 +26,7 @@ type NodeID [6]byte
 func (id NodeID) String() string { return net.HardwareAddr(id[:]).String() }
 
 // Compare orders node ids; the leader is the lowest.
-func (id NodeID) Compare(other NodeID) int { return bytes.Compare(id[:], other[:]) }
+func (id NodeID) Compare(other NodeID) int { return cmp.Compare(idNumber(id), idNumber(other)) }
 
 // State is what a node says of itself. The zero value is invalid.
 type State uint8

@@ -100,24 +100,27 @@ type Weakness uint8
 
 // What can be left out.
 const (
-	None            Weakness = iota
-	TakeAtOnce               // gains are taken without the others' consent
-	NoLease                  // the lease never ends
-	TrustOneWay              // who is heard is live
-	NoListening              // a node claims as soon as it starts
-	KeepLost                 // lost buckets are given up only at the next beacon
-	ForgetFlows              // flows in lost buckets are not looked for
-	NeverShared              // a gained bucket is settled at once
-	OldMaps                  // any map is adopted, even an older one
-	NoFence                  // not being listed has no effect
-	IgnoreDivergent          // maps that do not follow from each other are no reason to stop
+	None             Weakness = iota
+	TakeAtOnce                // gains are taken without the others' consent
+	NoLease                   // the lease never ends
+	TrustOneWay               // who is heard is live
+	NoListening               // a node claims as soon as it starts
+	KeepLost                  // lost buckets are given up only at the next beacon
+	ForgetFlows               // flows in lost buckets are not looked for
+	NeverShared               // a gained bucket is settled at once
+	OldMaps                   // any map is adopted, even an older one
+	NoFence                   // not being listed has no effect
+	IgnoreDivergent           // maps that do not follow from each other are no reason to stop
+	SendOnce                  // a map is sent when it is made, and not again
+	KeepQuarantine            // the quarantine of a dead node's buckets goes on
+	NoAuthentication          // frames with a wrong key are taken; not the machine but the simulator leaves it out
 	weaknesses
 )
 
 // Weaknesses are all but None, with their names.
 var weaknessNames = [weaknesses]string{
 	"none", "take-at-once", "no-lease", "trust-one-way", "no-listening", "keep-lost", "forget-flows", "never-shared",
-	"old-maps", "no-fence", "ignore-divergent",
+	"old-maps", "no-fence", "ignore-divergent", "send-once", "keep-quarantine", "no-authentication",
 }
 
 func (w Weakness) String() string {
@@ -192,9 +195,10 @@ type Actions struct {
 	// Map is to be sent to the group; its first frame has number MapSequence.
 	Map         *Map
 	MapSequence uint64
-	PollFlows   bool  // look up the flows and answer with FlowsSeen
-	Announce    bool  // the node owns buckets after it owned none
-	Next        int64 // Tick is due then
+	MapUnicast  []NodeID // and to these, which do not seem to hear the group and lack it
+	PollFlows   bool     // look up the flows and answer with FlowsSeen
+	Announce    bool     // the node owns buckets after it owned none
+	Next        int64    // Tick is due then
 	Notes       []Note
 }
 
@@ -328,7 +332,7 @@ type peer struct {
 	live         bool
 	listed       bool  // in this node's beacons
 	gone         bool  // it has said so
-	lapsed       bool  // it took part, was lost, and does not yet go by the present map
+	lapsed       bool  // it took part when it was lost or found, and does not yet go by the present map
 	alone        int64 // until then it is sent beacons by unicast as well
 	laggedSince  int64
 	state        State
@@ -469,6 +473,7 @@ func (m *Machine) take(ev Event, now int64, a *Actions) (urgent bool) {
 		}
 	case Rename:
 		m.self = ev.Self
+		m.myIndex = oldIndex(m.cur, m.self.ID) // what the map gives to the former id is lost
 		m.renew(now)
 	case Health:
 		urgent = m.sick == ev.OK
@@ -555,6 +560,9 @@ func (m *Machine) receive(b *Beacon, now int64, a *Actions) (urgent bool) {
 	}
 	if p.mapID != b.Map {
 		p.laggedSince = now
+		if m.cur != nil && b.Map.Leader == b.ID && b.Map.Compare(m.cur.MapID) > 0 {
+			p.mayHoldAll() // it has made a map without this node
+		}
 	}
 	p.state, p.sick, p.weight, p.busy, p.flows, p.rules = b.State, b.Sick, b.Weight, b.Busy, b.Flows, b.Rules
 	p.mapID, p.parent, p.lowest = b.Map, b.Parent, b.Lowest
@@ -889,6 +897,8 @@ func (m *Machine) evaluate(now int64, a *Actions) {
 		changed, p.live = true, live
 		if live {
 			p.liveSince = now
+			// Until now this node has taken buckets without asking it.
+			p.lapsed = p.lapsed || p.state.takesPart() && m.cur != nil && p.mapID != m.cur.MapID
 			a.note(Heard, p.Peer)
 			m.live = append(m.live, p)
 			slices.SortFunc(m.live, func(x, y *peer) int { return x.ID.Compare(y.ID) })
@@ -1103,7 +1113,7 @@ func (m *Machine) settle(a *Actions) {
 			continue
 		}
 		m.set(b, filter.Settled)
-		if m.orphaned.Has(b) {
+		if m.orphaned.Has(b) && m.cfg.Weakness != KeepQuarantine {
 			a.EndQuarantine = append(a.EndQuarantine, b)
 			m.orphaned.Clear(b)
 		}
@@ -1133,11 +1143,18 @@ func (m *Machine) forgetOrphans() {
 // does not, and so two cannot both think they are alone.
 func (m *Machine) agreedOn() bool {
 	for _, p := range m.live {
-		if p.mapID != m.cur.MapID {
+		if !m.goesBy(p) {
 			return false
 		}
 	}
 	return true
+}
+
+// goesBy reports whether a peer goes by the present map. A leader that has restarted
+// and does not know what it had made may give another map the same id; then the maps
+// that they were made from differ.
+func (m *Machine) goesBy(p *peer) bool {
+	return p.mapID == m.cur.MapID && p.parent == m.cur.Parent
 }
 
 // diverges reports whether a live peer goes by a map that neither precedes nor
@@ -1156,7 +1173,7 @@ func (m *Machine) diverges() bool {
 		if len(p.tags) == 0 && m.deaf(p) {
 			continue // deaf: it cannot know that it is not alone
 		}
-		if p.mapID == m.cur.MapID || p.parent == m.cur.MapID || slices.Contains(m.history, p.mapID) && !p.lapsed {
+		if m.goesBy(p) || p.parent == m.cur.MapID || slices.Contains(m.history, p.mapID) && !p.lapsed {
 			continue
 		}
 		return true
@@ -1235,14 +1252,21 @@ func (m *Machine) publish(now int64, urgent bool, a *Actions) {
 	}
 	if now >= m.nextBeacon() || urgent {
 		m.lastTried, m.soon = now, false
-		a.Beacon = m.beacon(now, a)
+		a.Beacon = m.beacon(now)
+		a.Unicast = m.apart(now, func(*peer) bool { return true })
 	}
-	if m.mapDue(now) {
+	nextMap := m.nextMap(now)
+	if now >= nextMap {
 		m.mapSent = now
 		a.Map, a.MapSequence = m.cur, m.sequence+1
 		m.sequence += uint64(MapFrames(len(m.cur.Members)))
+		// Not at once: in large clusters that would be much for nothing.
+		if now-m.adopted >= int64(m.cfg.Params.Interval) {
+			a.MapUnicast = m.apart(now, func(p *peer) bool { return p.mapID.Compare(m.cur.MapID) < 0 })
+		}
+		nextMap = m.nextMap(now)
 	}
-	a.Next = min(m.nextBeacon(), m.nextPoll(), m.nextExpiry(now), m.nextMap(now), m.nextLook)
+	a.Next = min(m.nextBeacon(), m.nextPoll(), m.nextExpiry(now), nextMap, m.nextLook)
 	if m.state == Listening && now < m.listenUntil {
 		a.Next = min(a.Next, m.listenUntil)
 	}
@@ -1285,7 +1309,7 @@ func (m *Machine) nextExpiry(now int64) int64 {
 	return max(next, now+1)
 }
 
-func (m *Machine) beacon(now int64, a *Actions) *Beacon {
+func (m *Machine) beacon(now int64) *Beacon {
 	m.sequence++
 	b := &Beacon{
 		Peer: m.self, Sequence: m.sequence, State: m.state, Sick: m.sick, HeldKnown: m.heldKnown, Held: m.held,
@@ -1302,17 +1326,24 @@ func (m *Machine) beacon(now int64, a *Actions) *Beacon {
 			if !p.listsMe {
 				p.alone = now + unicastFor*int64(m.cfg.Params.Dead)
 			}
-			if now < p.alone {
-				a.Unicast = append(a.Unicast, p.ID)
-			}
 		}
 	}
 	if m.twin != nil {
 		b.Heard = append(b.Heard, m.twin.Tag())
 	}
 	slices.Sort(b.Heard)
-	slices.SortFunc(a.Unicast, NodeID.Compare)
 	return b
+}
+
+// apart gives the peers, by id, that may be behind a switch that filters multicast and
+// for which that holds.
+func (m *Machine) apart(now int64, that func(*peer) bool) (ids []NodeID) {
+	for _, p := range m.all {
+		if p.listed && now < p.alone && that(p) {
+			ids = append(ids, p.ID)
+		}
+	}
+	return ids
 }
 
 func (a *Actions) note(what NoteKind, p Peer) { a.Notes = append(a.Notes, Note{What: what, Peer: p}) }
@@ -1390,9 +1421,9 @@ func (m *Machine) Drained() bool { return m.owned == 0 && m.heldKnown }
 func (m *Machine) String() string {
 	id := "none"
 	if m.cur != nil {
-		id = fmt.Sprintf("%d/%02x", m.cur.Version, m.cur.Leader[5])
+		id = m.cur.MapID.String()
 	}
-	return fmt.Sprintf("%v map=%s owned=%d live=%d agreed=%v fence=%v strange=%v", m.state, id, m.owned, len(m.live), m.agreed, m.fence, m.strange)
+	return fmt.Sprintf("%v, map=%s, owned=%d live=%d agreed=%v fence=%v strange=%v", m.state, id, m.owned, len(m.live), m.agreed, m.fence, m.strange)
 }
 
 func idNumber(id NodeID) uint64 {

@@ -30,6 +30,8 @@ type segment struct {
 	nodes  []*station
 	flight []arrival // in the order of sending
 	cut    map[[2]int]bool
+	// filtered is the node that does not get what is sent to the group; 0: none.
+	filtered int
 	// torn: nodes that do not hear each other cannot keep out of each other's way.
 	torn bool
 	// each, if set, is called after every step.
@@ -118,11 +120,11 @@ func (st *station) step(ev Event) {
 		}
 		if a.Map != nil {
 			st.made = append(st.made, a.Map)
-			st.send(ReceivedMap{a.Map, st.Self(), a.MapSequence})
+			st.send(ReceivedMap{a.Map, st.Self(), a.MapSequence}, a.MapUnicast)
 		}
 		if a.Beacon != nil {
 			st.said, st.alone = append(st.said, a.Beacon), append(st.alone, a.Unicast...)
-			st.send(Received{a.Beacon})
+			st.send(Received{a.Beacon}, a.Unicast)
 			ev = Sent{st.seg.now}
 		}
 		if a.PollFlows {
@@ -132,9 +134,10 @@ func (st *station) step(ev Event) {
 	st.seg.check()
 }
 
-func (st *station) send(ev Event) {
+func (st *station) send(ev Event, besides []NodeID) {
 	for _, to := range st.seg.nodes {
-		if to != st && !st.seg.cut[[2]int{st.n, to.n}] {
+		reached := to.n != st.seg.filtered || slices.Contains(besides, to.Self().ID)
+		if to != st && reached && !st.seg.cut[[2]int{st.n, to.n}] {
 			st.seg.flight = append(st.seg.flight, arrival{st.seg.now + st.seg.delay, to, ev})
 		}
 	}
@@ -1101,6 +1104,42 @@ func TestOneWayOfThree(t *testing.T) {
 	}
 }
 
+// TestFoundLate: node 3 takes buckets without asking node 2, which it cannot hear, and
+// whose map is older. When it hears it, it stops until node 2 goes by the same map.
+func TestFoundLate(t *testing.T) {
+	s, n := cluster(t, 2)
+	s.torn = true
+	s.cut[[2]int{2, 3}], s.cut[[2]int{3, 2}] = true, true
+	late := s.start(3)
+	s.await("node 1 hears node 3", func() bool { return n[0].noted(Heard) == 2 })
+	s.run(time.Duration(dead))
+	s.cut[[2]int{1, 2}] = true
+	s.await("node 3 has buckets", func() bool { return late.accepting() > 0 })
+	delete(s.cut, [2]int{2, 3})
+	delete(s.cut, [2]int{3, 2})
+	s.await("node 3 hears node 2", func() bool { return late.noted(Heard) == 2 })
+	if late.accepting() != 0 || n[1].accepting() == 0 {
+		t.Errorf("node 3 accepts new flows of %d buckets, node 2 of %d: %v, %v", late.accepting(), n[1].accepting(), late, n[1])
+	}
+	s.await("it goes on", func() bool { return late.accepting() > 0 })
+	if a, b := late.View().Map, n[1].View().Map; a != b {
+		t.Errorf("node 3 goes on by map %v, while node 2 goes by %v", a, b)
+	}
+	clear(s.cut)
+	s.run(3 * time.Second)
+	s.want(342, 341, 341)
+}
+
+// TestFiltered: the switch keeps what is sent to the group from a node that starts. What
+// is sent to it alone is enough for it to take part.
+func TestFiltered(t *testing.T) {
+	s, _ := cluster(t, 2)
+	s.filtered = 3
+	s.start(3)
+	s.run(time.Duration(4 * dead))
+	s.want(342, 341, 341)
+}
+
 // TestDeaf: node 3 hears nobody, and is heard. It cannot know that it is not
 // alone; the others go on without it.
 func TestDeaf(t *testing.T) {
@@ -1586,6 +1625,9 @@ func TestRename(t *testing.T) {
 	if n[0].Self().ID != mac(3) || n[0].accepting() > 0 || n[0].State() != Listening {
 		t.Errorf("it is %v, %v, and accepts new flows of %d buckets", n[0].Self(), n[0].State(), n[0].accepting())
 	}
+	if n[0].myIndex != Nobody {
+		t.Error("it takes what the map gives to its former address for its own")
+	}
 	s.run(5 * time.Second)
 	if n[0].accepting() != 512 || n[1].accepting() != 512 || n[1].noted(Lost) != 1 {
 		t.Errorf("later they have %d and %d buckets", n[0].accepting(), n[1].accepting())
@@ -1595,6 +1637,43 @@ func TestRename(t *testing.T) {
 			t.Errorf("the view is %+v; want node 2 to lead two", v)
 		}
 	}
+}
+
+// TestOneIDTwoMaps: the leader restarts, and what it makes gets the id of a map that it
+// does not remember and the others go by.
+func TestOneIDTwoMaps(t *testing.T) {
+	s, n := cluster(t, 2)
+	a, b := n[0], n[1]
+	other := *a.cur
+	other.Parent = MapID{a.cur.Version - 1, mac(9)}
+	for i := range other.Owner {
+		other.Owner[i] = 1 - other.Owner[i]
+	}
+	s.torn = true
+	a.cur, a.unsettled = &other, true
+	a.step(Drain{})
+	s.run(time.Duration(interval + s.delay))
+	if a.cur.Version != other.Version+1 {
+		t.Errorf("after an interval node 1 goes by map %v, node 2 by %v", a.cur.MapID, b.cur.MapID)
+	}
+	s.torn = false
+	s.run(time.Second)
+	s.want(512, 512)
+}
+
+// TestMadeWithout: node 2 has made a map while it did not hear node 1, which has noticed
+// nothing. It may have taken flows of any bucket.
+func TestMadeWithout(t *testing.T) {
+	s, n := cluster(t, 2)
+	b := *n[1].said[len(n[1].said)-1]
+	b.Sequence++
+	b.Map, b.Parent = MapID{b.Map.Version + 1, b.ID}, b.Map
+	n[0].step(Received{&b})
+	if got := n[0].count(filter.Settled); got > 0 {
+		t.Errorf("node 1 has %d buckets settled", got)
+	}
+	s.run(2 * time.Second)
+	s.want(512, 512)
 }
 
 func TestTooManyPeers(t *testing.T) {

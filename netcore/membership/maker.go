@@ -224,7 +224,7 @@ const whyLoad = "load"
 // the present one, and another.
 func (m *Machine) higherMap() bool {
 	for _, p := range m.live {
-		if p.mapID.Compare(m.cur.MapID) > 0 {
+		if c := p.mapID.Compare(m.cur.MapID); c > 0 || c == 0 && !m.goesBy(p) {
 			return true
 		}
 	}
@@ -429,8 +429,7 @@ func assign(last *Map, members []NodeID, quotas []int) (owner [filter.Buckets]ui
 		}
 		for i, id := range members {
 			if len(had[i]) > room[i] {
-				slices.SortFunc(had[i], func(x, y int) int { return cmp.Compare(score(id, y), score(id, x)) })
-				had[i] = had[i][:room[i]]
+				had[i] = keep(id, had[i], room[i])
 			}
 			for _, b := range had[i] {
 				owner[b] = uint8(i)
@@ -458,17 +457,29 @@ func assign(last *Map, members []NodeID, quotas []int) (owner [filter.Buckets]ui
 	return owner
 }
 
-// mapDue reports whether somebody lacks the present map and this node is the one
-// to send it: its leader at once and again, and, if the leader is not heard by
-// whoever lacks it, the lowest of those that are.
-func (m *Machine) mapDue(now int64) bool {
-	return m.cur != nil && now >= m.nextMap(now)
+// keep gives the n buckets for which a node bids the most.
+func keep(id NodeID, buckets []int, n int) []int {
+	type bid struct {
+		score  uint64
+		bucket int
+	}
+	bids := make([]bid, len(buckets))
+	for i, b := range buckets {
+		bids[i] = bid{score(id, b), b}
+	}
+	slices.SortFunc(bids, func(x, y bid) int { return cmp.Compare(y.score, x.score) })
+	for i := range n {
+		buckets[i] = bids[i].bucket
+	}
+	return buckets[:n]
 }
 
-// nextMap is when to send the map.
+// nextMap is when to send the present map to those that lack it: its leader does at
+// once and again, and, for those that do not hear the leader, the lowest of those that
+// they hear.
 func (m *Machine) nextMap(now int64) int64 {
 	next := int64(math.MaxInt64)
-	if m.cur == nil || m.state >= Leaving {
+	if m.cur == nil || m.state >= Leaving || m.cfg.Weakness == SendOnce && (m.mapSent != 0 || m.cur.Leader != m.self.ID) {
 		return next
 	}
 	interval := int64(m.cfg.Params.Interval)

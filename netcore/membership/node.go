@@ -470,10 +470,10 @@ func (n *Node) step(ev Event) (next int64) {
 		n.cfg.Apply(a)
 		if a.Map != nil {
 			for _, f := range n.cfg.Codec.Map(a.Map, n.machine.Self(), a.MapSequence) {
-				_ = n.cfg.Link.send(f) // whoever lacks it shows, and it is sent again
+				_ = n.send(f, a.MapUnicast) // whoever lacks it shows, and it is sent again
 			}
 		}
-		if a.Beacon != nil && n.sendBeacon(&a) {
+		if a.Beacon != nil && n.send(n.cfg.Codec.Beacon(a.Beacon), a.Unicast) == nil {
 			ev = Sent{At: now}
 		}
 		if a.PollFlows {
@@ -493,15 +493,15 @@ func (n *Node) step(ev Event) (next int64) {
 	return next
 }
 
-// sendBeacon reports whether the beacon is on the wire.
-func (n *Node) sendBeacon(a *Actions) bool {
-	frame := n.cfg.Codec.Beacon(a.Beacon)
+// send sends a frame to the group and to some nodes besides. The error is that of the
+// former.
+func (n *Node) send(frame []byte, besides []NodeID) error {
 	err := n.cfg.Link.send(frame)
-	for _, id := range a.Unicast {
+	for _, id := range besides {
 		copy(frame, id[:])
 		_ = n.cfg.Link.send(frame)
 	}
-	return err == nil
+	return err
 }
 
 func (n *Node) note(notes []Note) {

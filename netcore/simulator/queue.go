@@ -1,7 +1,5 @@
 package simulator
 
-import "clonecluster/netcore/membership"
-
 type kind uint8
 
 const (
@@ -20,7 +18,7 @@ type event struct {
 	from    int
 	boot    uint64
 	node    *node
-	payload membership.Event
+	payload any
 	do      func()
 }
 

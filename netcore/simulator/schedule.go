@@ -1,6 +1,9 @@
 package simulator
 
 import (
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"clonecluster/netcore/membership"
@@ -19,13 +22,18 @@ func (s *sim) schedule() {
 	s.duplicate = []float64{0, 0, 0.1}[s.rand.IntN(3)]
 	// Long enough for a frame each way, and for the beacon before the first to be
 	// heard.
-	s.grace = int64(s.params.Interval) + 2*(s.minDelay+4*s.delay)
+	s.grace = int64(s.params.Interval) + 2*s.crossing()
 	// Of two machines with one address the others hear now one, now the other,
 	// when frames are lost. The switch would not bring them the right ones either.
-	twins := s.rand.IntN(40) == 0 && len(s.nodes) > 2
-	if twins {
+	s.twins = s.rand.IntN(40) == 0 && len(s.nodes) > 2
+	if s.twins {
 		s.nodes[len(s.nodes)-1].id = s.nodes[0].id
 		s.loss = 0
+	}
+	s.configure()
+	s.prepareFrames()
+	if s.forger {
+		s.at(s.now, s.forge)
 	}
 	start := s.now
 	together := s.rand.IntN(3) == 0
@@ -39,24 +47,73 @@ func (s *sim) schedule() {
 			s.at(at, func() { s.boot(n) })
 		}
 	}
-	events := 2 + s.rand.IntN(7)
+	events, apart := 2+s.rand.IntN(7), D
+	sparse := s.rand.IntN(4) == 0
+	if sparse { // mostly one after the other, with quiet in between
+		events, apart = 2+s.rand.IntN(2), 5*D
+	}
 	first := start + 2*D
-	quiet := first + int64(events)*D
+	quiet := first + int64(events)*apart
 	s.quietFrom = quiet
-	for range events {
+	for i := range events {
 		at := first + s.rand.Int64N(quiet-first)
+		if sparse {
+			at = first + int64(i)*apart + s.rand.Int64N(D)
+		}
 		do := s.disturb()
-		if twins {
+		if s.twins {
 			do = s.ask()
 		}
 		s.at(at, do)
 	}
+	if s.policy.Balance == membership.Load {
+		for t := start; t < quiet+s.recovery(); t += D / 2 {
+			s.at(t, s.load)
+		}
+	}
 	s.at(quiet, s.calm)
-	s.end = quiet + 6*D + int64(s.grace)
+	if s.loss > 0 && s.rand.IntN(3) == 0 {
+		s.at(start+s.rand.Int64N(quiet-start), func() { s.setLoss(0) })
+	}
+	s.end = quiet + s.recovery() + 2*D
+	if s.twins {
+		s.end += 2 * D
+	}
 	for t := start + D; t < s.end; t += D / 10 {
 		s.queue.push(event{at: t + s.rand.Int64N(D/10), kind: evArrive})
 	}
 	s.queue.push(event{at: s.end, kind: evEnd})
+}
+
+// configure draws what the nodes are configured with.
+func (s *sim) configure() {
+	s.copies = s.rand.IntN(10) == 0
+	s.policy.Moves = 32
+	if s.rand.IntN(10) == 0 && !s.twins { // the lower twin may lag behind
+		s.policy.Balance = membership.Load
+	}
+	s.policy.StopWhenSick = s.rand.IntN(8) == 0
+	if s.rand.IntN(4) == 0 {
+		for _, n := range s.nodes {
+			n.weight = s.someWeight()
+		}
+	}
+	// Who does not get the group's frames gets maps late, too late for those that
+	// follow each other.
+	if s.rand.IntN(20) == 0 && !s.twins && s.policy.Balance != membership.Load {
+		s.any().filtered = true
+	}
+}
+
+func (s *sim) someWeight() int { return []int{1, 50, 100, 100, 300, 1000}[s.rand.IntN(6)] }
+
+// load lets some nodes measure how busy they are.
+func (s *sim) load() {
+	for _, n := range s.nodes {
+		if n.running && !n.paused && s.rand.IntN(2) == 0 {
+			s.step(n, membership.LoadSeen{Busy: uint16(s.rand.IntN(1001)), Flows: uint32(s.rand.IntN(1000))})
+		}
+	}
 }
 
 func (s *sim) at(t int64, do func()) { s.queue.push(event{at: t, kind: evDo, do: do}) }
@@ -86,7 +143,7 @@ func (s *sim) disturb() func() {
 	D := int64(s.params.Dead)
 	n, o := s.any(), s.any()
 	for_ := s.rand.Int64N(4 * D)
-	switch s.rand.IntN(15) {
+	switch s.rand.IntN(21) {
 	case 0: // starts, or restarts after a crash of the engine
 		return func() {
 			s.crash(n)
@@ -100,10 +157,7 @@ func (s *sim) disturb() func() {
 	case 3: // for good
 		return func() { s.die(n) }
 	case 4: // graceful end
-		return func() {
-			s.setDrain(n, true)
-			s.at(s.now+D, func() { s.leave(n) })
-		}
+		return func() { s.retire(n) }
 	case 5, 6: // of several at once
 		several := []*node{n, o, s.any()}
 		return func() {
@@ -119,17 +173,17 @@ func (s *sim) disturb() func() {
 	case 7:
 		return func() { s.pause(n, s.rand.Int64N(3*D)) }
 	case 8:
-		return func() { s.setCut(n, o, true, false, for_) }
+		return func() { s.setCut(n, o, false, for_) }
 	case 9:
-		return func() { s.setCut(n, o, true, true, for_) }
+		return func() { s.setCut(n, o, true, for_) }
 	case 10: // nothing that it sends is heard, or nothing is heard by it
 		in := s.rand.IntN(2) == 0
 		return func() {
 			for _, p := range s.nodes {
 				if in {
-					s.setCut(p, n, true, false, for_)
+					s.setCut(p, n, false, for_)
 				} else {
-					s.setCut(n, p, true, false, for_)
+					s.setCut(n, p, false, for_)
 				}
 			}
 		}
@@ -144,6 +198,7 @@ func (s *sim) disturb() func() {
 			if n.running {
 				s.trace("node %d: its clock jumps by %.0f ms", n.n, float64(for_)/1e6)
 				s.messy = true
+				s.disturbed()
 				n.lease -= for_
 				n.offset += for_
 				n.next -= for_
@@ -156,6 +211,47 @@ func (s *sim) disturb() func() {
 		}
 	case 13: // somebody plays back what he has recorded
 		return func() { s.replay(n, for_) }
+	case 14: // its cable is pulled out, and put back
+		return func() {
+			s.setLink(n, false)
+			s.later(for_, func() { s.setLink(n, true) })
+		}
+	case 15: // another NIC, or the administrator has given it another address
+		return func() { s.rename(n) }
+	case 16:
+		weight := s.someWeight()
+		return func() {
+			s.crash(n)
+			s.trace("node %d will have weight %d", n.n, weight)
+			n.weight = weight
+			s.later(for_/8, func() { s.boot(n) })
+		}
+	case 17: // for nodes with different rules only one policy is simple
+		if s.policy.StopWhenSick {
+			return s.ask()
+		}
+		return func() {
+			s.crash(n)
+			s.trace("node %d will have other rules", n.n)
+			n.rules = 3 - n.rules
+			s.later(for_/8, func() { s.boot(n) })
+		}
+	case 18: // the switch believes that it does not want the group's frames
+		return func() {
+			s.setFiltered(n, true)
+			s.later(for_, func() { s.setFiltered(n, false) })
+		}
+	case 19: // the services of all fail
+		return func() {
+			for _, n := range s.nodes {
+				s.setSick(n, true)
+			}
+			s.later(for_, func() {
+				for _, n := range s.nodes {
+					s.setSick(n, false)
+				}
+			})
+		}
 	default:
 		return func() {
 			s.setSick(n, true)
@@ -166,6 +262,7 @@ func (s *sim) disturb() func() {
 
 func (s *sim) setDrain(n *node, on bool) {
 	if n.running && !n.paused && n.drain != on {
+		s.disturbed()
 		s.trace("node %d: drain %v", n.n, on)
 		n.drain = on
 		s.step(n, membership.Drain{On: on})
@@ -174,17 +271,85 @@ func (s *sim) setDrain(n *node, on bool) {
 
 func (s *sim) setSick(n *node, on bool) {
 	if n.running && !n.paused && n.sick != on {
+		s.disturbed()
 		s.trace("node %d: sick %v", n.n, on)
 		n.sick = on
 		s.step(n, membership.Health{OK: !on})
 	}
 }
 
-func (s *sim) leave(n *node) {
-	if n.running && !n.paused && n.drain {
+// retire ends a node as membership.Node.Leave does.
+func (s *sim) retire(n *node) {
+	D := int64(s.params.Dead)
+	s.setDrain(n, true)
+	boots := n.boots
+	still := func() bool { return n.running && !n.paused && n.boots == boots }
+	s.later(s.rand.Int64N(2*D), func() {
+		if !still() {
+			return
+		}
+		s.disturbed()
+		s.trace("node %d stops", n.n)
+		n.stopping = true
+		s.step(n, membership.Stop{})
+	})
+	s.later(2*D+s.rand.Int64N(3*D), func() {
+		if !still() {
+			return
+		}
+		s.disturbed()
 		s.trace("node %d leaves", n.n)
-		s.step(n, membership.Leave{})
+		n.stopping = true
+		for range 3 {
+			s.step(n, membership.Leave{})
+		}
 		s.die(n)
+	})
+}
+
+func (s *sim) setLink(n *node, up bool) {
+	if n.linkDown == !up {
+		return
+	}
+	s.disturbed()
+	s.torn = true
+	s.trace("node %d: link %v", n.n, up)
+	n.linkDown = !up
+	s.tellLink(n)
+}
+
+func (s *sim) tellLink(n *node) {
+	if n.running && !n.paused && n.saidDown != n.linkDown {
+		n.saidDown = n.linkDown
+		s.step(n, membership.Carrier{Up: !n.linkDown})
+	}
+}
+
+// setFiltered begins or ends filtering for one node. Two of those could not find each
+// other.
+func (s *sim) setFiltered(n *node, on bool) {
+	if s.policy.Balance == membership.Load || n.filtered == on || on && slices.ContainsFunc(s.nodes, func(o *node) bool { return o.filtered }) {
+		return
+	}
+	s.disturbed()
+	s.trace("node %d: multicast filtered %v", n.n, on)
+	n.filtered = on
+}
+
+// rename gives a node another wire MAC.
+func (s *sim) rename(n *node) {
+	if n.paused || s.twinOf(n) != nil {
+		return
+	}
+	s.disturbed()
+	s.renamed++
+	n.former = append(n.former, n.id)
+	n.id = nodeID(n.n)
+	n.id[3], n.id[4] = byte(0x70+s.rand.IntN(16)), byte(s.renamed)
+	s.names = nil
+	s.trace("node %d gets another wire MAC", n.n)
+	if n.running {
+		s.step(n, membership.Rename{Self: membership.Peer{ID: n.id, Incarnation: s.rand.Uint64()}})
 	}
 }
 
@@ -192,6 +357,7 @@ func (s *sim) pause(n *node, d int64) {
 	if !n.running || n.paused {
 		return
 	}
+	s.disturbed()
 	s.trace("node %d sleeps for %.0f ms", n.n, float64(d)/1e6)
 	n.paused, n.pausedAt = true, s.now
 	s.later(d, func() { s.wake(n) })
@@ -205,6 +371,7 @@ func (s *sim) wake(n *node) {
 	if !n.running {
 		return
 	}
+	s.disturbed()
 	s.trace("node %d wakes", n.n)
 	backlog := n.backlog
 	n.backlog = nil
@@ -213,56 +380,94 @@ func (s *sim) wake(n *node) {
 		s.step(n, ev)
 	}
 	s.step(n, membership.Tick{})
+	s.tellLink(n)
 }
 
-func (s *sim) setCut(a, b *node, forth, back bool, d int64) {
+func (s *sim) setCut(a, b *node, back bool, d int64) {
 	if a == b {
 		return
 	}
-	s.trace("cut %d to %d, and back %v, for %.0f ms", a.n, b.n, back, float64(d)/1e6)
-	s.torn = true
-	s.cut[a.n][b.n] = forth
+	way := "to"
 	if back {
-		s.cut[b.n][a.n] = true
+		way = "to and from"
+	}
+	s.trace("node %d: nothing gets through %s node %d for %.0f ms", a.n, way, b.n, float64(d)/1e6)
+	s.torn = true
+	s.fault(a, b, 1)
+	if back {
+		s.fault(b, a, 1)
 	}
 	s.later(d, func() {
-		s.cut[a.n][b.n] = false
+		s.fault(a, b, -1)
 		if back {
-			s.cut[b.n][a.n] = false
+			s.fault(b, a, -1)
 		}
 	})
 }
 
-func (s *sim) partition(side []bool, d int64) {
-	s.trace("partition %v for %.0f ms", side, float64(d)/1e6)
-	s.torn = true
-	for i := range side {
-		for j := range side {
-			s.cut[i][j] = s.cut[i][j] || side[i] != side[j]
-		}
-	}
-	s.later(d, s.heal)
+// fault adds a reason why nothing gets from a to b, or (-1) takes it away.
+func (s *sim) fault(a, b *node, more int) {
+	s.disturbed()
+	s.cut[a.n][b.n] += more
+	s.cuts += more
 }
 
-func (s *sim) heal() {
-	for i := range s.cut {
-		clear(s.cut[i])
+func (s *sim) partition(side []bool, d int64) {
+	s.trace("partition for %.0f ms: nodes %v", float64(d)/1e6, sides(side))
+	s.torn = true
+	both := func(more int) {
+		for i, a := range s.nodes {
+			for j, b := range s.nodes {
+				if side[i] != side[j] {
+					s.fault(a, b, more)
+				}
+			}
+		}
 	}
+	both(1)
+	s.later(d, func() { both(-1) })
+}
+
+// sides lists who is on which.
+func sides(side []bool) string {
+	var in [2][]string
+	for i, other := range side {
+		k := 0
+		if other {
+			k = 1
+		}
+		in[k] = append(in[k], strconv.Itoa(i))
+	}
+	return strings.Join(in[0], " ") + " | " + strings.Join(in[1], " ")
+}
+
+// setLoss says which share of the frames is lost from now on.
+func (s *sim) setLoss(loss float64) {
+	if s.loss == loss {
+		return
+	}
+	s.disturbed()
+	s.trace("%.3g %% of the frames are lost", 100*loss)
+	s.loss = loss
 }
 
 // replay delivers recorded frames, old and new, to everybody for a while.
 func (s *sim) replay(n *node, d int64) {
 	s.trace("recorded frames are played back for %.0f ms", float64(d)/1e6)
-	until := s.now + d
+	s.disturbed()
+	s.replays++
+	until := min(s.now+d, s.quietFrom)
 	var again func()
 	again = func() {
 		if s.now > until || len(s.records) == 0 {
+			s.disturbed()
+			s.replays--
 			return
 		}
 		r := s.records[s.rand.IntN(len(s.records))]
 		for _, to := range s.nodes {
 			if to.running {
-				s.queue.push(event{at: s.now + 1, kind: evDeliver, node: to, from: -1, boot: to.boots, payload: r.event})
+				s.queue.push(event{at: s.now + 1, kind: evDeliver, node: to, from: -1, boot: to.boots, payload: r.payload})
 			}
 		}
 		s.at(s.now+int64(s.params.Interval)/2, again)
@@ -273,8 +478,7 @@ func (s *sim) replay(n *node, d int64) {
 // calm ends every disturbance: what is left must come to agree.
 func (s *sim) calm() {
 	s.trace("calm")
-	s.heal()
-	s.loss = 0
+	s.setLoss(0)
 	for _, n := range s.nodes {
 		s.wake(n)
 	}

@@ -1,8 +1,10 @@
 // Package simulator runs many nodes' membership machines over a simulated
 // segment, under schedules drawn from a seed: loss, duplication, reordering,
 // delay, one-way cables, partitions, pauses, crashes, restarts, clocks that jump,
-// frames recorded and played back, and two machines with one address. It checks
-// the invariants at every step. One seed is one schedule, always the same.
+// frames recorded and played back, frames with wrong keys, other rules, weights
+// and wire MACs, cables pulled out, a switch that filters multicast, and two
+// machines with one address. It checks the invariants at every step. One seed is
+// one schedule, always the same.
 //
 // What it checks:
 //
@@ -10,8 +12,14 @@
 //     do two of which one has been told that the other does not hear it, or sleeps.
 //   - I5: while a flow's holder lives, the holder takes its segments, and no
 //     other node that hears it would reset them.
+//   - I6: in quiet times a bucket is Shared only if somebody else holds flows in it,
+//     and the quarantine of buckets whose flows' holder has died is over.
+//   - I7: a frame is taken if and only if somebody has sent it who has the key. In a
+//     part of the schedules all frames are written and read, and there is a node of
+//     another cluster, with another key or version, or somebody who forges frames.
 //   - I4 and convergence: when nothing has disturbed the segment for a while,
-//     every bucket has one owner and all go by one map.
+//     every bucket has one owner, at every step until the next disturbance, and all go
+//     by one map. Where two machines have one address that is checked only at the end.
 //
 // Two nodes hear each other when each has received a beacon of the other that
 // lists it within a lease, and has done so for as long as it takes to tell each
@@ -23,6 +31,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"clonecluster/netcore/filter"
@@ -45,12 +54,16 @@ type Result struct {
 	Seed      uint64   `json:"seed"`
 	Nodes     int      `json:"nodes"`
 	Violation string   `json:"violation,omitempty"` // empty: all held
-	Invariant string   `json:"invariant,omitempty"` // "I3", "I4" or "I5"
+	Invariant string   `json:"invariant,omitempty"` // "I3" to "I7"
 	At        float64  `json:"at_seconds,omitempty"`
 	Accepted  int      `json:"accepted"` // connections
 	Refused   int      `json:"refused"`  // attempts that nobody took
 	Steps     int      `json:"steps"`    // of machines
+	Quiet     int      `json:"quiet"`    // steps at which every bucket had to have an owner
 	Maps      uint64   `json:"maps"`     // made
+	Frames    int      `json:"frames"`   // that were read; most schedules do without
+	Forged    int      `json:"forged"`   // of those, without the key: all had to be refused
+	Legend    []string `json:"legend,omitempty"`
 	Timeline  []string `json:"timeline,omitempty"`
 }
 
@@ -58,17 +71,17 @@ type Result struct {
 func Run(o Options) Result {
 	s := newSim(o)
 	s.schedule()
+	s.explain()
 	most := 20_000 * s.result.Nodes * s.result.Nodes
 	for !s.over && s.queue.len() > 0 {
 		e := s.queue.pop()
 		if s.now = e.at; s.result.Steps > most {
 			s.fail("liveness", "the machines do not come to rest: more than %d steps", most)
 		}
+		s.verifyOwners() // a lease may have ended
 		s.handle(e)
 		s.verify()
-	}
-	if s.result.Violation == "" {
-		s.converged()
+		s.verifyOwners()
 	}
 	return s.result
 }
@@ -82,18 +95,37 @@ type sim struct {
 	queue  queue
 	nodes  []*node
 	params membership.Params
+	// frames: what is said goes over the wire as frames.
+	frames    bool
+	strangers []*node
+	forger    bool
 
 	loss, duplicate float64
 	minDelay, delay int64
-	cut             [][]bool // from, to
-	flows           []*flow
-	records         []recorded // what an eavesdropper has kept
-	grace           int64
-	quietFrom       int64
-	result          Result
-	dirty           []*node // whose acceptance has grown since the last check
-	recheckAt       int64
-	checkFlows      bool
+	cut             [][]int // from, to: by how many faults
+	cuts            int     // all of them
+	replays         int     // under way
+	disturbedAt     int64
+	recount         bool // who owns what has changed
+	twins           bool // two machines have one address
+	policy          membership.Policy
+	// copies: what is sent to nodes alone reaches all of them, not only those that it is
+	// for. Many are sent.
+	copies     bool
+	renamed    int                   // how often a node got another wire MAC
+	handedOver int64                 // until then a map that was made for load may be on its way
+	ended      [filter.Buckets]int64 // when last a flow ended whose holder lived
+	orphans    []orphan
+	flows      []*flow
+	records    []recorded // what an eavesdropper has kept
+	grace      int64
+	quietFrom  int64
+	result     Result
+	names      *strings.Replacer // of the timeline
+	said       map[string]bool   // in it, and not to be repeated
+	dirty      []*node           // whose acceptance has grown since the last check
+	recheckAt  int64
+	checkFlows bool
 	// messy: frames are lost or clocks jump, so that what a node has not heard in
 	// time may have been said.
 	messy bool
@@ -115,24 +147,48 @@ type node struct {
 	timer       int64 // when the pending tick fires; 0: none
 	next        int64
 	drain, sick bool
+	stopping    bool // it has been told to own nothing any more
+	weight      int
+	rules       uint64
+	former      []membership.NodeID // its wire MACs before
+	// linkDown: its cable is out; saidDown: its engine knows.
+	linkDown, saidDown bool
+	filtered           bool // the switch keeps the group's frames from it
+	quarantine         [filter.Buckets]quarantine
+	ownedSince         [filter.Buckets]int64
 	// received[j] is when a beacon of node j was last taken, since when they have
 	// come without a gap.
 	received, since []int64
 	// unlisted[j] is since when beacons of node j no longer list this node, 0 if they
 	// do or never did; lastAt[j] is when the last of them came.
 	unlisted, lastAt []int64
-	incarnation      []uint64 // of j, as last received
+	incarnation      []uint64         // of j, as last received
+	listedAs         []membership.Tag // by j
 	backlog          []membership.Event
+	stranger         strangeness // 0: it belongs to the cluster
+	codec            *membership.Codec
+	assemblers       map[membership.NodeID]*membership.Assembler
 }
+
+// quarantine is when a bucket's began, and ends.
+type quarantine struct{ from, until int64 }
 
 type flow struct {
 	holder *node
 	bucket int
 }
 
+// orphan is a flow whose holder has died.
+type orphan struct {
+	bucket int
+	died   int64
+	by     []*node // that heard the holder, and it them
+}
+
+// recorded is what somebody has said, and how that was on the wire.
 type recorded struct {
-	event membership.Event
-	from  int
+	said    membership.Event
+	payload any
 }
 
 func nodeID(n int) membership.NodeID {
@@ -140,7 +196,7 @@ func nodeID(n int) membership.NodeID {
 }
 
 func newSim(o Options) *sim {
-	s := &sim{o: o, rand: rand.New(rand.NewPCG(o.Seed, 0x636c6f6e65)), now: int64(time.Second)}
+	s := &sim{o: o, rand: rand.New(rand.NewPCG(o.Seed, 0x636c6f6e65)), now: int64(time.Second), said: map[string]bool{}}
 	n := o.Nodes
 	if n == 0 {
 		switch p := s.rand.IntN(1000); {
@@ -155,13 +211,18 @@ func newSim(o Options) *sim {
 		}
 	}
 	s.result = Result{Seed: o.Seed, Nodes: n}
-	s.cut = make([][]bool, n)
+	s.cut = make([][]int, n)
 	for i := range n {
-		s.cut[i] = make([]bool, n)
-		s.nodes = append(s.nodes, &node{n: i, id: nodeID(i), received: make([]int64, n), since: make([]int64, n), incarnation: make([]uint64, n),
-			unlisted: make([]int64, n), lastAt: make([]int64, n)})
+		s.cut[i] = make([]int, n)
+		s.nodes = append(s.nodes, s.newNode(i))
 	}
 	return s
+}
+
+func (s *sim) newNode(i int) *node {
+	n := s.result.Nodes
+	return &node{n: i, id: nodeID(i), weight: 100, rules: 1, received: make([]int64, n), since: make([]int64, n), incarnation: make([]uint64, n),
+		listedAs: make([]membership.Tag, n), unlisted: make([]int64, n), lastAt: make([]int64, n)}
 }
 
 func (s *sim) fail(invariant, format string, args ...any) {
@@ -174,14 +235,8 @@ func (s *sim) fail(invariant, format string, args ...any) {
 	s.trace("VIOLATION %s: %s", invariant, s.result.Violation)
 	for _, n := range s.nodes {
 		if n.machine != nil {
-			s.trace("  node %d: running=%v paused=%v lease in %.1f ms, %v", n.n, n.running, n.paused, float64(n.lease-s.now)/1e6, n.machine)
+			s.trace("  node %d: running=%v paused=%v, lease ends in %.1f ms, %v", n.n, n.running, n.paused, float64(n.lease-s.now)/1e6, n.machine)
 		}
-	}
-}
-
-func (s *sim) trace(format string, args ...any) {
-	if s.o.Trace {
-		s.result.Timeline = append(s.result.Timeline, fmt.Sprintf("%9.4f s  ", float64(s.now-int64(time.Second))/1e9)+fmt.Sprintf(format, args...))
 	}
 }
 
@@ -190,14 +245,19 @@ func (s *sim) boot(n *node) {
 	if n.running {
 		return
 	}
+	if n.stranger == 0 {
+		s.disturbed()
+	}
 	n.boots++
 	n.running, n.paused = true, false
-	n.drain, n.sick = false, false
+	n.drain, n.sick, n.stopping, n.saidDown = false, false, false, false
+	n.quarantine = [filter.Buckets]quarantine{}
 	n.backlog, n.timer = nil, 0
+	n.assemblers = map[membership.NodeID]*membership.Assembler{}
 	incarnation := s.rand.Uint64()
 	n.machine = membership.New(membership.Config{
 		Self: membership.Peer{ID: n.id, Incarnation: incarnation}, Params: s.params,
-		Policy: membership.Policy{Moves: 32}, Weight: 100, Rules: 1, Flows: s.held(n), Weakness: s.o.Weakness,
+		Policy: s.policy, Weight: n.weight, Rules: n.rules, Flows: s.held(n), Weakness: s.o.Weakness,
 	}, s.now+n.offset)
 	n.table, n.lease, n.owned = n.machine.Table(), 0, 0
 	for j := range n.received {
@@ -205,6 +265,7 @@ func (s *sim) boot(n *node) {
 	}
 	s.trace("node %d starts", n.n)
 	s.step(n, membership.Tick{})
+	s.tellLink(n)
 }
 
 func (s *sim) held(n *node) (b membership.Bits) {
@@ -219,17 +280,30 @@ func (s *sim) held(n *node) (b membership.Bits) {
 // crash ends the engine; the kernel and its flows stay.
 func (s *sim) crash(n *node) {
 	if n.running {
-		n.running = false
+		s.disturbed()
+		n.running, n.owned = false, 0
 		s.trace("node %d: engine crashes", n.n)
 	}
 }
 
 // die ends the machine and its flows.
 func (s *sim) die(n *node) {
+	var by []*node
 	if n.running {
+		s.disturbed()
 		s.trace("node %d dies", n.n)
+		for _, o := range s.nodes {
+			if o != n && s.connected(o, n) {
+				by = append(by, o)
+			}
+		}
 	}
-	n.running = false
+	n.running, n.owned = false, 0
+	for _, f := range s.flows {
+		if f.holder == n {
+			s.orphans = append(s.orphans, orphan{f.bucket, s.now, by})
+		}
+	}
 	s.flows = slices.DeleteFunc(s.flows, func(f *flow) bool { return f.holder == n })
 }
 
@@ -242,18 +316,23 @@ func (s *sim) step(n *node, ev membership.Event) {
 		s.apply(n, &a)
 		for _, note := range a.Notes {
 			if s.o.Trace {
-				s.trace("node %d: %v %02x %v %s", n.n, note.What, note.Peer.ID[5], note.Map.Version, note.Why)
+				s.traceNote(n, note)
 			}
-			if note.What == membership.NewMap {
+			if note.What == membership.NewMap && n.stranger == 0 {
 				s.result.Maps++
+				if note.Why == "load" {
+					s.handedOver, s.recount = s.now+2*s.crossing(), true
+				}
 			}
 		}
 		if a.Map != nil {
-			s.broadcast(n, membership.ReceivedMap{Map: a.Map, From: n.self(), Sequence: a.MapSequence})
+			s.sendMap(n, &a)
 		}
 		if a.Beacon != nil {
-			s.broadcast(n, membership.Received{Beacon: a.Beacon})
-			follow = membership.Sent{At: local}
+			s.sendBeacon(n, &a)
+			if !n.linkDown {
+				follow = membership.Sent{At: local}
+			}
 		}
 		if a.PollFlows {
 			// The look-up takes its time.
@@ -273,15 +352,13 @@ func (n *node) self() membership.Peer { return n.machine.Self() }
 func (s *sim) apply(n *node, a *membership.Actions) {
 	was := s.accepts(n)
 	if a.Table != nil {
-		n.table = *a.Table
-		n.owned = 0
-		for _, state := range n.table {
-			if state.Owned() {
-				n.owned++
-			}
-		}
-		s.checkFlows = true
+		s.install(n, a.Table)
+		s.checkFlows, s.recount = true, true
 		s.mark(n)
+		s.traceTable(n)
+	}
+	for _, b := range a.EndQuarantine {
+		n.quarantine[b].until = 0
 	}
 	n.lease = 0
 	if a.Lease > 0 {
@@ -294,8 +371,26 @@ func (s *sim) apply(n *node, a *membership.Actions) {
 	}
 }
 
+// install does with a table what the filter does.
+func (s *sim) install(n *node, t *filter.Table) {
+	next, begin := filter.Changes(t, &n.table)
+	n.owned = 0
+	for b := range next {
+		if next[b].Owned() {
+			n.owned++
+			if !n.table[b].Owned() {
+				n.ownedSince[b] = s.now
+			}
+		}
+		if begin[b] {
+			n.quarantine[b] = quarantine{s.now, s.now + filter.Quarantine}
+		}
+	}
+	n.table = next
+}
+
 func (s *sim) mark(n *node) {
-	if !slices.Contains(s.dirty, n) {
+	if n.stranger == 0 && !slices.Contains(s.dirty, n) {
 		s.dirty = append(s.dirty, n)
 	}
 }
@@ -303,21 +398,6 @@ func (s *sim) mark(n *node) {
 // accepts reports whether a node takes new flows in the buckets that it owns. A
 // paused one does: its kernel goes on until the lease ends.
 func (s *sim) accepts(n *node) bool { return n.running && n.owned > 0 && s.now < n.lease }
-
-func (s *sim) broadcast(from *node, ev membership.Event) {
-	if len(s.records) < 64 && s.rand.IntN(8) == 0 {
-		s.records = append(s.records, recorded{ev, from.n})
-	}
-	for _, to := range s.nodes {
-		if to == from || !to.running || s.cut[from.n][to.n] || s.loss > 0 && s.rand.Float64() < s.loss {
-			continue
-		}
-		s.queue.push(event{at: s.now + s.minDelay + s.rand.Int64N(s.delay), kind: evDeliver, node: to, from: from.n, boot: to.boots, payload: ev})
-		if s.duplicate > 0 && s.rand.Float64() < s.duplicate {
-			s.queue.push(event{at: s.now + s.minDelay + s.rand.Int64N(4*s.delay), kind: evDeliver, node: to, from: from.n, boot: to.boots, payload: ev})
-		}
-	}
-}
 
 func (s *sim) handle(e event) {
 	switch e.kind {
@@ -328,6 +408,7 @@ func (s *sim) handle(e event) {
 		s.arrive()
 		return
 	case evEnd:
+		s.converged()
 		s.over = true
 		return
 	case evTick:
@@ -338,6 +419,11 @@ func (s *sim) handle(e event) {
 	n := e.node
 	if !n.running || n.boots != e.boot {
 		return
+	}
+	if e.kind == evDeliver {
+		if e.payload = s.read(n, e.payload); e.payload == nil {
+			return
+		}
 	}
 	if n.paused { // what comes in while it sleeps waits in its socket
 		if e.kind != evTick && len(n.backlog) < 256 {
@@ -354,7 +440,7 @@ func (s *sim) handle(e event) {
 			s.queue.push(event{at: n.timer, kind: evTick, node: n, boot: n.boots})
 		}
 	case evDeliver:
-		if b, ok := e.payload.(membership.Received); ok && e.from >= 0 {
+		if b, ok := e.payload.(membership.Received); ok && n.stranger == 0 && e.from >= 0 && e.from < len(s.nodes) {
 			s.heard(n, e.from, b.Beacon)
 		}
 		s.step(n, e.payload)
@@ -365,9 +451,12 @@ func (s *sim) handle(e event) {
 
 // heard keeps when beacons that list the node come from whom.
 func (s *sim) heard(n *node, from int, b *membership.Beacon) {
+	if s.now-n.lastAt[from] > int64(s.params.Interval)*3/2 { // what it knew is long ago
+		n.unlisted[from] = 0
+	}
 	n.lastAt[from] = s.now
 	if !slices.Contains(b.Heard, n.self().Tag()) {
-		if n.unlisted[from] == 0 && n.received[from]-n.since[from] > int64(s.params.Dead) && n.incarnation[from] == b.Incarnation {
+		if n.unlisted[from] == 0 && n.received[from]-n.since[from] > int64(s.params.Dead) && n.incarnation[from] == b.Incarnation && n.listedAs[from] == n.self().Tag() {
 			n.unlisted[from] = s.now
 		}
 		return
@@ -376,7 +465,7 @@ func (s *sim) heard(n *node, from int, b *membership.Beacon) {
 	if s.now-n.received[from] > int64(s.params.Lease) || n.incarnation[from] != b.Incarnation {
 		n.since[from] = s.now
 	}
-	n.received[from], n.incarnation[from] = s.now, b.Incarnation
+	n.received[from], n.incarnation[from], n.listedAs[from] = s.now, b.Incarnation, n.self().Tag()
 }
 
 // connected reports whether two nodes hear each other, and have for long enough.
@@ -513,64 +602,11 @@ func (s *sim) arrive() {
 	s.queue.push(event{at: s.now + life, kind: evDo, do: func() {
 		if i := slices.Index(s.flows, f); i >= 0 {
 			s.flows = slices.Delete(s.flows, i, i+1)
+			if f.holder.running {
+				s.ended[b] = s.now
+			}
 		}
 	}})
-}
-
-// converged checks at the end of the quiet time that every bucket has one owner
-// and that all go by one map.
-func (s *sim) converged() {
-	s.over = false
-	var running []*node
-	willing := 0
-	for _, n := range s.nodes {
-		if n.running {
-			running = append(running, n)
-			if !n.drain {
-				willing++
-			}
-		}
-	}
-	if len(running) == 0 {
-		return
-	}
-	var owners [filter.Buckets]int
-	for _, n := range running {
-		v := n.machine.View()
-		switch {
-		case v.State == membership.Listening && s.twinOf(n) != nil:
-			continue
-		case !v.Agreed:
-			s.fail("I4", "node %d does not agree with the others: %v", n.n, n.machine)
-			return
-		case v.Map != running[0].machine.View().Map && s.twinOf(running[0]) == nil:
-			s.fail("I4", "nodes %d and %d go by different maps", running[0].n, n.n)
-			return
-		}
-		if !s.accepts(n) {
-			if n.owned > 0 {
-				s.fail("I4", "node %d owns %d buckets and accepts nothing: %v", n.n, n.owned, n.machine)
-				return
-			}
-			continue
-		}
-		if n.drain && willing > 0 {
-			s.fail("I4", "node %d drains and still owns %d buckets", n.n, n.owned)
-			return
-		}
-		for b, state := range n.table {
-			if state.Owned() {
-				owners[b]++
-			}
-		}
-	}
-	for b, count := range owners {
-		if count != 1 {
-			s.fail("I4", "bucket %d has %d owners", b, count)
-			return
-		}
-	}
-	s.over = true
 }
 
 // twinOf gives another running node with the same address.
