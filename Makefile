@@ -25,6 +25,8 @@ KERNEL_FLAGS := --board $(BOARD) --out $(OUT)/$(BOARD) $(if $(KERNEL_SOURCE),--k
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # Says at the end what was skipped, and why.
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0 --format standard-quiet
+# What is tried on a cluster of nodes with different datapaths, too.
+MIXED       := '^TestFailover(Join|Drain|Rebalance|Faults|Churn)$$|^TestCluster|^TestDeath$$|^TestCrash$$'
 # How many tests may find the machine too busy to judge.
 MAX_BUSY    := 3
 
@@ -65,7 +67,9 @@ sizes: image ## table of sizes, boot times and memory, against the budgets
 test: deps-test image ## all tests; those that need root, namespaces or QEMU say so when they skip
 	@$(CLONECTL) kernel $(KERNEL_FLAGS) --check-reproducible
 	CLONECLUSTER_TEST_KERNEL=$(CURDIR)/$(OUT)/$(BOARD)/bzImage $(GO) run $(GOTESTSUM) --jsonfile $(OUT)/tests.json -- -count=1 -p 1 -timeout 40m ./...
-	@busy=$$(grep -c 'Output":".*too busy to tell' $(OUT)/tests.json || true); [ "$$busy" -le $(MAX_BUSY) ] || \
+	CLONECLUSTER_DATAPATH=bpf $(GO) run $(GOTESTSUM) --jsonfile $(OUT)/tests-bpf.json -- -count=1 -timeout 40m -run '^Test' -skip '^TestFigure' ./netcore/engine
+	CLONECLUSTER_DATAPATH=mixed $(GO) run $(GOTESTSUM) --jsonfile $(OUT)/tests-mixed.json -- -count=1 -timeout 40m -run $(MIXED) ./netcore/engine
+	@busy=$$(cat $(OUT)/tests*.json | grep -c 'Output":".*too busy to tell' || true); [ "$$busy" -le $(MAX_BUSY) ] || \
 	  { echo "$$busy tests found this machine too busy to judge: run them again when it has less to do" >&2; exit 1; }
 	CGO_ENABLED=1 $(GO) test -count=1 -p 1 -race -short -timeout 20m $(RACE)
 

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +28,8 @@ type Status struct {
 	Datapath  string   `json:"datapath"` // "native", "bpf" or "raw"
 	Ingress   string   `json:"ingress"`  // where frames are judged: "XDP", "tcx", "clsact" or "packet socket"
 	UptimeSec float64  `json:"uptime_seconds"`
+	// Goroutines is how many the engine has: one that grows is a leak.
+	Goroutines int `json:"goroutines"`
 
 	State   string   `json:"state"`   // listening, serving, draining, stopping, leaving or restarting
 	Slot    int      `json:"slot"`    // place among Nodes, from 1; 0: none
@@ -90,8 +93,8 @@ func (e *engine) status() Status {
 	s := Status{
 		NIC: e.nic.Name, Driver: e.nic.Driver, Datapath: e.datapath, Ingress: e.ingress,
 		WireMAC: e.path.WireMAC().String(), CloneMAC: e.opt.Config.VIP.CloneMAC.String(),
-		UptimeSec: time.Since(e.start).Seconds(),
-		State:     view.State.String(), Slot: place, Agreed: view.Agreed, Fenced: view.Fenced, Map: view.Map.Version,
+		UptimeSec: time.Since(e.start).Seconds(), Goroutines: runtime.NumGoroutine(),
+		State: view.State.String(), Slot: place, Agreed: view.Agreed, Fenced: view.Fenced, Map: view.Map.Version,
 		Nodes: owners, Heard: []string{}, Unwell: []string{}, Members: []Member{}, Verdicts: map[string]uint64{},
 		FailOpen: view.AllSick && !policy(e.opt.Config).StopWhenSick,
 		Drain:    Drain{Draining: progress.Draining || view.State > membership.Serving, Owned: progress.Owned, Flows: progress.Flows},

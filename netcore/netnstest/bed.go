@@ -565,6 +565,9 @@ func (p *Process) Wait() error {
 	return p.err
 }
 
+// PID is the process's identifier.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // Proc reads a file of its folder in /proc: "status".
 func (p *Process) Proc(tb testing.TB, file string) []byte {
 	tb.Helper()
