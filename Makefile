@@ -34,7 +34,7 @@ MAX_BUSY    := 3
 export CGO_ENABLED := 0
 
 DEPS_BUILD := gcc libc6-dev binutils make flex bison bc libelf-dev zstd xz-utils qemu-system-x86 ca-certificates $(if $(KERNEL_SOURCE),,linux-source-6.12)
-DEPS_TEST  := clang llvm linux-libc-dev git iproute2 tshark curl iputils-ping iputils-arping ethtool ndisc6 procps nginx-light nftables
+DEPS_TEST  := clang llvm linux-libc-dev git iproute2 tshark curl iputils-ping iputils-arping ethtool ndisc6 procps nginx-light nftables haproxy wrk iptables
 # What stands for them on a host without dpkg.
 PROGRAMS   := gcc ld make flex bison bc zstd xz qemu-system-x86_64
 
@@ -81,7 +81,11 @@ lint: ## gofmt, go vet, staticcheck
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 
-bench: deps-test ## benchmarks of the datapath
+bench: deps-test ## CPU per request against a plain host and dispatchers, and per discarded frame (as root, on a quiet machine, BENCH_ROUNDS=7)
+	CLONECLUSTER_BENCH=$(CURDIR)/$(OUT)/bench.json $(GO) test -count=1 -timeout 3h -v -run '^TestBench$$' ./netcore/bench
+	$(GO) test -run '^$$' -bench Verdict ./netcore/bpf
+
+bench-go: deps-test ## benchmarks of single functions
 	$(GO) test -run '^$$' -bench . -benchmem ./netcore/...
 
 figures: deps-test ## fail-over, drain and false-failover figures at full scale (half an hour, as root, on a quiet machine)

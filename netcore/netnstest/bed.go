@@ -80,6 +80,21 @@ var beds atomic.Int32
 // the machine does not allow it.
 func New(tb testing.TB, cloneMAC net.HardwareAddr) *Bed {
 	tb.Helper()
+	b := NewUnwatched(tb)
+	capture, err := startCapture(b.Switch, filepath.Join(b.Dir, "switch.pcap"), cloneMAC)
+	if err != nil {
+		tb.Fatalf("starting the capture: %v", err)
+	}
+	b.capture = capture
+	// Runs before the namespaces are removed.
+	tb.Cleanup(func() { b.stopCapture() })
+	return b
+}
+
+// NewUnwatched is New without the capture, which takes time for each frame: for
+// benchmarks. Nothing checks I1.
+func NewUnwatched(tb testing.TB) *Bed {
+	tb.Helper()
 	if os.Geteuid() != 0 {
 		tb.Skip("needs root: network namespaces, a bridge and packet sockets")
 	}
@@ -95,13 +110,6 @@ func New(tb testing.TB, cloneMAC net.HardwareAddr) *Bed {
 	b.Switch.Sysctl("net.ipv6.conf.default.disable_ipv6", "1")
 	b.Switch.Run("ip", "link", "add", "br0", "type", "bridge")
 	b.Switch.Run("ip", "link", "set", "br0", "up")
-	capture, err := startCapture(b.Switch, filepath.Join(b.Dir, "switch.pcap"), cloneMAC)
-	if err != nil {
-		tb.Fatalf("starting the capture: %v", err)
-	}
-	b.capture = capture
-	// Runs before the namespaces are removed.
-	tb.Cleanup(func() { b.stopCapture() })
 	return b
 }
 
