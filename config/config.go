@@ -216,6 +216,10 @@ type System struct {
 	// with wire addresses, bpf by BPF programs in any new kernel, raw by the engine
 	// itself on any Linux; auto is the first of these that works here.
 	Datapath string `yaml:"datapath" default:"auto" enum:"auto,native,bpf,raw"`
+	// Ingress is where native and bpf judge what comes in: xdp in the NIC's driver,
+	// which makes a frame for another node cheapest, or tc, which every NIC has; auto
+	// is xdp where the driver has it and does not lose offloads by it.
+	Ingress string `yaml:"ingress" default:"auto" enum:"auto,xdp,tc"`
 	// Watchdog resets a machine whose data plane has stopped for this long;
 	// 0 turns it off.
 	Watchdog time.Duration `yaml:"watchdog" default:"30s" min:"5s" max:"5m" zero:"off"`

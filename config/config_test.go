@@ -60,7 +60,7 @@ func TestDemo(t *testing.T) {
 			Name: "web", Run: []string{"/bin/webd"}, Ports: []PortRange{{80, 80, "tcp"}}, Affinity: AffinityNone,
 			Health: Health{HTTP: "http://127.0.0.1/healthz", Interval: time.Second, Timeout: 500 * time.Millisecond, Rise: 2, Fall: 3},
 		}},
-		System: System{LogLevel: "info", Datapath: "auto", Watchdog: 30 * time.Second},
+		System: System{LogLevel: "info", Datapath: "auto", Ingress: "auto", Watchdog: 30 * time.Second},
 	}
 	opts := cmp.Options{
 		cmpopts.IgnoreUnexported(Config{}),
@@ -121,7 +121,7 @@ func TestErrors(t *testing.T) {
 		{"comment only", "# nothing\n", []string{"cluster: is missing"}},
 		{"no key", "cluster:\n  name: a\nvip:\n  ipv4: 10.0.0.1/8\n", []string{"cluster.yaml:2:3: cluster.key: is missing", "head -c 32 /dev/urandom | base64"}},
 		{"unknown key", minimal + "managment:\n  mode: dhcp\n", []string{"cluster.yaml:6:1: ", `unknown key "managment"`, `did you mean "management"?`, "  6 | managment:", "^"}},
-		{"unknown key below", minimal + "system:\n  log_level: info\n", []string{"cluster.yaml:7:3: system: unknown key", `did you mean "log-level"?`, "known here: console, log-level, datapath, watchdog"}},
+		{"unknown key below", minimal + "system:\n  log_level: info\n", []string{"cluster.yaml:7:3: system: unknown key", `did you mean "log-level"?`, "known here: console, log-level, datapath, ingress, watchdog"}},
 		{"unknown key, nothing near", minimal + "zzz: 1\n", []string{`unknown key "zzz"; known here: cluster, vip`}},
 		{"section as text", minimal + "system: debug\n", []string{"cluster.yaml:6:9: system: is a text where keys with values are wanted"}},
 		{"section as list", minimal + "system: [1]\n", []string{"cluster.yaml:6:9: system: is a list where"}},
@@ -492,7 +492,7 @@ func TestOverrides(t *testing.T) {
 		{"mode without pattern", "clonecluster.management.mode=static", map[string]string{"management.mode": "dhcp default"}, []string{"management.pattern: is missing"}},
 		{"mode with pattern", "clonecluster.management.mode=static clonecluster.management.pattern=10.8.0.0/16", map[string]string{"management.mode": "static cmdline"}, nil},
 		{"no such service", "clonecluster.services.wbe.affinity=client", nil, []string{`no service is called "wbe"; did you mean "web"?`}},
-		{"section", "clonecluster.system=1", nil, []string{"is a section; name one of its values: console, log-level, datapath, watchdog"}},
+		{"section", "clonecluster.system=1", nil, []string{"is a section; name one of its values: console, log-level, datapath, ingress, watchdog"}},
 		{"too deep", "clonecluster.system.log-level.x=1", nil, []string{"is one value; nothing can follow it"}},
 		{"name of a service", "clonecluster.services.web.name=x", nil, []string{"cannot be overridden"}},
 		{"run emptied", "clonecluster.services.web.run=", map[string]string{"services.web.run": `["/w"] cluster.yaml:7`}, []string{"at least 1 entry"}},

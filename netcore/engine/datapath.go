@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,13 @@ const (
 	datapathNative = "native"
 	datapathBPF    = "bpf"
 	datapathRaw    = "raw"
+)
+
+// The places where what comes in may be judged, as in the configuration.
+const (
+	ingressAuto = "auto"
+	ingressXDP  = "xdp"
+	ingressTC   = "tc"
 )
 
 // DefaultBPFFS is where Linux has its BPF file system.
@@ -101,10 +109,18 @@ func (e *engine) openDatapath(fc filter.Config, macChanged func(net.HardwareAddr
 		return err
 	}
 	if name != datapathRaw {
-		err = e.openMacvlan(macvlan.Config{
+		ingress := cmp.Or(e.opt.Ingress, cfg.System.Ingress, ingressAuto)
+		xdp, whyIngress := useXDP(ingress, e.nic.Driver)
+		c := macvlan.Config{
 			Config: host, Filter: fc, Now: monotonic, WireMACChanged: macChanged, CarrierChanged: carrierChanged,
-			WireAddress: name == datapathNative, Pins: pins, XDP: useXDP(e.nic.Driver),
-		})
+			WireAddress: name == datapathNative, Pins: pins, XDP: xdp,
+		}
+		err = e.openMacvlan(c)
+		if err != nil && xdp && ingress == ingressAuto && errors.Is(err, bpf.ErrUnsupported) {
+			c.XDP, whyIngress = false, err.Error()
+			err = e.openMacvlan(c)
+		}
+		why += "; " + whyIngress
 		if err != nil && want == datapathAuto && errors.Is(err, bpf.ErrLoad) {
 			e.log.Warn("falling back", "datapath", name, "error", err)
 			name, why, err = datapathRaw, "the kernel does not take the BPF programs", nil
@@ -153,5 +169,17 @@ func named(counters any) map[string]uint64 {
 	return m
 }
 
-// useXDP reports whether frames are to be judged in a NIC's driver.
-func useXDP(driver string) bool { return false }
+// useXDP reports whether frames are to be judged in a NIC's driver, and why. Auto tries
+// it: a driver that has no XDP refuses it. On veth it takes the other end its segmentation
+// offload, on virtio_net the guest's own; docs/decisions/0017-in-the-kernel.md has numbers.
+func useXDP(ingress, driver string) (use bool, why string) {
+	switch {
+	case ingress == ingressXDP:
+		return true, "asked for"
+	case ingress == ingressTC:
+		return false, "asked for"
+	case driver == "veth" || driver == "virtio_net":
+		return false, "XDP costs offloads on " + driver
+	}
+	return true, "the driver may have XDP"
+}

@@ -58,6 +58,8 @@ type Options struct {
 	Heartbeat time.Duration
 	// Datapath is native, bpf, raw or auto. Empty: as the configuration says.
 	Datapath string
+	// Ingress is xdp, tc or auto. Empty: as the configuration says.
+	Ingress string
 	// BPFFS is the BPF file system for what outlives the engine. Empty: DefaultBPFFS.
 	BPFFS string
 	// Intercept, if set, may change each table before it is installed: for tests

@@ -97,6 +97,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	iface := flags.String("interface", "", "`name` of the network interface (default: as the configuration says)")
 	status := flags.String("status-socket", DefaultStatusSocket, "`path` of the unix socket for the status; empty: none")
 	path := flags.String("datapath", "", "native, bpf, raw or auto (default: as the configuration says)")
+	ingress := flags.String("ingress", "", "xdp, tc or auto, for native and bpf (default: as the configuration says)")
 	bpffs := flags.String("bpffs", DefaultBPFFS, "`folder` of the BPF file system, for what outlives this process")
 	level := flags.String("log-level", "", "debug, info, warn or error (default: as the configuration says)")
 	checked := flags.Bool("check", true, "refuse to start where \"cloned check\" would")
@@ -113,6 +114,10 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	}
 	if flags.NArg() > 0 {
 		fmt.Fprintf(stderr, "cloned: unexpected argument %q; see cloned --help\n", flags.Arg(0))
+		return 2
+	}
+	if !slices.Contains([]string{"", ingressAuto, ingressXDP, ingressTC}, *ingress) {
+		fmt.Fprintf(stderr, "cloned: --ingress %q: want xdp, tc or auto\n", *ingress)
 		return 2
 	}
 	if !slices.Contains([]string{"", datapathAuto, datapathNative, datapathBPF, datapathRaw}, *path) {
@@ -149,7 +154,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	}
 	err = Run(ctx, Options{
 		Check: check, Config: cfg, Interface: *iface, Logger: log, StatusSocket: *status, Drain: *drain,
-		Datapath: *path, BPFFS: *bpffs, Notify: notify, Heartbeat: heartbeat(getenv("WATCHDOG_USEC")),
+		Datapath: *path, Ingress: *ingress, BPFFS: *bpffs, Notify: notify, Heartbeat: heartbeat(getenv("WATCHDOG_USEC")),
 	})
 	switch {
 	case err == nil:

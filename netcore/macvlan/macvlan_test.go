@@ -328,3 +328,42 @@ func TestRefuses(t *testing.T) {
 		}
 	}
 }
+
+// TestIngress: where frames are judged can change from one engine to the next, without
+// a frame that is not judged or judged twice.
+func TestIngress(t *testing.T) {
+	b := netnstest.New(t, testClone[:])
+	h := b.Host("node", "52:54:00:77:00:01", "10.77.0.101/24")
+	client := b.Host("client", "", "10.77.0.1/24")
+	var table filter.Table
+	for i := range table {
+		table[i] = filter.Settled
+	}
+	for _, xdp := range []bool{false, true, true, false} {
+		d, err := open(t, b, h, func(c *Config) { c.XDP = xdp })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := map[bool]bpf.Hook{false: bpf.TCX, true: bpf.XDP}[xdp]; d.Ingress() != want {
+			t.Errorf("frames are judged by %s; want %s", d.Ingress(), want)
+		}
+		d.Filter().SetTable(&table, now())
+		d.Filter().SetLease(now() + int64(time.Hour))
+		was := d.Filter().Counters()[filter.AcceptNew]
+		client.Run("ping", "-c", "3", "-i", "0.01", "-W", "5", testVIP4.String())
+		if got := d.Filter().Counters()[filter.AcceptNew] - was; got != 3 {
+			t.Errorf("XDP %v: %d of 3 echo requests were judged", xdp, got)
+		}
+		if link := h.Run("ip", "-d", "link", "show", "dev", "eth0"); strings.Contains(link, "xdp") != xdp {
+			t.Errorf("XDP %v: %s", xdp, link)
+		}
+		d.Abandon()
+	}
+	d, err := open(t, b, h, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Do(d.Close); err != nil {
+		t.Error(err)
+	}
+}
