@@ -146,7 +146,7 @@ func (c *client) drained(ctx context.Context, most time.Duration, progress io.Wr
 
 // print writes the status for a person.
 func (s *Status) print(w io.Writer) {
-	fmt.Fprintf(w, "%s on %s (%s), %s datapath, %s\n", s.State, s.NIC, s.WireMAC, s.Datapath, strings.Join(s.VIP, " "))
+	fmt.Fprintf(w, "%s on %s (%s), datapath %s by %s, %s\n", s.State, s.NIC, s.WireMAC, s.Datapath, s.Ingress, strings.Join(s.VIP, " "))
 	switch {
 	case s.Fenced:
 		fmt.Fprintln(w, "FENCED: takes no new connections, as another node may not know of this one")
@@ -154,6 +154,9 @@ func (s *Status) print(w io.Writer) {
 		fmt.Fprintln(w, "draining: no other node has taken over yet")
 	case s.Drain.Draining:
 		fmt.Fprintf(w, "draining: %d connections left\n", s.Drain.Flows)
+	}
+	if n := s.Counters["Guarded"]; n > 0 {
+		fmt.Fprintf(w, "%d frames were about to leave with the clone MAC as their source: some program here sends them\n", n)
 	}
 	for _, why := range s.Unwell {
 		fmt.Fprintf(w, "unwell: %s\n", why)
