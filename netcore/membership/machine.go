@@ -560,8 +560,9 @@ func (m *Machine) receive(b *Beacon, now int64, a *Actions) (urgent bool) {
 	}
 	if p.mapID != b.Map {
 		p.laggedSince = now
-		if m.cur != nil && b.Map.Leader == b.ID && b.Map.Compare(m.cur.MapID) > 0 {
-			p.mayHoldAll() // it has made a map without this node
+		if m.cur != nil && b.Map.Version != 0 && b.Map != m.cur.MapID && !slices.Contains(m.history, b.Map) &&
+			(b.Map.Leader == b.ID || b.Parent != m.cur.MapID) {
+			p.mayHoldAll() // it goes, or went, by a map that was made without this node
 		}
 	}
 	p.state, p.sick, p.weight, p.busy, p.flows, p.rules = b.State, b.Sick, b.Weight, b.Busy, b.Flows, b.Rules
@@ -583,6 +584,9 @@ func (m *Machine) receive(b *Beacon, now int64, a *Actions) (urgent bool) {
 	}
 	switch {
 	case p.state == Restarting && p.proven:
+		if !b.HeldKnown {
+			p.mayHoldAll() // nobody took its buckets over, and it has not looked
+		}
 		p.away, p.awayHeld, m.unsettled = now+int64(restartTime), p.may, true
 	case p.state == Leaving && p.proven:
 		p.away = 0

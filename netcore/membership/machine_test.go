@@ -639,6 +639,45 @@ func TestRestartNeverBack(t *testing.T) {
 	}
 }
 
+// TestRestartOwning: nobody takes the buckets of a node over before its engine ends. It
+// cannot have looked for its flows in them, so all of them are spared.
+func TestRestartOwning(t *testing.T) {
+	s, n := cluster(t, 2)
+	for _, st := range n {
+		st.step(Drain{On: true})
+	}
+	s.run(2 * time.Second)
+	s.want(512, 512)
+	n[1].flows = n[1].buckets()[:5]
+	held := n[1].flows
+	n[1].step(Restart{})
+	n[1].up = false
+	s.run(time.Second)
+	for _, b := range held {
+		if n[0].table[b] != filter.Shared {
+			t.Errorf("bucket %d is %v while its holder restarts; want shared", b, n[0].table[b])
+		}
+	}
+}
+
+// TestOlderMapMadeWithout: who comes back by an older map that this node never had may hold flows in
+// any bucket.
+func TestOlderMapMadeWithout(t *testing.T) {
+	s, n := cluster(t, 2)
+	s.run(2 * time.Second)
+	if n[0].count(filter.Settled) != 512 {
+		t.Fatalf("%d buckets are settled: this shows nothing", n[0].count(filter.Settled))
+	}
+	own := *n[1].said[len(n[1].said)-1]
+	own.Sequence++
+	own.Map, own.Parent = MapID{Version: 1, Leader: mac(9)}, MapID{} // of one who is gone
+	s.each, s.torn = nil, true
+	n[0].step(Received{&own})
+	if got := n[0].count(filter.Settled); got > 0 {
+		t.Errorf("%d buckets are settled after a beacon with a map that was made without this node", got)
+	}
+}
+
 // TestRestartTwice: the engine that comes back dies before it has spoken, or a
 // recording takes its place; the flows still wait for the next.
 func TestRestartTwice(t *testing.T) {

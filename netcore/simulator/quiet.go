@@ -187,6 +187,10 @@ func (s *sim) verifyEnded() {
 	if s.now-s.disturbedAt <= s.recovery()+int64(s.params.Dead) {
 		return
 	}
+	// Nor where flows are spared of an engine that has not come back, for all to see.
+	if slices.ContainsFunc(s.nodes, func(n *node) bool { return n.away > s.now && !(n.running && n.id == n.awayAs) }) {
+		return
+	}
 	// Holders look once a second.
 	long := int64(time.Second) + int64(s.params.Interval) + s.crossing()
 	over := func(n *node, b int) bool {

@@ -143,7 +143,9 @@ func (s *sim) disturb() func() {
 	D := int64(s.params.Dead)
 	n, o := s.any(), s.any()
 	for_ := s.rand.Int64N(4 * D)
-	switch s.rand.IntN(21) {
+	switch s.rand.IntN(22) {
+	case 21: // an engine is restarted, as for an upgrade
+		return func() { s.restart(n, for_) }
 	case 0: // starts, or restarts after a crash of the engine
 		return func() {
 			s.crash(n)
@@ -304,6 +306,32 @@ func (s *sim) retire(n *node) {
 			s.step(n, membership.Leave{})
 		}
 		s.die(n)
+	})
+}
+
+// restart ends an engine as membership.Node.Restart does, and starts the next after d.
+func (s *sim) restart(n *node, d int64) {
+	s.setDrain(n, true)
+	boots := n.boots
+	s.later(s.rand.Int64N(2*int64(s.params.Dead)), func() {
+		if !n.running || n.paused || n.boots != boots {
+			return
+		}
+		s.disturbed()
+		s.trace("node %d restarts", n.n)
+		// Who hears it knows from now on whose flows to spare.
+		n.away, n.awayAs, n.spared = s.now+int64(30*time.Second), n.id, nil
+		for _, o := range s.nodes {
+			if !s.messy && !s.torn && !n.linkDown && !o.linkDown && s.connected(o, n) {
+				n.spared = append(n.spared, spare{o, o.boots})
+			}
+		}
+		n.stopping = true
+		for range 3 {
+			s.step(n, membership.Restart{})
+		}
+		n.running, n.owned = false, 0
+		s.later(d, func() { s.boot(n) })
 	})
 }
 

@@ -133,6 +133,11 @@ type sim struct {
 }
 
 type node struct {
+	// away is until when others spare its flows, which restarts; 0: it does not. AwayAs
+	// is its id when it said so.
+	away        int64
+	awayAs      membership.NodeID
+	spared      []spare
 	n           int
 	id          membership.NodeID
 	boots       uint64
@@ -172,6 +177,12 @@ type node struct {
 
 // quarantine is when a bucket's began, and ends.
 type quarantine struct{ from, until int64 }
+
+// spare is who was told to leave the flows of an engine alone that restarts.
+type spare struct {
+	node  *node
+	boots uint64
+}
 
 type flow struct {
 	holder *node
@@ -253,6 +264,7 @@ func (s *sim) boot(n *node) {
 	n.drain, n.sick, n.stopping, n.saidDown = false, false, false, false
 	n.quarantine = [filter.Buckets]quarantine{}
 	n.backlog, n.timer = nil, 0
+	n.spared = nil
 	n.assemblers = map[membership.NodeID]*membership.Assembler{}
 	incarnation := s.rand.Uint64()
 	n.machine = membership.New(membership.Config{
@@ -558,8 +570,18 @@ func (s *sim) recheck() {
 func (s *sim) verifyFlows() {
 	for _, f := range s.flows {
 		h := f.holder
-		if !h.running || s.twinOf(h) != nil {
+		if s.twinOf(h) != nil {
 			continue // of two machines with one address one gives up its flows
+		}
+		if !h.running {
+			for _, by := range h.spared {
+				o := by.node
+				if s.now < h.away && o.boots == by.boots && s.accepts(o) && o.table[f.bucket] == filter.Settled {
+					s.fail("I5", "node %d would reset the flow in bucket %d that node %d holds, which restarts", o.n, f.bucket, h.n)
+					return
+				}
+			}
+			continue
 		}
 		if h.table[f.bucket] == filter.Foreign && !h.paused {
 			s.fail("I5", "node %d drops the flow it holds in bucket %d", h.n, f.bucket)
