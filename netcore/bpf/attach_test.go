@@ -3,9 +3,11 @@ package bpf
 import (
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"clonecluster/netcore/netnstest"
 )
@@ -111,6 +113,24 @@ func TestLateFrame(t *testing.T) {
 	} {
 		if got, ok := lateFrame([]byte(tt.record)); string(got) != tt.want || ok != tt.ok {
 			t.Errorf("lateFrame(%q) = %q, %v; want %q, %v", tt.record, got, ok, tt.want, tt.ok)
+		}
+	}
+}
+
+// TestLoads: what a configuration makes constant decides what the verifier sees, and
+// verifiers have faults of their own. None may leave a node without its datapath.
+func TestLoads(t *testing.T) {
+	both := testConfig(false)
+	for _, vips := range [][2]netip.Addr{{both.VIP4, both.VIP6}, {both.VIP4, {}}, {{}, both.VIP6}} {
+		for _, patience := range []time.Duration{0, 150 * time.Millisecond} {
+			for _, rewrite := range []bool{false, true} {
+				cfg := both
+				cfg.VIP4, cfg.VIP6, cfg.ResetPatience = vips[0], vips[1], patience
+				f := load(t, Options{Filter: cfg, WireMAC: [6]byte{2, 0, 0, 0, 0, 1}, Rewrite: rewrite})
+				if err := f.Close(); err != nil {
+					t.Error(err)
+				}
+			}
 		}
 	}
 }

@@ -959,7 +959,7 @@ subprogram u32 arp_out(struct frame *f)
 	struct arp a;
 	if (!parse_arp(f, ETHER_HEADER, &a))
 		return DROP_EGRESS_MALFORMED;
-	return a.sender_mac != clone_mac || vip4 == 0 || a.sender.lo != vip4 ? DROP_EGRESS_SOURCE : SEND;
+	return a.sender_mac != clone_mac || a.sender.lo != vip4 ? DROP_EGRESS_SOURCE : SEND; // never 0
 }
 
 inline_always u32 from_clone(struct frame *f)
@@ -1060,9 +1060,11 @@ inline_always void delay(struct __sk_buff *skb)
 	if (!l)
 		return; // its client sends again
 	l->len = len;
-	len = (len - 1) & (LATE_FRAME - 1); // in words that every verifier understands
-	asm volatile("" : "+r"(len));
-	if (skb_load_bytes(skb, 0, l->frame, len + 1))
+	// Read anew, so that no verifier combines what it knows of both: 6.12 forgot that it is
+	// not 0, and 6.18 ran into a bug of its own.
+	u32 last = (*(volatile u32 *)&skb->len - 1) & (LATE_FRAME - 1);
+	asm volatile("" : "+r"(last));
+	if (skb_load_bytes(skb, 0, l->frame, last + 1))
 		ringbuf_discard(l, 0);
 	else
 		ringbuf_submit(l, 0);
