@@ -81,9 +81,11 @@ lint: ## gofmt, go vet, staticcheck
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 
-bench: deps-test ## CPU per request against a plain host and dispatchers, and per discarded frame (as root, on a quiet machine, BENCH_ROUNDS=7)
-	CLONECLUSTER_BENCH=$(CURDIR)/$(OUT)/bench.json $(GO) test -count=1 -timeout 3h -v -run '^TestBench$$' ./netcore/bench
-	$(GO) test -run '^$$' -bench Verdict ./netcore/bpf
+# Not by "go test", which would not let it take everything back at Ctrl-C.
+bench: deps-test ## CPU per request and per frame, against a plain host, haproxy, nginx and xt_cluster (as root, on a quiet machine; BENCH_ROUNDS=2 is short)
+	@mkdir -p $(OUT)/bin
+	$(GO) test -c -o $(OUT)/bin/bench.test ./netcore/bench
+	CLONECLUSTER_BENCH=$(CURDIR) $(OUT)/bin/bench.test -test.timeout 3h -test.v -test.run '^TestBench$$'
 
 bench-go: deps-test ## benchmarks of single functions
 	$(GO) test -run '^$$' -bench . -benchmem ./netcore/...

@@ -22,6 +22,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -68,6 +69,7 @@ type Bed struct {
 	Switch *Host // the namespace of the bridge, br0
 	Dir    string
 
+	hosts   []*Host
 	capture *capture
 	sink    bool     // the device that loses frames is there
 	cut     []string // ports with a Cut
@@ -141,6 +143,7 @@ func (b *Bed) namespace(name string) *Host {
 		b.tb.Skipf("needs network namespaces: ip netns add: %v: %s", err, out)
 	}
 	b.tb.Cleanup(h.remove)
+	b.hosts = append(b.hosts, h)
 	h.Run("ip", "link", "set", "lo", "up")
 	return h
 }
@@ -586,24 +589,45 @@ func (p *Process) Proc(tb testing.TB, file string) []byte {
 	return b
 }
 
-// CPU is the processor time the program has used so far, to the clock tick
-// (10 ms). What it makes the kernel do inline, as on a veth, is in it.
+// CPU is the processor time that the program has used so far, in all its threads. What it
+// makes the kernel do inline, as on a veth, is in it.
 func (p *Process) CPU() time.Duration {
 	p.host.tb.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	cpu, err := CPUOf(p.cmd.Process.Pid)
 	if err != nil {
-		p.host.tb.Fatalf("%s: %v", p.Name, err)
+		p.host.tb.Fatalf("%s: the processor time of %s: %v:\n%s", p.host.Name, p.Name, err, p.Output())
 	}
-	// The name, which may have spaces, is in parentheses; see proc(5).
-	_, rest, _ := strings.Cut(string(stat), ") ")
-	fields := strings.Fields(rest)
-	var ticks int64
-	for _, f := range fields[11:13] { // utime and stime
-		n, err := strconv.ParseInt(f, 10, 64)
-		if err != nil {
-			p.host.tb.Fatalf("%s: /proc stat: %v", p.Name, err)
+	return cpu
+}
+
+// CPUOf is the processor time of any process of this machine, to the nanosecond: its
+// clock_getcpuclockid(3), which Linux makes from the identifier (linux/posix-timers.h).
+func CPUOf(pid int) (time.Duration, error) {
+	const sched = 2 // CPUCLOCK_SCHED: what the scheduler has accounted, not ticks
+	var ts unix.Timespec
+	if err := unix.ClockGettime(int32(^pid<<3|sched), &ts); err != nil {
+		return 0, err
+	}
+	return time.Duration(ts.Nano()), nil
+}
+
+// Hosts are all of the bed in the order in which they came, the switch first.
+func (b *Bed) Hosts() []*Host { return b.hosts }
+
+// CPU is that of all programs that run in the bed.
+func (b *Bed) CPU() (sum time.Duration) {
+	b.tb.Helper()
+	for _, h := range b.hosts {
+		h.mu.Lock()
+		processes := slices.Clone(h.processes)
+		h.mu.Unlock()
+		for _, p := range processes {
+			select {
+			case <-p.done:
+			default:
+				sum += p.CPU()
+			}
 		}
-		ticks += n
 	}
-	return time.Duration(ticks) * 10 * time.Millisecond
+	return sum
 }

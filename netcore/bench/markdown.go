@@ -1,0 +1,165 @@
+package bench
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Markdown gives benchmarks.md.
+func (r *Report) Markdown() []byte {
+	var b strings.Builder
+	say := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	requests := []string{KeepAlive, Connection, Download, Upload}
+	table := func(first string, columns []string, rows []string, cell func(way string, column int) string) {
+		say("")
+		say("| %s | %s |", first, strings.Join(columns, " | "))
+		say("|---|%s", strings.Repeat("---|", len(columns)))
+		for _, way := range rows {
+			var cells []string
+			for i := range columns {
+				cells = append(cells, cell(way, i))
+			}
+			say("| %s | %s |", way, strings.Join(cells, " | "))
+		}
+		say("")
+	}
+	ratios := func(of func(Run) float64) {
+		table("", requests, r.ways(requests...), func(way string, i int) string {
+			return spread(r.Ratio(way, Plain, requests[i], of), way == Plain)
+		})
+	}
+
+	say("# Benchmarks")
+	say("")
+	say("What a request and a frame cost. Written by `make bench`, which takes a quarter of an hour, as root; `BENCH_ROUNDS=2` makes it")
+	say("short. Measured on %s, %d processors, Linux %s, in %d rounds.", cmp.Or(r.Machine, "a processor without a name"), r.Processors, r.Kernel, r.Rounds)
+	say("Everybody is a network namespace of this machine: the cables are veth, the switch is a Linux bridge. Real NICs and switches add")
+	say("their own. In each round all take turns; every figure is the median over the rounds, and in parentheses the least and the")
+	say("greatest of them, which is how far to trust it. %s", r.others())
+	say("")
+	say("## CPU")
+	say("")
+	say("The processor time of client, servers, dispatcher and engine together, the kernel's network work included, for one request or")
+	say("one octet, divided by that of the plain host in the same round. The client is wrk with 16 connections and 1000 octets an answer,")
+	say("or curl with files of 64 MiB, a connection each; the server is nginx, and a small program that takes the uploads. *bpf*, *raw* and")
+	say("*native* are clusters of one node; where it says *2 nodes*, and behind the dispatchers, there are two servers.")
+	ratios(cpu)
+	say("XDP is in the driver, generic XDP is XDP without one; where nothing is said it is tcx. All processes' time is that of the kernel's")
+	say("scheduler, to the nanosecond. The same from /proc/stat, which counts the whole machine in ticks, with whatever else it did, less what it")
+	say("did at rest:")
+	ratios(all)
+	say("## Rate and latency")
+	say("")
+	say("Requests or octets a second, and the 99th percentile of the latency of requests, divided by those of the plain host. All of")
+	say("it is on %d processors, so whoever needs more of them is slower. xt_cluster goes by the client's address only, so one client has", r.Processors)
+	say("one of its servers.")
+	table("", append(slices.Clone(requests), "p99 "+KeepAlive, "p99 "+Connection), r.ways(requests...), func(way string, i int) string {
+		if i < len(requests) {
+			return spread(r.Ratio(way, Plain, requests[i], rate), way == Plain)
+		}
+		return spread(r.Ratio(way, Plain, requests[i-len(requests)], p99), way == Plain)
+	})
+	if f := r.Of(Plain, KeepAlive, rate); f.OK {
+		say("The plain host: %.0f requests a second, p99 %.2f ms; with a connection each %.0f, %.2f ms; %.1f GB/s down, %.1f GB/s up.", f.Median,
+			r.Of(Plain, KeepAlive, p99).Median/1e6, r.Of(Plain, Connection, rate).Median, r.Of(Plain, Connection, p99).Median/1e6,
+			r.Of(Plain, Download, rate).Median/1e9, r.Of(Plain, Upload, rate).Median/1e9)
+		say("")
+	}
+	say("## A frame")
+	say("")
+	say("What one costs its receiver: nanoseconds of processor time more than when it is lost at the sender. They come in batches, as by a")
+	say("NIC whose driver polls (NAPI, GRO). Discarded are small TCP segments for the VIP whose flows are another node's; an *uninvolved host* is one to which the switch floods them and")
+	say("that has nothing to do with the VIP. Accepted are datagrams, as far as a socket whose queue is full. All have come across a cable,")
+	say("which by itself takes what a program takes that only drops.")
+	columns := []string{"discarded, ns", "÷ xt_cluster", "accepted, ns", "÷ plain host"}
+	table("", columns, r.ways(Discard, Accept), func(way string, i int) string {
+		work, other := Discard, XtCluster
+		if i > 1 {
+			work, other = Accept, Plain
+		}
+		if i%2 == 0 {
+			return nanoseconds(r.Of(way, work, cpu))
+		}
+		return spread(r.Ratio(way, other, work, cpu), way == other)
+	})
+	say("The filter alone, by `BPF_PROG_TEST_RUN`, in nanoseconds:")
+	tests := []string{TestDiscard, TestStranger, TestAccept, TestFloor}
+	names := []string{}
+	for _, test := range tests {
+		names = append(names, strings.TrimPrefix(test, "test run: "))
+	}
+	table("", names, r.ways(TestDiscard), func(way string, i int) string {
+		return nanoseconds(r.Of(way, tests[i], cpu))
+	})
+	say("## What is promised")
+	say("")
+	say("| | measured | promised | |")
+	say("|---|---|---|---|")
+	for _, c := range r.Claims() {
+		holds := "holds"
+		if !c.Holds() {
+			holds = "**does not hold**"
+		}
+		digits := 2
+		if c.Unit != "" {
+			digits = 0
+		} else if c.Limit < 0.2 {
+			digits = 3
+		}
+		say("| %s | %.*f%s | ≤ %.*f%s | %s |", c.What, digits, c.Value, c.Unit, digits, c.Limit, c.Unit, holds)
+	}
+	var missing []string
+	for _, s := range r.Series {
+		if s.Why != "" {
+			missing = append(missing, fmt.Sprintf("- %s, %s: %s", s.Way, s.Work, s.Why))
+		}
+	}
+	if len(missing) > 0 {
+		say("")
+		say("Not measured, for what this machine lacks:")
+		say("")
+		say("%s", strings.Join(missing, "\n"))
+	}
+	return []byte(b.String())
+}
+
+// others says what the machine did besides.
+func (r *Report) others() string {
+	var values []float64
+	for _, s := range r.Series {
+		for _, run := range s.Runs {
+			values = append(values, run.Others)
+		}
+	}
+	f := figure(values)
+	return fmt.Sprintf("What else the machine did meanwhile took %.2f processors, at worst %.2f.", f.Median, f.Most)
+}
+
+func nanoseconds(f Figure) string {
+	if !f.OK {
+		return "–"
+	}
+	return fmt.Sprintf("%.0f (%.0f–%.0f)", f.Median, f.Least, f.Most)
+}
+
+func spread(f Figure, reference bool) string {
+	switch {
+	case !f.OK:
+		return "–"
+	case reference:
+		return "1.00"
+	}
+	return fmt.Sprintf("%.2f (%.2f–%.2f)", f.Median, f.Least, f.Most)
+}
+
+// ways are those that did some of the works, in the order of the report.
+func (r *Report) ways(works ...string) (ways []string) {
+	for _, s := range r.Series {
+		if slices.Contains(works, s.Work) && len(s.Runs) > 0 && !slices.Contains(ways, s.Way) {
+			ways = append(ways, s.Way)
+		}
+	}
+	return ways
+}
