@@ -283,7 +283,11 @@ func (m *measurer) check(r *receiver) {
 	if r.seen == nil {
 		return
 	}
-	if seen := r.seen(); seen < r.sent*97/100 || seen > r.sent*101/100 {
+	switch seen := r.seen(); {
+	case seen >= r.sent*97/100 && seen <= r.sent*101/100:
+	case m.scale.rest == 0: // a trial, which nobody believes
+		m.t.Logf("%s, %s: it has had %d of %d frames", r.name, r.work, seen, r.sent)
+	default:
 		m.t.Errorf("%s, %s: it has had %d of %d frames", r.name, r.work, seen, r.sent)
 	}
 }
