@@ -53,8 +53,13 @@ func Probe() error {
 		{"checks of SYN cookies by BPF programs", "5.2", func() error { return features.HaveProgramHelper(ebpf.SchedCLS, asm.FnTcpCheckSyncookie) }},
 		{"XDP with frames in several buffers (xdp.frags)", "5.18", func() error { return features.HaveProgramHelper(ebpf.XDP, asm.FnXdpLoadBytes) }},
 	} {
-		if err := need.probe(); err != nil {
+		switch err := need.probe(); {
+		case errors.Is(err, ebpf.ErrNotSupported):
 			errs = append(errs, &UnsupportedError{need.what, need.since, err})
+		case errors.Is(err, unix.EPERM):
+			return fmt.Errorf("BPF programs may not be loaded here (CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN): %w", err)
+		case err != nil:
+			return fmt.Errorf("asking the kernel for %s: %w", need.what, err)
 		}
 	}
 	return errors.Join(errs...)
@@ -96,13 +101,15 @@ const (
 	guardTC    = "guard_tc"
 )
 
-// AttachNIC has the NIC's frames judged, by XDP in the driver if xdp is set, and what
-// leaves by it guarded. What a former process attached there is replaced between two
+// AttachGuard has what leaves by the NIC guarded.
+func (f *Filter) AttachGuard(ifindex int) error {
+	_, err := f.attachTC(guardTC, ifindex, f.objects.GuardTc, true)
+	return err
+}
+
+// AttachNIC has the NIC's frames judged, by XDP in the driver if xdp is set. What a former process attached there is replaced between two
 // frames. The error is an *UnsupportedError if the driver has no XDP.
 func (f *Filter) AttachNIC(ifindex int, xdp bool) (Hook, error) {
-	if _, err := f.attachTC(guardTC, ifindex, f.objects.GuardTc, true); err != nil {
-		return "", err
-	}
 	if !xdp {
 		hook, err := f.attachTC(ingressTC, ifindex, f.objects.IngressTc, false)
 		if err != nil {
@@ -208,13 +215,14 @@ func (f *Filter) keep(name string, ifindex int, program *ebpf.Program, attach fu
 	path := filepath.Join(f.pins, name)
 	if f.pins != "" {
 		if pinned, err := link.LoadPinnedLink(path, nil); err == nil {
-			defer pinned.Close()
 			if at, err := ifindexOf(pinned); err == nil && at == ifindex {
+				f.links = append(f.links, pinned) // so that it outlives its pin, too
 				if err := pinned.Update(program); err != nil {
 					return fmt.Errorf("replacing %s: %w", name, err)
 				}
 				return nil
 			}
+			defer pinned.Close()
 			if err := pinned.Unpin(); err != nil { // of a NIC that is gone
 				return err
 			}
@@ -224,11 +232,10 @@ func (f *Filter) keep(name string, ifindex int, program *ebpf.Program, attach fu
 	if err != nil {
 		return err
 	}
+	f.links = append(f.links, l)
 	if f.pins == "" {
-		f.links = append(f.links, l)
 		return nil
 	}
-	defer l.Close()
 	if err := l.Pin(path); err != nil {
 		return fmt.Errorf("pinning %s: %w", name, err)
 	}

@@ -47,6 +47,9 @@ func TestClsact(t *testing.T) {
 	attach := func() {
 		t.Helper()
 		err := h.Do(func() error {
+			if err := f.AttachGuard(nic); err != nil {
+				return err
+			}
 			hook, err := f.AttachNIC(nic, false)
 			if err == nil && hook != Clsact {
 				t.Errorf("attached to %s", hook)

@@ -65,7 +65,7 @@ type Filter struct {
 	shared  *layout.Shared // in the map
 	ports   *layout.Ports
 	memory  [][]byte    // of the two
-	links   []link.Link // that end with this process
+	links   []link.Link // pinned, too, or they end with this process
 
 	change sync.Mutex // of the table
 }
@@ -282,6 +282,9 @@ func (f *Filter) Hold(t filter.Tuple, nowMono int64) bool {
 func (f *Filter) Release(frame []byte, nowMono int64) filter.Verdict {
 	return f.inside.Release(frame, nowMono)
 }
+
+// Discard is that of filter.Filter.
+func (f *Filter) Discard() { f.inside.Discard() }
 
 // ResetPatience is that of filter.Filter.
 func (f *Filter) ResetPatience() time.Duration { return f.inside.ResetPatience() }

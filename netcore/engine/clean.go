@@ -35,8 +35,8 @@ func clean(args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	nicName, removed, err := clone.Remove(slog.New(slog.NewTextHandler(stderr, nil)))
-	if !errors.Is(err, clone.ErrBusy) {
-		err = errors.Join(err, forgetPrograms(*bpffs, nicName))
+	if err == nil { // or there is still a clone0 that needs them (I1)
+		err = forgetPrograms(*bpffs, nicName)
 		for _, file := range []string{*socket, *socket + ".drained"} {
 			if e := os.Remove(file); e != nil && !errors.Is(e, os.ErrNotExist) {
 				err = errors.Join(err, e)

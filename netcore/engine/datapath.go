@@ -97,12 +97,9 @@ func (e *engine) openDatapath(fc filter.Config, macChanged func(net.HardwareAddr
 	if want == "" {
 		want = cfg.System.Datapath
 	}
-	pins := ""
-	if want != datapathRaw {
-		var err error
-		if pins, err = macvlan.PinsOf(e.opt.BPFFS); err != nil {
-			return err
-		}
+	pins, err := macvlan.PinsOf(e.opt.BPFFS)
+	if err != nil {
+		return err
 	}
 	name, why, err := chooseDatapath(want, pins)
 	if err != nil {
@@ -128,6 +125,12 @@ func (e *engine) openDatapath(fc filter.Config, macChanged func(net.HardwareAddr
 	}
 	if name == datapathRaw {
 		err = e.openRaw(raw.Config{Config: host, Now: monotonic, WireMACChanged: macChanged, CarrierChanged: carrierChanged}, fc)
+		// Of an engine with another datapath. Its clone0 is gone by now, not before.
+		if err == nil {
+			if err := bpf.Forget(pins, e.nic.Index); err != nil {
+				e.log.Warn("removing what another datapath has left", "error", err)
+			}
+		}
 	}
 	if err != nil {
 		return err

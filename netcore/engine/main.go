@@ -162,7 +162,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		log.Info("stopped before it ran")
 	default:
 		log.Error("cannot go on", "error", err)
-		if errors.Is(err, ErrRefused) || errors.Is(err, nic.ErrPort) {
+		if errors.Is(err, ErrRefused) || errors.Is(err, ErrDatapath) || errors.Is(err, nic.ErrPort) {
 			return exitRefused
 		}
 		return 1

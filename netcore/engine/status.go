@@ -199,7 +199,12 @@ func (e *engine) serveStatus(ctx context.Context) error {
 	go func() {
 		defer close(stopped)
 		<-ctx.Done()
-		_ = srv.Close()
+		// What answers must have ended before the datapath is closed, of which it tells.
+		patience, end := context.WithTimeout(context.WithoutCancel(ctx), srv.WriteTimeout)
+		defer end()
+		if srv.Shutdown(patience) != nil {
+			_ = srv.Close()
+		}
 	}()
 	err := srv.Serve(e.socket)
 	if ctx.Err() == nil {

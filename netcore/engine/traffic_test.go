@@ -794,3 +794,38 @@ func TestSnooping(t *testing.T) {
 		c.client.Run("ip", "neigh", "del", vip6, "dev", "eth0")
 	}
 }
+
+// TestDatapathChanges: an engine is killed, and the next one has another datapath, back
+// and forth; the node serves each time, and at the end the host is as it was.
+func TestDatapathChanges(t *testing.T) {
+	c := newCluster(t, 1)
+	n := c.nodes[0]
+	before := n.describe()
+	n.StartHTTP()
+	for _, datapath := range []string{"bpf", "raw", "bpf", "raw"} {
+		n.datapath = datapath
+		// With XDP the next datapath would not even see a frame.
+		n.cloned = n.Start("cloned", n.flags("--ingress", "xdp", "--log-level", "debug")...)
+		c.agree(n)
+		for range 5 {
+			c.get("http://" + vip4 + "/whoami")
+			c.get("http://[" + vip6 + "]/whoami")
+		}
+		if s := n.Status(); s.Datapath != datapath {
+			t.Errorf("the datapath is %s; want %s", s.Datapath, datapath)
+		}
+		n.cloned.Kill()
+	}
+	n.start()
+	c.agree(n)
+	c.checkSwitch()
+	if err := n.cloned.Stop(); err != nil {
+		t.Error(err)
+	}
+	if after := n.describe() + n.Run("tc", "qdisc", "show", "dev", "eth0"); after != before+n.Run("tc", "qdisc", "show", "dev", "eth0") {
+		t.Errorf("the host is\n%s\nwant\n%s", after, before)
+	}
+	if pins, err := filepath.Glob(filepath.Join(c.BPFFS(), "clonecluster", "*")); err != nil || len(pins) > 0 {
+		t.Errorf("pins are left: %q, %v", pins, err)
+	}
+}

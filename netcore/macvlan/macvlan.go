@@ -108,6 +108,10 @@ func Open(cfg Config) (_ *Datapath, err error) {
 	if err := d.setResponder(cfg.NIC.MAC); err != nil {
 		return nil, err
 	}
+	// First what catches a clone0 that somebody sets up before it is ready.
+	if err := d.filter.AttachGuard(cfg.NIC.Index); err != nil {
+		return nil, err
+	}
 	if !d.left {
 		if err := d.addClone(); err != nil {
 			return nil, err
@@ -171,19 +175,15 @@ func (d *Datapath) Ingress() bpf.Hook { return d.in }
 // Close takes the node out: clone0 and the VIP are removed and the machine is left as it
 // was before Open. Connections on the VIP end.
 func (d *Datapath) Close() error {
-	var errs []error
 	link, err := netlink.LinkByName(clone.Device)
 	if err == nil {
 		err = netlink.LinkDel(link)
 	}
 	if err != nil && !errors.As(err, &netlink.LinkNotFoundError{}) {
-		errs = append(errs, fmt.Errorf("removing %s: %w", clone.Device, err))
+		d.Abandon() // as long as it is there, so are the programs that keep it harmless (I1)
+		return fmt.Errorf("removing %s, which stays as it is until \"cloned clean\": %w", clone.Device, err)
 	}
-	if d.filter != nil {
-		errs = append(errs, d.filter.Detach(d.cfg.NIC.Index))
-	}
-	errs = append(errs, d.closeFiles(), d.host.Close())
-	return errors.Join(errs...)
+	return errors.Join(bpf.Forget(d.cfg.Pins, d.cfg.NIC.Index), d.closeFiles(), d.host.Close())
 }
 
 // Undo takes back what Open did, when the engine cannot start. What a crashed engine
@@ -277,7 +277,11 @@ func (d *Datapath) Run(ctx context.Context) error {
 		return d.host.Follow(ctx, clone.Events{Carrier: d.cfg.CarrierChanged, WireMAC: d.wireMACChanged})
 	})
 	g.Go(func() error {
-		return d.filter.ReadLate(ctx, func(frame []byte) { d.late.Add(frame, 0) })
+		return d.filter.ReadLate(ctx, func(frame []byte) {
+			if !d.late.Add(frame, 0) {
+				d.filter.Discard()
+			}
+		})
 	})
 	g.Go(func() error { d.late.Run(ctx, d.sendLate); return nil })
 	return g.Wait()

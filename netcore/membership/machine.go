@@ -546,7 +546,7 @@ func (m *Machine) receive(b *Beacon, now int64, a *Actions) (urgent bool) {
 	if p.listsMe {
 		p.lastListed = now
 		if !p.proven {
-			p.proven = true
+			p.proven, p.otherSince = true, 0
 			p.retire(p.former)
 			p.former = lastWord{}
 		}
