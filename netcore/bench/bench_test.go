@@ -35,6 +35,7 @@ type scale struct {
 	frames   int
 	testRuns int
 	tries    int           // if others disturb the measurement
+	patience time.Duration // with them, in all
 	rest     time.Duration // to see what the machine does anyway
 }
 
@@ -44,7 +45,7 @@ func TestBench(t *testing.T) {
 	if folder == "" {
 		t.Skip("takes a quarter of an hour, and a machine with nothing else to do: make bench")
 	}
-	s := scale{rounds: 7, requests: 2 * time.Second, octets: 64 << 20, files: 16, frames: 512_000, testRuns: 100_000, tries: 4, rest: time.Second}
+	s := scale{rounds: 7, requests: 2 * time.Second, octets: 64 << 20, files: 16, frames: 512_000, testRuns: 100_000, tries: 3, patience: 15 * time.Minute, rest: time.Second}
 	if text := os.Getenv("BENCH_ROUNDS"); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 {
@@ -94,13 +95,14 @@ type measurer struct {
 	files files
 
 	ksoftirqd []int
-	idle      float64 // processors that the machine needs when nothing is measured
+	idle      float64       // processors that the machine needs when nothing is measured
+	patience  time.Duration // that is left
 }
 
 func measure(t *testing.T, s scale) *Report {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	t.Cleanup(stop) // after all else is cleaned up: another Ctrl-C must not leave it half done
-	m := &measurer{t: t, ctx: ctx, scale: s, ksoftirqd: ksoftirqd(t)}
+	m := &measurer{t: t, ctx: ctx, scale: s, ksoftirqd: ksoftirqd(t), patience: s.patience}
 	m.files = prepareFiles(t, s.octets)
 	t.Cleanup(m.sayInterrupted)
 	r := &Report{Machine: machine(t), Kernel: kernel(t), Processors: runtime.NumCPU(), Rounds: s.rounds}

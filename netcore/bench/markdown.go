@@ -62,9 +62,12 @@ func (r *Report) Markdown() []byte {
 		return spread(r.Ratio(way, Plain, requests[i-len(requests)], p99), way == Plain)
 	})
 	if f := r.Of(Plain, KeepAlive, rate); f.OK {
-		say("The plain host: %.0f requests a second, p99 %.2f ms; with a connection each %.0f, %.2f ms; %.1f GB/s down, %.1f GB/s up.", f.Median,
+		say("The plain host: %.0f requests a second, p99 %.2f ms; with a connection each %.0f, %.2f ms; %.1f GB/s down, %.1f GB/s up. It takes", f.Median,
 			r.Of(Plain, KeepAlive, p99).Median/1e6, r.Of(Plain, Connection, rate).Median, r.Of(Plain, Connection, p99).Median/1e6,
 			r.Of(Plain, Download, rate).Median/1e9, r.Of(Plain, Upload, rate).Median/1e9)
+		say("%.1f µs of a processor for a request, %.1f µs with a connection, and %.2f and %.2f ns for an octet: a service that has more to do for",
+			r.Of(Plain, KeepAlive, cpu).Median/1e3, r.Of(Plain, Connection, cpu).Median/1e3, r.Of(Plain, Download, cpu).Median, r.Of(Plain, Upload, cpu).Median)
+		say("a request than nginx has for 1000 octets is nearer to 1.00 with everybody.")
 		say("")
 	}
 	say("## A frame")
