@@ -23,6 +23,10 @@ type Run struct {
 	Others float64 `json:"others,omitempty"` // how many processors did something else meanwhile
 }
 
+// disturbed reports whether others had a large part of the machine. Such a run only counts
+// if there is no better one: with others at work a processor's time is worth less.
+func (r Run) disturbed() bool { return r.Others > 0.5 }
+
 // Series is what one way to serve cost at one kind of work, round by round.
 type Series struct {
 	Way  string `json:"way"`
@@ -128,9 +132,16 @@ func (r *Report) Of(way, work string, of func(Run) float64) Figure {
 	if s == nil {
 		return Figure{}
 	}
-	var values []float64
+	var values, disturbed []float64
 	for _, run := range s.Runs {
-		values = append(values, of(run))
+		if run.disturbed() {
+			disturbed = append(disturbed, of(run))
+		} else {
+			values = append(values, of(run))
+		}
+	}
+	if len(values) == 0 {
+		values = disturbed
 	}
 	return figure(values)
 }
@@ -141,11 +152,18 @@ func (r *Report) Ratio(way, other, work string, of func(Run) float64) Figure {
 	if a == nil || b == nil {
 		return Figure{}
 	}
-	var values []float64
+	var values, disturbed []float64
 	for i := range min(len(a.Runs), len(b.Runs)) {
 		if x, y := of(a.Runs[i]), of(b.Runs[i]); x > 0 && y > 0 {
-			values = append(values, x/y)
+			if a.Runs[i].disturbed() || b.Runs[i].disturbed() {
+				disturbed = append(disturbed, x/y)
+			} else {
+				values = append(values, x/y)
+			}
 		}
+	}
+	if len(values) == 0 {
+		values = disturbed
 	}
 	return figure(values)
 }

@@ -33,8 +33,9 @@ func (r *Report) Markdown() []byte {
 
 	say("# Benchmarks")
 	say("")
-	say("What a request and a frame cost. Written by `make bench`, which takes a quarter of an hour, as root; `BENCH_ROUNDS=2` makes it")
-	say("short. Measured on %s, %d processors, Linux %s, in %d rounds.", cmp.Or(r.Machine, "a processor without a name"), r.Processors, r.Kernel, r.Rounds)
+	say("What a request and a frame cost. Written by `make bench`, as root: seven rounds take some twenty minutes on a machine with nothing")
+	say("else to do, `BENCH_ROUNDS=2 make bench` a third of that. All runs are in build/bench.json. Measured on %s, %d processors, Linux %s, in %d rounds.", cmp.Or(r.Machine, "a processor without a name"), r.Processors, r.Kernel, r.Rounds)
+	say("")
 	say("Everybody is a network namespace of this machine: the cables are veth, the switch is a Linux bridge. Real NICs and switches add")
 	say("their own. In each round all take turns; every figure is the median over the rounds, and in parentheses the least and the")
 	say("greatest of them, which is how far to trust it. %s", r.others())
@@ -137,7 +138,7 @@ func (r *Report) others() string {
 		}
 	}
 	f := figure(values)
-	return fmt.Sprintf("What else the machine did meanwhile took %.2f processors, at worst %.2f.", f.Median, f.Most)
+	return fmt.Sprintf("What else the machine did meanwhile took %.2f\nprocessors, at worst %.2f; rounds with more than 0.50 count only where there is no other.", f.Median, f.Most)
 }
 
 func nanoseconds(f Figure) string {
