@@ -108,6 +108,7 @@ func (r *Report) find(way, work string) *Series {
 // is not OK.
 type Figure struct {
 	Median, Least, Most float64
+	Rounds, Quiet       int // of which it is; and how many of them nobody disturbed
 	OK                  bool
 }
 
@@ -117,7 +118,17 @@ func figure(values []float64) Figure {
 	}
 	slices.Sort(values)
 	n := len(values)
-	return Figure{(values[(n-1)/2] + values[n/2]) / 2, values[0], values[n-1], true}
+	return Figure{(values[(n-1)/2] + values[n/2]) / 2, values[0], values[n-1], n, 0, true}
+}
+
+// choose takes quiet rounds, and others only if there are none.
+func choose(quiet, disturbed []float64) Figure {
+	if len(quiet) == 0 {
+		return figure(disturbed)
+	}
+	f := figure(quiet)
+	f.Quiet = f.Rounds
+	return f
 }
 
 // What a Figure can be of.
@@ -140,10 +151,7 @@ func (r *Report) Of(way, work string, of func(Run) float64) Figure {
 			values = append(values, of(run))
 		}
 	}
-	if len(values) == 0 {
-		values = disturbed
-	}
-	return figure(values)
+	return choose(values, disturbed)
 }
 
 // Ratio is that of one way against another in the same round.
@@ -162,10 +170,7 @@ func (r *Report) Ratio(way, other, work string, of func(Run) float64) Figure {
 			}
 		}
 	}
-	if len(values) == 0 {
-		values = disturbed
-	}
-	return figure(values)
+	return choose(values, disturbed)
 }
 
 // A Claim is something that the design promises of a figure.
@@ -173,7 +178,14 @@ type Claim struct {
 	What         string
 	Value, Limit float64
 	Unit         string
+	Rounds       int // quiet ones
 }
+
+// enough is how many quiet rounds it takes to judge a claim.
+const enough = 3
+
+// Judged reports whether there is enough to say whether it holds.
+func (c Claim) Judged() bool { return c.Rounds >= enough }
 
 // Holds reports whether the value is not above the limit.
 func (c Claim) Holds() bool { return c.Value <= c.Limit }
@@ -182,7 +194,7 @@ func (c Claim) Holds() bool { return c.Value <= c.Limit }
 func (r *Report) Claims() (claims []Claim) {
 	add := func(f Figure, limit float64, unit, what string, args ...any) {
 		if f.OK {
-			claims = append(claims, Claim{fmt.Sprintf(what, args...), f.Median, limit, unit})
+			claims = append(claims, Claim{fmt.Sprintf(what, args...), f.Median, limit, unit, f.Quiet})
 		}
 	}
 	for _, way := range []string{"bpf", "native", "raw"} {

@@ -103,7 +103,10 @@ func (r *Report) Markdown() []byte {
 	say("|---|---|---|---|")
 	for _, c := range r.Claims() {
 		holds := "holds"
-		if !c.Holds() {
+		switch {
+		case !c.Judged():
+			holds = fmt.Sprintf("not judged: %d of the %d quiet rounds that it takes", c.Rounds, enough)
+		case !c.Holds():
 			holds = "**does not hold**"
 		}
 		digits := 2
@@ -145,7 +148,7 @@ func nanoseconds(f Figure) string {
 	if !f.OK {
 		return "–"
 	}
-	return fmt.Sprintf("%.0f (%.0f–%.0f)", f.Median, f.Least, f.Most)
+	return fmt.Sprintf("%.0f %s", f.Median, f.between(0))
 }
 
 func spread(f Figure, reference bool) string {
@@ -155,7 +158,19 @@ func spread(f Figure, reference bool) string {
 	case reference:
 		return "1.00"
 	}
-	return fmt.Sprintf("%.2f (%.2f–%.2f)", f.Median, f.Least, f.Most)
+	return fmt.Sprintf("%.2f %s", f.Median, f.between(2))
+}
+
+// between is how far to trust a figure. One round has no spread.
+func (f Figure) between(digits int) string {
+	mark := ""
+	if f.Quiet == 0 {
+		mark = ", disturbed"
+	}
+	if f.Rounds == 1 {
+		return "(one round" + mark + ")"
+	}
+	return fmt.Sprintf("(%.*f–%.*f%s)", digits, f.Least, digits, f.Most, mark)
 }
 
 // ways are those that did some of the works, in the order of the report.

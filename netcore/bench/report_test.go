@@ -31,12 +31,17 @@ func TestReport(t *testing.T) {
 	r.add("bpf", Upload, Run{CPU: 10})
 	r.add("bpf", Upload, Run{CPU: 12})
 	r.add("bpf", Upload, Run{CPU: 40, Others: 0.9})
-	if f := r.Ratio("bpf", Plain, Upload, cpu); f != (Figure{1.1, 1, 1.2, true}) {
+	if f := r.Ratio("bpf", Plain, Upload, cpu); f != (Figure{1.1, 1, 1.2, 2, 2, true}) {
 		t.Errorf("with a disturbed round the ratio is %+v; want 1.1 from 1 to 1.2", f)
 	}
 	r.miss("native", "requests", errors.New("no such kernel"))
 	r.sort([]string{Plain, "bpf", "raw"})
 
+	for _, c := range r.Claims() {
+		if want := c.What != "CPU ÷ plain host: bpf, upload"; c.Judged() != want {
+			t.Errorf("%s, of %d quiet rounds: judged %v; want %v", c.What, c.Rounds, c.Judged(), want)
+		}
+	}
 	got := map[string]bool{}
 	for _, c := range r.Claims() {
 		got[c.What] = c.Holds()
