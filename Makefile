@@ -136,4 +136,4 @@ $$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive $$cmd -q \
 endef
 
 FORCE:
-.PHONY: help demo image kernel deb sizes test lint bench figures fuzz clean deps deps-test FORCE
+.PHONY: help demo image kernel deb sizes test lint bench bench-go figures fuzz clean deps deps-test FORCE

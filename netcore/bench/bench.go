@@ -23,6 +23,10 @@ type Run struct {
 	Others float64 `json:"others,omitempty"` // how many processors did something else meanwhile
 }
 
+// disturbed reports whether others had a large part of the machine. Such a run only counts
+// if there is no better one: with others at work a processor's time is worth less.
+func (r Run) disturbed() bool { return r.Others > 0.5 }
+
 // Series is what one way to serve cost at one kind of work, round by round.
 type Series struct {
 	Way  string `json:"way"`
@@ -104,6 +108,7 @@ func (r *Report) find(way, work string) *Series {
 // is not OK.
 type Figure struct {
 	Median, Least, Most float64
+	Rounds, Quiet       int // of which it is; and how many of them nobody disturbed
 	OK                  bool
 }
 
@@ -113,7 +118,17 @@ func figure(values []float64) Figure {
 	}
 	slices.Sort(values)
 	n := len(values)
-	return Figure{(values[(n-1)/2] + values[n/2]) / 2, values[0], values[n-1], true}
+	return Figure{(values[(n-1)/2] + values[n/2]) / 2, values[0], values[n-1], n, 0, true}
+}
+
+// choose takes quiet rounds, and others only if there are none.
+func choose(quiet, disturbed []float64) Figure {
+	if len(quiet) == 0 {
+		return figure(disturbed)
+	}
+	f := figure(quiet)
+	f.Quiet = f.Rounds
+	return f
 }
 
 // What a Figure can be of.
@@ -128,11 +143,15 @@ func (r *Report) Of(way, work string, of func(Run) float64) Figure {
 	if s == nil {
 		return Figure{}
 	}
-	var values []float64
+	var values, disturbed []float64
 	for _, run := range s.Runs {
-		values = append(values, of(run))
+		if run.disturbed() {
+			disturbed = append(disturbed, of(run))
+		} else {
+			values = append(values, of(run))
+		}
 	}
-	return figure(values)
+	return choose(values, disturbed)
 }
 
 // Ratio is that of one way against another in the same round.
@@ -141,13 +160,17 @@ func (r *Report) Ratio(way, other, work string, of func(Run) float64) Figure {
 	if a == nil || b == nil {
 		return Figure{}
 	}
-	var values []float64
+	var values, disturbed []float64
 	for i := range min(len(a.Runs), len(b.Runs)) {
 		if x, y := of(a.Runs[i]), of(b.Runs[i]); x > 0 && y > 0 {
-			values = append(values, x/y)
+			if a.Runs[i].disturbed() || b.Runs[i].disturbed() {
+				disturbed = append(disturbed, x/y)
+			} else {
+				values = append(values, x/y)
+			}
 		}
 	}
-	return figure(values)
+	return choose(values, disturbed)
 }
 
 // A Claim is something that the design promises of a figure.
@@ -155,7 +178,14 @@ type Claim struct {
 	What         string
 	Value, Limit float64
 	Unit         string
+	Rounds       int // quiet ones
 }
+
+// enough is how many quiet rounds it takes to judge a claim.
+const enough = 3
+
+// Judged reports whether there is enough to say whether it holds.
+func (c Claim) Judged() bool { return c.Rounds >= enough }
 
 // Holds reports whether the value is not above the limit.
 func (c Claim) Holds() bool { return c.Value <= c.Limit }
@@ -164,7 +194,7 @@ func (c Claim) Holds() bool { return c.Value <= c.Limit }
 func (r *Report) Claims() (claims []Claim) {
 	add := func(f Figure, limit float64, unit, what string, args ...any) {
 		if f.OK {
-			claims = append(claims, Claim{fmt.Sprintf(what, args...), f.Median, limit, unit})
+			claims = append(claims, Claim{fmt.Sprintf(what, args...), f.Median, limit, unit, f.Quiet})
 		}
 	}
 	for _, way := range []string{"bpf", "native", "raw"} {

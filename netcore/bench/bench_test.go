@@ -35,6 +35,7 @@ type scale struct {
 	frames   int
 	testRuns int
 	tries    int           // if others disturb the measurement
+	patience time.Duration // with them, in all
 	rest     time.Duration // to see what the machine does anyway
 }
 
@@ -44,7 +45,7 @@ func TestBench(t *testing.T) {
 	if folder == "" {
 		t.Skip("takes a quarter of an hour, and a machine with nothing else to do: make bench")
 	}
-	s := scale{rounds: 7, requests: 2 * time.Second, octets: 64 << 20, files: 16, frames: 512_000, testRuns: 100_000, tries: 4, rest: time.Second}
+	s := scale{rounds: 7, requests: 2 * time.Second, octets: 64 << 20, files: 16, frames: 512_000, testRuns: 100_000, tries: 2, rest: time.Second}
 	if text := os.Getenv("BENCH_ROUNDS"); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 {
@@ -52,15 +53,19 @@ func TestBench(t *testing.T) {
 		}
 		s.rounds = n
 	}
-	r := measure(t, s)
-	data, err := r.JSON()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for path, data := range map[string][]byte{filepath.Join(folder, "build/bench.json"): data, filepath.Join(folder, "docs/benchmarks.md"): r.Markdown()} {
-		if err := os.WriteFile(path, data, 0o644); err != nil {
+	s.patience = time.Duration(s.rounds) * 20 * time.Second
+	// After each round, so that a run which is cut short was not for nothing.
+	r := measure(t, s, func(r *Report) {
+		data, err := r.JSON()
+		if err == nil {
+			err = os.WriteFile(filepath.Join(folder, "build/bench.json"), data, 0o644)
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
+	})
+	if err := os.WriteFile(filepath.Join(folder, "docs/benchmarks.md"), r.Markdown(), 0o644); err != nil {
+		t.Fatal(err)
 	}
 	fmt.Printf("%s", r.Markdown())
 }
@@ -70,7 +75,7 @@ func TestSmoke(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds: not with -short")
 	}
-	r := measure(t, scale{rounds: 1, requests: 300 * time.Millisecond, octets: 1 << 20, files: 2, frames: 5120, testRuns: 1000, tries: 1})
+	r := measure(t, scale{rounds: 1, requests: 300 * time.Millisecond, octets: 1 << 20, files: 2, frames: 5120, testRuns: 1000, tries: 1}, func(*Report) {})
 	for _, s := range r.Series {
 		t.Logf("%s, %s: %+v %s", s.Way, s.Work, s.Runs, s.Why)
 		if s.Why != "" {
@@ -94,16 +99,18 @@ type measurer struct {
 	files files
 
 	ksoftirqd []int
-	idle      float64 // processors that the machine needs when nothing is measured
+	idle      float64       // processors that the machine needs when nothing is measured
+	patience  time.Duration // that is left
 }
 
-func measure(t *testing.T, s scale) *Report {
+// measure gives what it has to done after each round.
+func measure(t *testing.T, s scale, done func(*Report)) *Report {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	t.Cleanup(stop) // after all else is cleaned up: another Ctrl-C must not leave it half done
-	m := &measurer{t: t, ctx: ctx, scale: s, ksoftirqd: ksoftirqd(t)}
+	m := &measurer{t: t, ctx: ctx, scale: s, ksoftirqd: ksoftirqd(t), patience: s.patience}
 	m.files = prepareFiles(t, s.octets)
 	t.Cleanup(m.sayInterrupted)
-	r := &Report{Machine: machine(t), Kernel: kernel(t), Processors: runtime.NumCPU(), Rounds: s.rounds}
+	r := &Report{Machine: machine(t), Kernel: kernel(t), Processors: runtime.NumCPU()}
 
 	var ways []*way
 	for _, p := range m.plans() {
@@ -147,6 +154,9 @@ func measure(t *testing.T, s scale) *Report {
 		for _, run := range runs {
 			r.add(run.way, run.work, m.testRun(run))
 		}
+		r.Rounds++
+		r.sort(m.order())
+		done(r)
 	}
 	m.progress("")
 	for _, w := range ways {
@@ -157,7 +167,6 @@ func measure(t *testing.T, s scale) *Report {
 	for _, rc := range receivers {
 		m.check(rc)
 	}
-	r.sort(m.order())
 	return r
 }
 
@@ -188,7 +197,7 @@ func (m *measurer) fatal(format string, args ...any) {
 
 func (m *measurer) sayInterrupted() {
 	if m.ctx.Err() != nil && m.t.Failed() {
-		fmt.Fprintln(os.Stderr, "\ninterrupted: nothing was written, and all that was set up is taken back")
+		fmt.Fprintln(os.Stderr, "\ninterrupted: the rounds that were complete are in build/bench.json, and all that was set up is taken back")
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -194,17 +195,31 @@ func (m *measurer) flood(r *receiver) (cost, Run) {
 	args := []string{"GODEBUG=asyncpreemptoff=1", netnstest.ProgramEnv + "=flood", self, r.mac, r.ip, proto, strconv.Itoa(frames), strconv.Itoa(burst), rest.String()}
 	var wall time.Duration
 	c := m.spent(r.bed, func() time.Duration {
-		out, _ := m.client(&way{name: r.name, client: r.generator}, "env", args...)
+		out, _ := m.client(r.generator, 0, "env", args...)
 		var sending time.Duration
 		if _, err := fmt.Sscan(out, &sending, &wall); err != nil {
 			m.fatal("%s: the generator says %q", r.name, out)
 		}
 		r.sent += frames
+		if r.slow {
+			m.settle(r.node)
+		}
 		return sending // its start is not what is measured
 	})
 	run := perUnit(c, float64(frames))
 	run.Rate, run.All = float64(frames)/wall.Seconds(), 0
 	return c, run
+}
+
+// settle waits until a process has nothing left to do: what it still had is in its time.
+func (m *measurer) settle(p *netnstest.Process) {
+	for range 100 {
+		before := p.CPU()
+		time.Sleep(30 * time.Millisecond)
+		if p.CPU()-before < time.Millisecond {
+			return
+		}
+	}
 }
 
 // testRun is what one frame costs a node's own program, when the kernel runs it a hundred
@@ -303,20 +318,15 @@ func (r *receiver) judged() int {
 	return count
 }
 
-// heard is how many datagrams have come as far as a socket, whether or not it had room.
-func (r *receiver) heard() (sum int) {
-	lines := regexp.MustCompile(`(?m)^Udp: (.*)$`).FindAllStringSubmatch(r.host.Run("cat", "/proc/net/snmp"), -1)
+// heard is how many packets the kernel has taken for this host.
+func (r *receiver) heard() int {
+	lines := regexp.MustCompile(`(?m)^Ip: (.*)$`).FindAllStringSubmatch(r.host.Run("cat", "/proc/net/snmp"), -1)
 	if len(lines) != 2 {
 		return 0
 	}
-	values := strings.Fields(lines[1][1])
-	for i, name := range strings.Fields(lines[0][1]) {
-		if name == "InDatagrams" || name == "RcvbufErrors" {
-			n, _ := strconv.Atoi(values[i])
-			sum += n
-		}
-	}
-	return sum
+	i := slices.Index(strings.Fields(lines[0][1]), "InDelivers")
+	n, _ := strconv.Atoi(strings.Fields(lines[1][1])[i])
+	return n
 }
 
 // dropped is the count of xt_cluster's second rule.

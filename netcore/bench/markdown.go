@@ -33,8 +33,9 @@ func (r *Report) Markdown() []byte {
 
 	say("# Benchmarks")
 	say("")
-	say("What a request and a frame cost. Written by `make bench`, which takes a quarter of an hour, as root; `BENCH_ROUNDS=2` makes it")
-	say("short. Measured on %s, %d processors, Linux %s, in %d rounds.", cmp.Or(r.Machine, "a processor without a name"), r.Processors, r.Kernel, r.Rounds)
+	say("What a request and a frame cost. Written by `make bench`, as root: seven rounds take some twenty minutes on a machine with nothing")
+	say("else to do, `BENCH_ROUNDS=2 make bench` a third of that. All runs are in build/bench.json. Measured on %s, %d processors, Linux %s, in %d rounds.", cmp.Or(r.Machine, "a processor without a name"), r.Processors, r.Kernel, r.Rounds)
+	say("")
 	say("Everybody is a network namespace of this machine: the cables are veth, the switch is a Linux bridge. Real NICs and switches add")
 	say("their own. In each round all take turns; every figure is the median over the rounds, and in parentheses the least and the")
 	say("greatest of them, which is how far to trust it. %s", r.others())
@@ -62,9 +63,12 @@ func (r *Report) Markdown() []byte {
 		return spread(r.Ratio(way, Plain, requests[i-len(requests)], p99), way == Plain)
 	})
 	if f := r.Of(Plain, KeepAlive, rate); f.OK {
-		say("The plain host: %.0f requests a second, p99 %.2f ms; with a connection each %.0f, %.2f ms; %.1f GB/s down, %.1f GB/s up.", f.Median,
+		say("The plain host: %.0f requests a second, p99 %.2f ms; with a connection each %.0f, %.2f ms; %.1f GB/s down, %.1f GB/s up. It takes", f.Median,
 			r.Of(Plain, KeepAlive, p99).Median/1e6, r.Of(Plain, Connection, rate).Median, r.Of(Plain, Connection, p99).Median/1e6,
 			r.Of(Plain, Download, rate).Median/1e9, r.Of(Plain, Upload, rate).Median/1e9)
+		say("%.1f µs of a processor for a request, %.1f µs with a connection, and %.2f and %.2f ns for an octet: a service that has more to do for",
+			r.Of(Plain, KeepAlive, cpu).Median/1e3, r.Of(Plain, Connection, cpu).Median/1e3, r.Of(Plain, Download, cpu).Median, r.Of(Plain, Upload, cpu).Median)
+		say("a request than nginx has for 1000 octets is nearer to 1.00 with everybody.")
 		say("")
 	}
 	say("## A frame")
@@ -99,7 +103,10 @@ func (r *Report) Markdown() []byte {
 	say("|---|---|---|---|")
 	for _, c := range r.Claims() {
 		holds := "holds"
-		if !c.Holds() {
+		switch {
+		case !c.Judged():
+			holds = fmt.Sprintf("not judged: %d of the %d quiet rounds that it takes", c.Rounds, enough)
+		case !c.Holds():
 			holds = "**does not hold**"
 		}
 		digits := 2
@@ -134,14 +141,14 @@ func (r *Report) others() string {
 		}
 	}
 	f := figure(values)
-	return fmt.Sprintf("What else the machine did meanwhile took %.2f processors, at worst %.2f.", f.Median, f.Most)
+	return fmt.Sprintf("What else the machine did meanwhile took %.2f\nprocessors, at worst %.2f; rounds with more than 0.50 count only where there is no other.", f.Median, f.Most)
 }
 
 func nanoseconds(f Figure) string {
 	if !f.OK {
 		return "–"
 	}
-	return fmt.Sprintf("%.0f (%.0f–%.0f)", f.Median, f.Least, f.Most)
+	return fmt.Sprintf("%.0f %s", f.Median, f.between(0))
 }
 
 func spread(f Figure, reference bool) string {
@@ -151,7 +158,19 @@ func spread(f Figure, reference bool) string {
 	case reference:
 		return "1.00"
 	}
-	return fmt.Sprintf("%.2f (%.2f–%.2f)", f.Median, f.Least, f.Most)
+	return fmt.Sprintf("%.2f %s", f.Median, f.between(2))
+}
+
+// between is how far to trust a figure. One round has no spread.
+func (f Figure) between(digits int) string {
+	mark := ""
+	if f.Quiet == 0 {
+		mark = ", disturbed"
+	}
+	if f.Rounds == 1 {
+		return "(one round" + mark + ")"
+	}
+	return fmt.Sprintf("(%.*f–%.*f%s)", digits, f.Least, digits, f.Most, mark)
 }
 
 // ways are those that did some of the works, in the order of the report.

@@ -24,15 +24,31 @@ func TestReport(t *testing.T) {
 	add("bpf, tcx", Discard, 500, 500, 300)
 	add("bpf, XDP", Discard, 20, 40, 10)
 	add("bpf, XDP", TestDiscard, 49, 51, 48)
+	// In the third round others were at work.
+	r.add(Plain, Upload, Run{CPU: 10})
+	r.add(Plain, Upload, Run{CPU: 10})
+	r.add(Plain, Upload, Run{CPU: 10})
+	r.add("bpf", Upload, Run{CPU: 10})
+	r.add("bpf", Upload, Run{CPU: 12})
+	r.add("bpf", Upload, Run{CPU: 40, Others: 0.9})
+	if f := r.Ratio("bpf", Plain, Upload, cpu); f != (Figure{1.1, 1, 1.2, 2, 2, true}) {
+		t.Errorf("with a disturbed round the ratio is %+v; want 1.1 from 1 to 1.2", f)
+	}
 	r.miss("native", "requests", errors.New("no such kernel"))
 	r.sort([]string{Plain, "bpf", "raw"})
 
+	for _, c := range r.Claims() {
+		if want := c.What != "CPU ÷ plain host: bpf, upload"; c.Judged() != want {
+			t.Errorf("%s, of %d quiet rounds: judged %v; want %v", c.What, c.Rounds, c.Judged(), want)
+		}
+	}
 	got := map[string]bool{}
 	for _, c := range r.Claims() {
 		got[c.What] = c.Holds()
 	}
 	want := map[string]bool{
 		"CPU ÷ plain host: bpf, keep-alive":                       true,
+		"CPU ÷ plain host: bpf, upload":                           false,
 		"CPU ÷ plain host: raw, keep-alive":                       false,
 		"CPU ÷ best dispatcher: bpf, 2 nodes, keep-alive":         false,
 		"p99 latency ÷ best dispatcher: bpf, 2 nodes, keep-alive": true,
@@ -52,7 +68,7 @@ func TestReport(t *testing.T) {
 	}
 	text := string(r.Markdown())
 	for _, line := range []string{
-		"| plain host | 1.00 | – | – | – |", "| raw | 1.40 (1.30–1.50) | – | – | – |", "| xt_cluster | 800 (800–800) | 1.00 | – | – |",
+		"| plain host | 1.00 | – | – | 1.00 |", "| raw | 1.40 (1.30–1.50) | – | – | – |", "| xt_cluster | 800 (800–800) | 1.00 | – | – |",
 		"| bpf, XDP | 20 (10–40) | 0.03 (0.01–0.05) | – | – |", "- native, requests: no such kernel", "| ≤ 50 ns | holds |", "| ≤ 0.125 | holds |",
 	} {
 		if !strings.Contains(text, line) {

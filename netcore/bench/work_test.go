@@ -1,13 +1,14 @@
 package bench
 
 import (
-	"bytes"
-	"fmt"
 	"os/exec"
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
+
+	"clonecluster/netcore/netnstest"
 )
 
 // A work is something that a client has done.
@@ -32,13 +33,15 @@ var (
 	wrkErrors   = regexp.MustCompile(`Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)|Non-2xx.*`)
 )
 
-// wrk asks for a time, as it cannot for a number of requests; that of its own is in whole
-// seconds.
+// wrk asks for a time, as it cannot for a number of requests; it knows whole seconds only.
 func (m *measurer) wrk(w *way, args ...string) (cost, Run) {
 	m.t.Helper()
 	var out string
-	args = append([]string{"--preserve-status", "-s", "INT", fmt.Sprint(m.scale.requests.Seconds()), "wrk", "-t1", "-c16", "-d1h", "--latency"}, append(args, w.small())...)
-	c := m.spent(w.bed, func() (ended time.Duration) { out, ended = m.client(w, "timeout", args...); return ended })
+	args = append([]string{"-t1", "-c16", "-d1h", "--latency"}, append(args, w.small())...)
+	c := m.spent(w.bed, func() (ended time.Duration) {
+		out, ended = m.client(w.client, m.scale.requests, "wrk", args...)
+		return ended
+	})
 	requests, p99 := wrkRequests.FindStringSubmatch(out), wrkP99.FindStringSubmatch(out)
 	if requests == nil || p99 == nil {
 		m.fatal("%s: wrk says\n%s", w.name, out)
@@ -76,23 +79,36 @@ func (m *measurer) transfer(w *way, one func() []string) (cost, Run) {
 		args = append(args, one()...)
 	}
 	var out string
-	c := m.spent(w.bed, func() (ended time.Duration) { out, ended = m.client(w, "curl", args...); return ended })
+	c := m.spent(w.bed, func() (ended time.Duration) { out, ended = m.client(w.client, 0, "curl", args...); return ended })
 	if moved := strings.Count(out, strconv.FormatInt(m.files.octets, 10)); moved != m.scale.files {
 		m.fatal("%s: of %d files of %d octets there came\n%s", w.name, m.scale.files, m.files.octets, out)
 	}
 	return c, perUnit(c, float64(m.files.octets)*float64(m.scale.files))
 }
 
-// client runs a program at the client, and gives its processor time.
-func (m *measurer) client(w *way, name string, args ...string) (out string, cpu time.Duration) {
+// client runs a program at the client, and gives its processor time. With a duration it is
+// interrupted when that has passed.
+func (m *measurer) client(h *netnstest.Host, d time.Duration, name string, args ...string) (out string, cpu time.Duration) {
 	m.t.Helper()
-	cmd := w.client.Command(m.ctx, name, args...)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		m.fatal("%s: %s: %v\n%s", w.name, strings.Join(cmd.Args, " "), err, stderr.String())
+	p := h.StartCommand(name, args...)
+	var over <-chan time.Time
+	if d > 0 {
+		over = time.After(d)
 	}
-	return stdout.String(), used(cmd.ProcessState)
+	for ended := false; !ended; {
+		select {
+		case <-p.Done():
+			ended = true
+		case <-over:
+			p.Signal(syscall.SIGINT)
+		case <-m.ctx.Done():
+			p.Kill()
+		}
+	}
+	if err := p.Wait(); err != nil {
+		m.fatal("%s %s: %v\n%s", name, strings.Join(args, " "), err, p.Output())
+	}
+	return p.Output(), p.Used()
 }
 
 // perUnit is a run of n requests, octets or frames.

@@ -600,6 +600,15 @@ func (p *Process) CPU() time.Duration {
 	return cpu
 }
 
+// Used is the processor time that the program has used when it has ended.
+func (p *Process) Used() time.Duration {
+	<-p.done
+	return p.cmd.ProcessState.UserTime() + p.cmd.ProcessState.SystemTime()
+}
+
+// Done is closed when the program has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
 // CPUOf is the processor time of any process of this machine, to the nanosecond: its
 // clock_getcpuclockid(3), which Linux makes from the identifier (linux/posix-timers.h).
 func CPUOf(pid int) (time.Duration, error) {
