@@ -226,7 +226,7 @@ func (m *measurer) genericXDP(w *way, f files) error {
 func (m *measurer) makeGeneric(b *netnstest.Bed, h *netnstest.Host) {
 	m.t.Helper()
 	program, pinned := m.pinned(b, h, "ingress_xdp")
-	if err := errors.Join(pinned.Unpin(), pinned.Close()); err != nil {
+	if err := errors.Join(pinned.Detach(), pinned.Unpin(), pinned.Close()); err != nil {
 		m.t.Fatal(err)
 	}
 	if err := m.attach(h, program, func(ifindex int) (io.Closer, error) {
