@@ -107,8 +107,8 @@ func (f *Filter) AttachGuard(ifindex int) error {
 	return err
 }
 
-// AttachNIC has the NIC's frames judged, by XDP in the driver if xdp is set. What a former process attached there is replaced between two
-// frames. The error is an *UnsupportedError if the driver has no XDP.
+// AttachNIC has the NIC's frames judged, by XDP in the driver if xdp is set. What a former
+// process attached there is replaced between two frames. The error is an *UnsupportedError if the driver has no XDP.
 func (f *Filter) AttachNIC(ifindex int, xdp bool) (Hook, error) {
 	if !xdp {
 		hook, err := f.attachTC(ingressTC, ifindex, f.objects.IngressTc, false)

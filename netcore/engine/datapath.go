@@ -64,6 +64,9 @@ var ErrDatapath = errors.New("this datapath is not to be had here")
 
 // chooseDatapath gives the name of the datapath to use, and why it is that one.
 func chooseDatapath(want, pins string) (name, why string, err error) {
+	if want == datapathRaw {
+		return want, "asked for", nil
+	}
 	lacks := map[string]error{}
 	inKernel := errors.Join(bpf.Probe(), bpf.CheckPins(pins))
 	lacks[datapathBPF] = inKernel
@@ -73,8 +76,6 @@ func chooseDatapath(want, pins string) (name, why string, err error) {
 		if err := lacks[want]; err != nil {
 			return "", "", fmt.Errorf("%w: %s: %w", ErrDatapath, want, err)
 		}
-		return want, "asked for", nil
-	case datapathRaw:
 		return want, "asked for", nil
 	}
 	switch {
