@@ -107,6 +107,7 @@ func NewUnwatched(tb testing.TB) *Bed {
 	}
 	removeStale(tb)
 	b := &Bed{tb: tb, prefix: fmt.Sprintf("cct%d-%d", os.Getpid(), beds.Add(1)), Dir: tb.TempDir()}
+	tb.Cleanup(b.unmount)
 	b.Switch = b.namespace("switch")
 	// The switch itself has nothing to say on the segment.
 	b.Switch.Sysctl("net.ipv6.conf.default.disable_ipv6", "1")
@@ -115,11 +116,12 @@ func NewUnwatched(tb testing.TB) *Bed {
 	return b
 }
 
-// BPFFS is a BPF file system that ends with the test. That of the machine is not seen
-// from the namespaces, where /sys is another.
+// BPFFS is a BPF file system that ends with the test, after the namespaces: with a pin
+// ends what a killed program left attached. That of the machine is not seen from the
+// namespaces, where /sys is another.
 func (b *Bed) BPFFS() string {
 	b.tb.Helper()
-	dir := filepath.Join(b.Dir, "bpf")
+	dir := b.bpffs()
 	if err := os.Mkdir(dir, 0o700); errors.Is(err, os.ErrExist) {
 		return dir
 	} else if err != nil {
@@ -128,12 +130,15 @@ func (b *Bed) BPFFS() string {
 	if err := unix.Mount("bpf", dir, "bpf", 0, ""); err != nil {
 		b.tb.Fatalf("mounting a BPF file system: %v", err)
 	}
-	b.tb.Cleanup(func() {
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-			b.tb.Errorf("unmounting the BPF file system: %v", err)
-		}
-	})
 	return dir
+}
+
+func (b *Bed) bpffs() string { return filepath.Join(b.Dir, "bpf") }
+
+func (b *Bed) unmount() {
+	if err := unix.Unmount(b.bpffs(), unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		b.tb.Errorf("unmounting the BPF file system: %v", err)
+	}
 }
 
 func (b *Bed) namespace(name string) *Host {
