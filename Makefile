@@ -87,6 +87,12 @@ bench: deps-test ## CPU per request and per frame, against a plain host, haproxy
 	$(GO) test -c -o $(OUT)/bin/bench.test ./netcore/bench
 	CLONECLUSTER_BENCH=$(CURDIR) $(OUT)/bin/bench.test -test.timeout 3h -test.v -test.run '^TestBench$$'
 
+bench-native: deps-test ## the same on the patched kernel, in QEMU (as root, on a quiet machine; ten minutes, and a kernel build the first time)
+	@$(MAKE) --no-print-directory kernel BOARD=pc-x86_64
+	@mkdir -p $(OUT)/bin
+	$(GO) test -c -o $(OUT)/bin/bench.test ./netcore/bench
+	CLONECLUSTER_BENCH=$(CURDIR) CLONECLUSTER_BENCH_KERNEL=$(CURDIR)/$(OUT)/pc-x86_64/bzImage $(OUT)/bin/bench.test -test.timeout 3h -test.v -test.run '^TestBenchNative$$'
+
 bench-go: deps-test ## benchmarks of single functions
 	$(GO) test -run '^$$' -bench . -benchmem ./netcore/...
 
@@ -136,4 +142,4 @@ $$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive $$cmd -q \
 endef
 
 FORCE:
-.PHONY: help demo image kernel deb sizes test lint bench bench-go figures fuzz clean deps deps-test FORCE
+.PHONY: help demo image kernel deb sizes test lint bench bench-native bench-go figures fuzz clean deps deps-test FORCE

@@ -193,21 +193,10 @@ func (c Claim) Holds() bool { return c.Value <= c.Limit }
 // Claims are what the design promises of what was measured.
 func (r *Report) Claims() (claims []Claim) {
 	add := func(f Figure, limit float64, unit, what string, args ...any) {
-		if f.OK {
-			claims = append(claims, Claim{fmt.Sprintf(what, args...), f.Median, limit, unit, f.Quiet})
-		}
+		claims = claim(claims, f, limit, unit, what, args...)
 	}
 	for _, way := range []string{"bpf", "native", "raw"} {
-		for _, work := range []string{KeepAlive, Connection, Download, Upload} {
-			limit := 1.05
-			if way == "raw" {
-				limit = 1.35
-				if work == Upload {
-					limit = 1.6
-				}
-			}
-			add(r.Ratio(way, Plain, work, cpu), limit, "", "CPU ÷ plain host: %s, %s", way, work)
-		}
+		claims = append(claims, r.claimsOf(way)...)
 	}
 	for _, way := range []string{"bpf, 2 nodes", "native, 2 nodes"} {
 		add(r.againstBest(way, KeepAlive, cpu), 0.6, "", "CPU ÷ best dispatcher: %s, %s", way, KeepAlive)
@@ -223,6 +212,28 @@ func (r *Report) Claims() (claims []Claim) {
 	}{{"bpf, XDP", 1. / 8}, {"bpf, tcx", 1. / 2}} {
 		add(r.Ratio(c.way, XtCluster, Discard, cpu), c.limit, "", "discarded frame ÷ xt_cluster: %s", c.way)
 		add(r.Of(c.way, TestDiscard, cpu), 50, " ns", "discarded frame by BPF_PROG_TEST_RUN: %s", c.way)
+	}
+	return claims
+}
+
+func claim(claims []Claim, f Figure, limit float64, unit, what string, args ...any) []Claim {
+	if !f.OK {
+		return claims
+	}
+	return append(claims, Claim{fmt.Sprintf(what, args...), f.Median, limit, unit, f.Quiet})
+}
+
+// claimsOf are those of one node with that datapath against the plain host.
+func (r *Report) claimsOf(way string) (claims []Claim) {
+	for _, work := range []string{KeepAlive, Connection, Download, Upload} {
+		limit := 1.05
+		if way == "raw" {
+			limit = 1.35
+			if work == Upload {
+				limit = 1.6
+			}
+		}
+		claims = claim(claims, r.Ratio(way, Plain, work, cpu), limit, "", "CPU ÷ plain host: %s, %s", way, work)
 	}
 	return claims
 }

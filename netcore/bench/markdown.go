@@ -7,8 +7,9 @@ import (
 	"strings"
 )
 
-// Markdown gives benchmarks.md.
-func (r *Report) Markdown() []byte {
+// Markdown gives benchmarks.md. native is what was measured on the patched kernel in a
+// guest, nil if that was not done.
+func (r *Report) Markdown(native *Report) []byte {
 	var b strings.Builder
 	say := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	requests := []string{KeepAlive, Connection, Download, Upload}
@@ -25,7 +26,7 @@ func (r *Report) Markdown() []byte {
 		}
 		say("")
 	}
-	ratios := func(of func(Run) float64) {
+	ratios := func(r *Report, of func(Run) float64) {
 		table("", requests, r.ways(requests...), func(way string, i int) string {
 			return spread(r.Ratio(way, Plain, requests[i], of), way == Plain)
 		})
@@ -45,12 +46,12 @@ func (r *Report) Markdown() []byte {
 	say("The processor time of client, servers, dispatcher and engine together, the kernel's network work included, for one request or")
 	say("one octet, divided by that of the plain host in the same round. The client is wrk with 16 connections and 1000 octets an answer,")
 	say("or curl with files of 64 MiB, a connection each; the server is nginx, and a small program that takes the uploads. *bpf*, *raw* and")
-	say("*native* are clusters of one node; where it says *2 nodes*, and behind the dispatchers, there are two servers.")
-	ratios(cpu)
+	say("(below) *native* are clusters of one node; where it says *2 nodes*, and behind the dispatchers, there are two servers.")
+	ratios(r, cpu)
 	say("XDP is in the driver, generic XDP is XDP without one; where nothing is said it is tcx. All processes' time is that of the kernel's")
 	say("scheduler, to the nanosecond. The same from /proc/stat, which counts the whole machine in ticks, with whatever else it did, less what it")
 	say("did at rest:")
-	ratios(all)
+	ratios(r, all)
 	say("## Rate and latency")
 	say("")
 	say("Requests or octets a second, and the 99th percentile of the latency of requests, divided by those of the plain host. All of")
@@ -70,6 +71,14 @@ func (r *Report) Markdown() []byte {
 			r.Of(Plain, KeepAlive, cpu).Median/1e3, r.Of(Plain, Connection, cpu).Median/1e3, r.Of(Plain, Download, cpu).Median, r.Of(Plain, Upload, cpu).Median)
 		say("a request than nginx has for 1000 octets is nearer to 1.00 with everybody.")
 		say("")
+	}
+	if native != nil {
+		say("## The patched kernel")
+		say("")
+		say("*native* needs the kernel of the appliance, so all of this was measured again in a guest of QEMU with it (`make bench-native`): the kernel")
+		say("of the board pc-x86_64, Linux %s, %d processors, in %d rounds, with files of 16 MiB. Its processors are emulated (TCG) where the", native.Kernel, native.Processors, native.Rounds)
+		say("machine has no KVM that works, so nothing but ratios of one run means anything. CPU, as in the first table:")
+		ratios(native, cpu)
 	}
 	say("## A frame")
 	say("")
@@ -101,7 +110,11 @@ func (r *Report) Markdown() []byte {
 	say("")
 	say("| | measured | promised | |")
 	say("|---|---|---|---|")
-	for _, c := range r.Claims() {
+	claims := r.Claims()
+	if native != nil {
+		claims = append(claims, native.claimsOf("native")...)
+	}
+	for _, c := range claims {
 		holds := "holds"
 		switch {
 		case !c.Judged():
@@ -119,7 +132,7 @@ func (r *Report) Markdown() []byte {
 	}
 	var missing []string
 	for _, s := range r.Series {
-		if s.Why != "" {
+		if s.Why != "" && (native == nil || !strings.HasPrefix(s.Way, "native")) {
 			missing = append(missing, fmt.Sprintf("- %s, %s: %s", s.Way, s.Work, s.Why))
 		}
 	}
