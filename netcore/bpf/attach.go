@@ -120,10 +120,13 @@ func (f *Filter) AttachNIC(ifindex int, xdp bool) (Hook, error) {
 	err := f.keep(ingressXDP, ifindex, f.objects.IngressXdp, func() (link.Link, error) {
 		return link.AttachXDP(link.XDPOptions{Program: f.objects.IngressXdp, Interface: ifindex, Flags: link.XDPDriverMode})
 	})
-	if err != nil {
+	switch {
+	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST):
+		return "", &UnsupportedError{What: "room for an XDP program on this NIC, which has another (ip link shows it)", Err: err}
+	case err != nil:
 		return "", &UnsupportedError{What: "XDP in this NIC's driver", Err: err}
 	}
-	return XDP, errors.Join(f.unpin(ingressTC), f.detachClsact(ingressTC, ifindex, netlink.HANDLE_MIN_INGRESS))
+	return XDP, errors.Join(f.unpin(ingressTC), detachClsact(ingressTC, ifindex, netlink.HANDLE_MIN_INGRESS))
 }
 
 // AttachClone has the frames judged that leave by clone0.
@@ -132,10 +135,8 @@ func (f *Filter) AttachClone(ifindex int) (Hook, error) {
 }
 
 // Detach takes the programs off the NIC, and forgets the table. Clone0 has to be gone.
-func (f *Filter) Detach(nic int) error {
-	errs := []error{
-		f.detachClsact(ingressTC, nic, netlink.HANDLE_MIN_INGRESS), f.detachClsact(guardTC, nic, netlink.HANDLE_MIN_EGRESS),
-	}
+func (f *Filter) Detach() error {
+	errs := []error{DetachClsact(0)}
 	for _, name := range []string{ingressXDP, ingressTC, egressTC, guardTC} {
 		errs = append(errs, f.unpin(name))
 	}
@@ -182,8 +183,24 @@ func clsactFilter(name string, ifindex int, parent uint32, fd int) *netlink.BpfF
 	}
 }
 
+// DetachClsact takes the programs off all interfaces but one (0: all) that have them by
+// clsact, which no pin names.
+func DetachClsact(but int) error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("listing the interfaces: %w", err)
+	}
+	var errs []error
+	for _, l := range links {
+		if index := l.Attrs().Index; index != but {
+			errs = append(errs, detachClsact(ingressTC, index, netlink.HANDLE_MIN_INGRESS), detachClsact(guardTC, index, netlink.HANDLE_MIN_EGRESS))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // detachClsact removes our filter, and clsact if nothing else is there.
-func (f *Filter) detachClsact(name string, ifindex int, parent uint32) error {
+func detachClsact(name string, ifindex int, parent uint32) error {
 	dev := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: ifindex}}
 	ours, others := false, false
 	for _, at := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {

@@ -5,10 +5,12 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"clonecluster/netcore/filter"
 	"clonecluster/netcore/netnstest"
 )
 
@@ -70,7 +72,7 @@ func TestClsact(t *testing.T) {
 	if got := h.Run("tc", "filter", "show", "dev", "clone0", "egress"); !strings.Contains(got, "clonecluster_egress_tc") {
 		t.Errorf("at clone0's egress: %s", got)
 	}
-	if err := h.Do(func() error { return f.Detach(nic) }); err != nil {
+	if err := h.Do(func() error { return f.Detach() }); err != nil {
 		t.Error(err)
 	}
 	if got := show(); got != before {
@@ -82,7 +84,7 @@ func TestClsact(t *testing.T) {
 	h.Run("tc", "filter", "add", "dev", "eth0", "ingress", "prio", "7", "protocol", "ip", "u32", "match", "u32", "0", "0", "classid", "1:1")
 	before = show()
 	attach()
-	if err := h.Do(func() error { return f.Detach(nic) }); err != nil {
+	if err := h.Do(func() error { return f.Detach() }); err != nil {
 		t.Error(err)
 	}
 	if got := show(); got != before {
@@ -102,6 +104,42 @@ func TestProbe(t *testing.T) {
 	}
 	if err := CheckPins(t.TempDir()); err == nil || !strings.Contains(err.Error(), "mount -t bpf") {
 		t.Errorf("CheckPins of a folder on a disk: %v", err)
+	}
+}
+
+// TestStateIsTakenUp by the next process if it means the same, and not otherwise.
+func TestStateIsTakenUp(t *testing.T) {
+	pins := filepath.Join(netnstest.NewUnwatched(t).BPFFS(), "pins")
+	other := testConfig(false)
+	other.HashKey[3]++
+	for _, tt := range []struct {
+		what string
+		opt  Options
+		want filter.State
+	}{
+		{"first", Options{Filter: testConfig(false)}, filter.Foreign},
+		{"the same", Options{Filter: testConfig(false)}, filter.Settled},
+		{"the same, anew", Options{Filter: testConfig(false), Anew: true}, filter.Foreign},
+		{"another key", Options{Filter: other}, filter.Foreign},
+		{"the first key again", Options{Filter: testConfig(false)}, filter.Foreign},
+	} {
+		tt.opt.Pins = pins
+		f, err := Load(tt.opt)
+		if err != nil {
+			t.Fatalf("%s: %v", tt.what, err)
+		}
+		table := f.Table()
+		if table[7] != tt.want {
+			t.Errorf("%s: bucket 7 is %v; want %v", tt.what, table[7], tt.want)
+		}
+		table[7] = filter.Settled
+		f.SetTable(&table, 1)
+		if err := f.Close(); err != nil {
+			t.Errorf("%s: %v", tt.what, err)
+		}
+		if states, err := filepath.Glob(filepath.Join(pins, "*")); err != nil || len(states) != 1 {
+			t.Errorf("%s: %q is pinned, %v; want one state", tt.what, states, err)
+		}
 	}
 }
 

@@ -4,14 +4,16 @@
 package bpf
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,6 +41,8 @@ type Options struct {
 	// Pins is a folder on a BPF file system in which the programs and the table outlive
 	// this process, for the next Load to take up. Empty: they end with it.
 	Pins string
+	// Anew leaves a former process's table, lease and holds alone.
+	Anew bool
 	// For tests: the time, what the socket table says, and a kernel without tcx.
 	now     int64
 	sockets asked
@@ -91,7 +95,7 @@ func Load(opt Options) (_ *Filter, err error) {
 			err = errors.Join(err, f.Close())
 		}
 	}()
-	if err := f.load(spec); err != nil {
+	if err := f.load(spec, opt); err != nil {
 		return nil, err
 	}
 	if f.shared, err = mapped[layout.Shared](f, f.objects.Shared); err != nil {
@@ -107,11 +111,15 @@ func Load(opt Options) (_ *Filter, err error) {
 }
 
 // load takes up the state that a former process pinned, if it is of this form.
-func (f *Filter) load(spec *ebpf.CollectionSpec) error {
+func (f *Filter) load(spec *ebpf.CollectionSpec, opt Options) error {
 	if f.pins == "" {
 		return loadError(spec.LoadAndAssign(&f.objects, nil))
 	}
-	path := filepath.Join(f.pins, stateName())
+	name := stateName(opt.Filter)
+	path := filepath.Join(f.pins, name)
+	if err := f.forgetStates(func(other string) bool { return opt.Anew || other != name }); err != nil {
+		return err
+	}
 	state, err := ebpf.LoadPinnedMap(path, nil)
 	if err == nil {
 		defer state.Close()
@@ -142,16 +150,35 @@ func loadError(err error) error {
 	return nil
 }
 
-// stateName changes with the form of the state, so that a later version does not take
-// the one for the other.
-func stateName() string {
-	h := fnv.New32a()
+const statePrefix = "state_"
+
+// stateName changes with the form of the state and with what decides which flow is in
+// which bucket, so that none is taken for another.
+func stateName(cfg filter.Config) string {
+	h := sha256.New()
 	state := reflect.TypeFor[layout.Shared]()
 	for i := range state.NumField() {
 		field := state.Field(i)
 		fmt.Fprint(h, field.Name, field.Type, field.Offset)
 	}
-	return fmt.Sprintf("state_%08x", h.Sum32())
+	fmt.Fprint(h, cfg.VIP4, cfg.VIP6, cfg.HashKey)
+	return statePrefix + hex.EncodeToString(h.Sum(nil)[:8])
+}
+
+// forgetStates unpins those of that name.
+func (f *Filter) forgetStates(which func(name string) bool) error {
+	entries, err := os.ReadDir(f.pins)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("looking for what a former engine has pinned: %w", err)
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), statePrefix) && which(e.Name()) {
+			if err := f.unpin(e.Name()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // recall has the part of the filter that is in this process go by what is in the map.

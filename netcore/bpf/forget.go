@@ -1,5 +1,5 @@
 package bpf
 
-// Forget takes off a NIC, and unpins, what a process has left that is no more. Clone0
-// has to be gone.
-func Forget(pins string, nic int) error { return (&Filter{pins: pins}).Detach(nic) }
+// Forget detaches, and unpins, what a process has left that is no more. Clone0 has to be
+// gone.
+func Forget(pins string) error { return (&Filter{pins: pins}).Detach() }

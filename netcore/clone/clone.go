@@ -156,7 +156,7 @@ func Claim(cfg Config) (h *Host, left bool, err error) {
 	if name, err := macElsewhere(cfg.CloneMAC); err != nil {
 		return nil, false, err
 	} else if name != "" || [6]byte(cfg.NIC.MAC) == cfg.CloneMAC {
-		return nil, false, fmt.Errorf("%w: %s has %v", ErrMACInUse, cmp.Or(name, cfg.NIC.Name), net.HardwareAddr(cfg.CloneMAC[:]))
+		return nil, false, fmt.Errorf("%w: %s has %v; give it another, or the cluster another clone MAC", ErrMACInUse, cmp.Or(name, cfg.NIC.Name), net.HardwareAddr(cfg.CloneMAC[:]))
 	}
 	link, err := netlink.LinkByName(Device)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {

@@ -63,6 +63,8 @@ func check(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	flags.SetOutput(stderr)
 	file := flags.String("config", DefaultConfig, "the cluster's configuration `file`")
 	iface := flags.String("interface", "", "`name` of the network interface (default: as the configuration says)")
+	datapath := flags.String("datapath", "", "auto, native, bpf or raw (default: as the configuration says)")
+	bpffs := flags.String("bpffs", DefaultBPFFS, "`folder` of the BPF file system")
 	asJSON := flags.Bool("json", false, "print the findings as JSON")
 	flags.Usage = func() {
 		fmt.Fprint(stderr, "Usage: cloned check [flags]\n\nLooks whether this machine can be a node, asks the segment who has the VIP, and\nchanges nothing.\n\nFlags:\n")
@@ -78,7 +80,7 @@ func check(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "cloned check: unexpected argument %q\n", flags.Arg(0))
 		return 2
 	}
-	findings := findings(ctx, *file, *iface)
+	findings := findings(ctx, *file, *iface, *datapath, *bpffs)
 	if *asJSON {
 		enc := json.NewEncoder(stdout)
 		enc.SetIndent("", "  ")
@@ -101,7 +103,7 @@ func check(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 // findings looks at the configuration, the machine and the segment, as far as each
 // lets the next be looked at.
-func findings(ctx context.Context, file, iface string) []hostcheck.Finding {
+func findings(ctx context.Context, file, iface, datapath, bpffs string) []hostcheck.Finding {
 	failed := func(check string, err error, fix string) hostcheck.Finding {
 		return hostcheck.Finding{Check: check, Level: hostcheck.Refused, What: err.Error(), Fix: fix}
 	}
@@ -121,11 +123,13 @@ func findings(ctx context.Context, file, iface string) []hostcheck.Finding {
 		want = config.Interface{Name: iface}
 	}
 	w := hostcheck.WantOf(cfg)
+	w.Datapath = cmp.Or(datapath, w.Datapath)
 	m, err := hostcheck.Look(func() (nic.NIC, error) { return nic.Find(want) }, w)
 	if err != nil {
 		return append(all, failed("machine", err, "run it as root"))
 	}
 	all = append(all, hostcheck.Judge(m, w)...)
+	all = append(all, datapathFinding(w.Datapath, bpffs))
 	switch {
 	case m.NICErr != nil:
 	case !m.NIC.Carrier:
@@ -139,4 +143,18 @@ func findings(ctx context.Context, file, iface string) []hostcheck.Finding {
 		all = append(all, hostcheck.JudgeClaims(claims, w)...)
 	}
 	return all
+}
+
+// datapathFinding says which datapath an engine would take, and why.
+func datapathFinding(want, bpffs string) hostcheck.Finding {
+	const fix = "Linux 5.18 or later, a BPF file system (mount -t bpf bpf /sys/fs/bpf), and the rights of root"
+	name, why, err := chooseDatapath(want, bpffs)
+	f := hostcheck.Finding{Check: "datapath", Level: hostcheck.OK, What: name + ": " + why}
+	switch {
+	case err != nil:
+		f.Level, f.What, f.Fix = hostcheck.Refused, err.Error(), "--datapath auto, or "+fix
+	case name == datapathRaw && want != datapathRaw:
+		f.Level, f.What, f.Fix = hostcheck.Warn, "raw, which takes about twice the processor time: "+why, fix
+	}
+	return f
 }

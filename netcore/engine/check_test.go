@@ -17,7 +17,7 @@ const demoKey, ownKey = "Y2xvbmVjbHVzdGVyIGRlbW8sIG5vdCBhIHNlY3JldCE=", "MDEyMzQ
 // check runs "cloned check" and gives its exit code and findings.
 func (n *node) check() (code int, findings []hostcheck.Finding) {
 	n.c.t.Helper()
-	p := n.Start("cloned", "check", "--json", "--config", n.c.config, "--interface", "eth0")
+	p := n.Start("cloned", "check", "--json", "--config", n.c.config, "--interface", "eth0", "--bpffs", n.c.BPFFS())
 	code = exitCode(p)
 	if err := json.Unmarshal([]byte(p.Output()), &findings); err != nil {
 		n.c.t.Fatalf("cloned check printed %q: %v", p.Output(), err)

@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 
-	"clonecluster/netcore/bpf"
 	"clonecluster/netcore/clone"
 	"clonecluster/netcore/macvlan"
 )
@@ -34,15 +32,15 @@ func clean(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "cloned clean: unexpected argument %q\n", flags.Arg(0))
 		return 2
 	}
-	nicName, removed, err := clone.Remove(slog.New(slog.NewTextHandler(stderr, nil)))
-	if err == nil { // or there is still a clone0 that needs them (I1)
-		err = forgetPrograms(*bpffs, nicName)
+	removed, err := clone.Remove(slog.New(slog.NewTextHandler(stderr, nil)), func() error {
+		err := macvlan.Forget(*bpffs)
 		for _, file := range []string{*socket, *socket + ".drained"} {
 			if e := os.Remove(file); e != nil && !errors.Is(e, os.ErrNotExist) {
 				err = errors.Join(err, e)
 			}
 		}
-	}
+		return err
+	})
 	switch {
 	case err != nil:
 		fmt.Fprintf(stderr, "cloned clean: %v\n", err)
@@ -53,19 +51,4 @@ func clean(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stdout, "there was no clone0 of ours")
 	}
 	return 0
-}
-
-// forgetPrograms takes the BPF programs off the NIC, if there are any.
-func forgetPrograms(bpffs, nicName string) error {
-	pins, err := macvlan.PinsOf(bpffs)
-	if err != nil {
-		return err
-	}
-	index := 0
-	if ifi, err := net.InterfaceByName(nicName); err == nil {
-		index = ifi.Index
-	} else if _, err := os.Lstat(pins); err != nil {
-		return nil
-	}
-	return bpf.Forget(pins, index)
 }

@@ -63,12 +63,16 @@ type table interface {
 var ErrDatapath = errors.New("this datapath is not to be had here")
 
 // chooseDatapath gives the name of the datapath to use, and why it is that one.
-func chooseDatapath(want, pins string) (name, why string, err error) {
+func chooseDatapath(want, bpffs string) (name, why string, err error) {
 	if want == datapathRaw {
 		return want, "asked for", nil
 	}
 	lacks := map[string]error{}
-	inKernel := errors.Join(bpf.Probe(), bpf.CheckPins(pins))
+	pins, err := macvlan.PinsOf(bpffs)
+	if err == nil {
+		err = bpf.CheckPins(pins)
+	}
+	inKernel := errors.Join(bpf.Probe(), err)
 	lacks[datapathBPF] = inKernel
 	lacks[datapathNative] = errors.Join(macvlan.ProbeWireAddress(), inKernel)
 	switch want {
@@ -98,15 +102,15 @@ func (e *engine) openDatapath(fc filter.Config, macChanged func(net.HardwareAddr
 	if want == "" {
 		want = cfg.System.Datapath
 	}
-	pins, err := macvlan.PinsOf(e.opt.BPFFS)
-	if err != nil {
-		return err
-	}
-	name, why, err := chooseDatapath(want, pins)
+	name, why, err := chooseDatapath(want, e.opt.BPFFS)
 	if err != nil {
 		return err
 	}
 	if name != datapathRaw {
+		var pins string
+		if pins, err = macvlan.PinsOf(e.opt.BPFFS); err != nil {
+			return err
+		}
 		ingress := cmp.Or(e.opt.Ingress, cfg.System.Ingress, ingressAuto)
 		xdp, whyIngress := useXDP(ingress, e.nic.Driver)
 		c := macvlan.Config{
@@ -128,7 +132,7 @@ func (e *engine) openDatapath(fc filter.Config, macChanged func(net.HardwareAddr
 		err = e.openRaw(raw.Config{Config: host, Now: monotonic, WireMACChanged: macChanged, CarrierChanged: carrierChanged}, fc)
 		// Of an engine with another datapath. Its clone0 is gone by now, not before.
 		if err == nil {
-			if err := bpf.Forget(pins, e.nic.Index); err != nil {
+			if err := macvlan.Forget(e.opt.BPFFS); err != nil {
 				e.log.Warn("removing what another datapath has left", "error", err)
 			}
 		}

@@ -100,7 +100,7 @@ func Open(cfg Config) (_ *Datapath, err error) {
 			err = errors.Join(err, d.Undo())
 		}
 	}()
-	d.filter, err = bpf.Load(bpf.Options{Filter: cfg.Filter, WireMAC: [6]byte(cfg.NIC.MAC), Rewrite: !cfg.WireAddress, Pins: cfg.Pins})
+	d.filter, err = bpf.Load(bpf.Options{Filter: cfg.Filter, WireMAC: [6]byte(cfg.NIC.MAC), Rewrite: !cfg.WireAddress, Pins: cfg.Pins, Anew: !d.left})
 	if err != nil {
 		return nil, err
 	}
@@ -113,6 +113,9 @@ func Open(cfg Config) (_ *Datapath, err error) {
 		return nil, err
 	}
 	if !d.left {
+		if err := bpf.DetachClsact(cfg.NIC.Index); err != nil { // of a former NIC
+			return nil, err
+		}
 		if err := d.addClone(); err != nil {
 			return nil, err
 		}
@@ -183,7 +186,7 @@ func (d *Datapath) Close() error {
 		d.Abandon() // as long as it is there, so are the programs that keep it harmless (I1)
 		return fmt.Errorf("removing %s, which stays as it is until \"cloned clean\": %w", clone.Device, err)
 	}
-	return errors.Join(bpf.Forget(d.cfg.Pins, d.cfg.NIC.Index), d.closeFiles(), d.host.Close())
+	return errors.Join(bpf.Forget(d.cfg.Pins), d.closeFiles(), d.host.Close())
 }
 
 // Undo takes back what Open did, when the engine cannot start. What a crashed engine
@@ -359,13 +362,33 @@ func complete(frame []byte) bool {
 	return true
 }
 
-// PinsOf is the folder for the pins of this network namespace below a BPF file system.
+// PinsOf is the folder for the pins of this network namespace below a BPF file system. It
+// is named by the namespace's cookie, which until the next boot no other gets. The error
+// is a *bpf.UnsupportedError on a kernel without cookies.
 func PinsOf(bpffs string) (string, error) {
-	var s unix.Stat_t
-	if err := unix.Stat("/proc/thread-self/ns/net", &s); err != nil {
-		return "", fmt.Errorf("finding the network namespace: %w", err)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return "", fmt.Errorf("finding the network namespace: %w", os.NewSyscallError("socket", err))
 	}
-	return filepath.Join(bpffs, "clonecluster", fmt.Sprintf("net%d", s.Ino)), nil
+	defer unix.Close(fd)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return "", &bpf.UnsupportedError{What: "cookies of network namespaces (SO_NETNS_COOKIE)", Since: "5.14", Err: os.NewSyscallError("getsockopt", err)}
+	}
+	return filepath.Join(bpffs, "clonecluster", fmt.Sprintf("net%d", cookie)), nil
+}
+
+// Forget takes back what an engine with this datapath has left in this network namespace
+// that is no more. Clone0 has to be gone.
+func Forget(bpffs string) error {
+	pins, err := PinsOf(bpffs)
+	if errors.Is(err, bpf.ErrUnsupported) {
+		return nil // where it cannot have been
+	}
+	if err != nil {
+		return err
+	}
+	return bpf.Forget(pins)
 }
 
 // ProbeWireAddress reports whether the kernel has wire addresses.
