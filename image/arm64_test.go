@@ -3,18 +3,22 @@ package image_test
 import (
 	"context"
 	"encoding/json"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"clonecluster/boards"
+	"clonecluster/image"
+	"clonecluster/image/uki"
 	"clonecluster/qemu"
 	"clonecluster/qemu/lab"
 	"clonecluster/qemu/qemutest"
 )
 
 // The arm64 image answers at the VIP, by the datapath of the patched kernel: its
-// BPF programs are the same little-endian objects. The kernel is put into memory
-// by QEMU, and by Debian's UEFI.
+// BPF programs are the same little-endian objects. QEMU puts kernel and initramfs
+// into memory, or Debian's UEFI runs the unified image, which has all it needs.
 func TestBootARM64(t *testing.T) {
 	board, err := boards.Get("generic-arm64")
 	if err != nil {
@@ -23,26 +27,57 @@ func TestBootARM64(t *testing.T) {
 	kernel := qemutest.KernelARM64(t)
 	qemutest.Emulator(t, qemu.Virt)
 	initrd := members(t, "arm64", false)
-	for _, boot := range []lab.Boot{{}, {Firmware: qemu.UEFI}} {
-		name := "kernel"
-		if boot.Firmware != "" {
-			name = string(boot.Firmware)
+	cmdline := "console=" + board.Serial() + " quiet panic=10"
+	boots := func(t *testing.T, boot lab.Boot, cmdline string) {
+		boot.Machine, boot.MemoryMB = qemu.Virt, board.QEMU.MemoryMiB
+		cfg := lab.Demo(1)
+		cfg.Accel, cfg.Cmdline = qemu.TCG, cmdline
+		cfg.Nodes[0].Boot = &boot
+		l := qemutest.Lab(t, cfg)
+		answersARM64(t, l, "native")
+		ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
+		defer cancel()
+		if err := l.Shutdown(ctx); err != nil { // a GPIO key, or ACPI's button
+			t.Error(err)
 		}
-		t.Run(name, func(t *testing.T) {
-			qemutest.Firmware(t, qemu.Virt, boot.Firmware)
-			boot.Machine, boot.Kernel, boot.Initrd, boot.MemoryMB = qemu.Virt, kernel, initrd, board.QEMU.MemoryMiB
-			cfg := lab.Demo(1)
-			cfg.Accel, cfg.Cmdline = qemu.TCG, "console="+board.Serial()+" quiet panic=10"
-			cfg.Nodes[0].Boot = &boot
-			l := qemutest.Lab(t, cfg)
-			answersARM64(t, l, "native")
-			ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
-			defer cancel()
-			if err := l.Shutdown(ctx); err != nil { // by GPIO, and by ACPI
-				t.Error(err)
-			}
-		})
 	}
+	t.Run("kernel", func(t *testing.T) {
+		boots(t, lab.Boot{Kernel: kernel, Initrd: initrd}, cmdline)
+	})
+	t.Run("uefi", func(t *testing.T) {
+		qemutest.Firmware(t, qemu.Virt, qemu.UEFI)
+		file := filepath.Join(t.TempDir(), "clonecluster.efi")
+		unified(t, "arm64", file, kernel, initrd, cmdline)
+		boots(t, lab.Boot{Firmware: qemu.UEFI, Kernel: file}, "")
+	})
+}
+
+// unified makes a unified kernel image.
+func unified(t *testing.T, arch, file, kernel string, initrd []string, cmdline string) (efi, linux, joined []byte) {
+	t.Helper()
+	stub, _, err := uki.Stub(arch, filepath.Join(qemutest.CacheDir(), "stub"))
+	if err != nil {
+		t.Skip(err)
+	}
+	read := func(name string) []byte {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	linux = read(kernel)
+	for _, part := range initrd {
+		joined = append(joined, read(part)...)
+		joined = append(joined, make([]byte, -len(joined)&3)...)
+	}
+	if efi, err = uki.Build(uki.Options{Stub: stub, Linux: linux, Initrd: joined, Cmdline: cmdline}); err != nil {
+		t.Fatal(err)
+	}
+	if err := image.WriteFile(file, efi, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return efi, linux, joined
 }
 
 // answersARM64 waits until the only node is up, asks at the VIP who answers, and
