@@ -55,11 +55,6 @@ type BIOS struct {
 	BootImg, CoreImg []byte // as GRUB gives them
 }
 
-// StickParameter on the kernel's command line says that the machine was booted
-// from a disk of this package, and has it wait for the disk to appear: a USB
-// stick can come seconds after init.
-const StickParameter = "clonecluster.stick=1"
-
 //go:embed readme.txt
 var readme []byte
 
