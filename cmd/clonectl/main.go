@@ -73,6 +73,7 @@ normal end of a live "qemu up": 0).`,
 	root.AddCommand(
 		grouped("build", newKernelCmd()),
 		grouped("build", newImageCmd()),
+		grouped("build", newFlashCmd()),
 		grouped("build", newSizesCmd()),
 		grouped("run", newQEMUCmd()),
 		grouped("run", newSimCmd()),

@@ -55,6 +55,11 @@ type BIOS struct {
 	BootImg, CoreImg []byte // as GRUB gives them
 }
 
+// StickParameter belongs on the kernel's command line of an image that boots
+// from a disk of this package: it has the node wait for the disk, as a USB stick
+// can appear seconds after init.
+const StickParameter = "clonecluster.stick=1"
+
 //go:embed readme.txt
 var readme []byte
 
