@@ -17,6 +17,7 @@ import (
 	"clonecluster/config"
 	"clonecluster/image"
 	"clonecluster/image/kernel"
+	"clonecluster/netcore/netnstest"
 	"clonecluster/qemu/lab"
 )
 
@@ -29,7 +30,8 @@ var built struct {
 }
 
 func TestMain(m *testing.M) {
-	code := m.Run()
+	// Clonectl is also a program of its own in network namespaces.
+	code := netnstest.Main(m, map[string]func([]string) int{"clonectl": run})
 	if built.dir != "" {
 		os.RemoveAll(built.dir)
 	}
