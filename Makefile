@@ -34,7 +34,7 @@ MAX_BUSY    := 3
 export CGO_ENABLED := 0
 
 DEPS_BUILD := gcc libc6-dev binutils make flex bison bc libelf-dev zstd xz-utils qemu-system-x86 ca-certificates systemd-boot-efi grub-pc-bin $(if $(KERNEL_SOURCE),,linux-source-6.12)
-DEPS_TEST  := clang llvm linux-libc-dev git iproute2 tshark curl iputils-ping iputils-arping ethtool ndisc6 procps nginx-light nftables haproxy wrk iptables sbsigntool gdisk dosfstools mtools ovmf
+DEPS_TEST  := clang llvm linux-libc-dev git iproute2 tshark curl iputils-ping iputils-arping ethtool ndisc6 procps nginx-light nftables haproxy wrk iptables sbsigntool gdisk dosfstools mtools ovmf ipxe dnsmasq-base udhcpc tftp-hpa atftp
 # What stands for them on a host without dpkg.
 PROGRAMS   := gcc ld make flex bison bc zstd xz qemu-system-x86_64
 
@@ -74,7 +74,7 @@ test: deps-test image ## all tests; those that need root, namespaces or QEMU say
 	CGO_ENABLED=1 $(GO) test -count=1 -p 1 -race -short -timeout 20m $(RACE)
 
 # The packages with goroutines that run without a kernel of their own.
-RACE := ./config/... ./netcore/filter/... ./netcore/membership/... ./netcore/health/... ./netcore/load/... ./qemu/vswitch/... ./qemu/nethost/... ./uinit/... ./cmd/internal/...
+RACE := ./config/... ./netcore/filter/... ./netcore/membership/... ./netcore/health/... ./netcore/load/... ./qemu/vswitch/... ./qemu/nethost/... ./netcore/dhcpd/... ./image/pxe/... ./uinit/... ./cmd/internal/...
 
 lint: ## gofmt, go vet, staticcheck
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "gofmt would change: $$out" >&2; exit 1; }
