@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -19,12 +18,11 @@ import (
 	"github.com/gopacket/gopacket/layers"
 
 	"clonecluster/image/pxe"
+	"clonecluster/qemu"
 	"clonecluster/qemu/lab"
 	"clonecluster/qemu/nethost"
 	"clonecluster/qemu/vswitch"
 )
-
-const ovmf = "/usr/share/OVMF/"
 
 // TestNetworkBoot boots three machines from the network, each in its own way, by
 // firmware that is Debian's: iPXE in the ROM of QEMU's network card, OVMF by PXE,
@@ -39,10 +37,8 @@ func TestNetworkBoot(t *testing.T) {
 	if !bytes.HasPrefix(kernel, []byte("MZ")) {
 		t.Skip("needs a kernel with CONFIG_EFI_STUB; this board's has none")
 	}
-	for _, f := range []string{"OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"} {
-		if _, err := os.Stat(ovmf + f); err != nil {
-			t.Skip("needs UEFI firmware (Debian package ovmf)")
-		}
+	if _, err := os.Stat("/usr/share/OVMF/OVMF_CODE_4M.fd"); err != nil {
+		t.Skip("needs UEFI firmware (Debian package ovmf)")
 	}
 	efi, err := unified(img, "console=ttyS0 quiet panic=10 tsc=unstable")
 	if err != nil {
@@ -55,25 +51,14 @@ func TestNetworkBoot(t *testing.T) {
 	if cfg.CacheDir, err = cacheDir(); err != nil {
 		t.Fatal(err)
 	}
-	uefi := func(more ...string) []string {
-		vars := filepath.Join(t.TempDir(), "vars.fd")
-		data, err := os.ReadFile(ovmf + "OVMF_VARS_4M.fd")
-		if err == nil {
-			err = os.WriteFile(vars, data, 0o600)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		return append([]string{
-			"-global", "virtio-net-pci.romfile=", // or OVMF runs the iPXE that is in there
-			"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=" + ovmf + "OVMF_CODE_4M.fd",
-			"-drive", "if=pflash,format=raw,unit=1,file=" + vars,
-		}, more...)
-	}
 	ways := []string{"iPXE, amd64", "UEFI PXE, amd64", "UEFI HTTP boot, amd64"}
-	cfg.Nodes[1].Extra = uefi("-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=no")
-	// Without PXE, OVMF comes to HTTP.
-	cfg.Nodes[2].Extra = uefi("-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=no", "-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=no")
+	for i, b := range []lab.Boot{
+		{Firmware: qemu.BIOS, NetBoot: qemu.PXE},
+		{Firmware: qemu.UEFI, NetBoot: qemu.PXE},
+		{Firmware: qemu.UEFI, NetBoot: qemu.HTTPBoot},
+	} {
+		cfg.Nodes[i].Boot = &b
+	}
 	l, err := lab.Start(ctx, cfg)
 	if err != nil {
 		t.Fatal(err)
