@@ -33,8 +33,8 @@ MAX_BUSY    := 3
 # Nothing that runs on a node, and nothing here, uses cgo (but the race detector does).
 export CGO_ENABLED := 0
 
-DEPS_BUILD := gcc libc6-dev binutils make flex bison bc libelf-dev zstd xz-utils qemu-system-x86 ca-certificates $(if $(KERNEL_SOURCE),,linux-source-6.12)
-DEPS_TEST  := clang llvm linux-libc-dev git iproute2 tshark curl iputils-ping iputils-arping ethtool ndisc6 procps nginx-light nftables haproxy wrk iptables
+DEPS_BUILD := gcc libc6-dev binutils make flex bison bc libelf-dev zstd xz-utils qemu-system-x86 ca-certificates systemd-boot-efi grub-pc-bin $(if $(KERNEL_SOURCE),,linux-source-6.12)
+DEPS_TEST  := clang llvm linux-libc-dev git iproute2 tshark curl iputils-ping iputils-arping ethtool ndisc6 procps nginx-light nftables haproxy wrk iptables sbsigntool gdisk dosfstools mtools ovmf
 # What stands for them on a host without dpkg.
 PROGRAMS   := gcc ld make flex bison bc zstd xz qemu-system-x86_64
 
