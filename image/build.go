@@ -285,9 +285,14 @@ func mergeModules(have []Module, info *buildinfo.BuildInfo) []Module {
 		if d.Replace != nil {
 			m = Module{Path: d.Path, Version: d.Replace.Path + "@" + d.Replace.Version, Sum: d.Replace.Sum}
 		}
-		if i, ok := slices.BinarySearchFunc(have, m, compareModules); !ok {
-			have = slices.Insert(have, i, m)
-		}
+		have = mergeModule(have, m)
+	}
+	return have
+}
+
+func mergeModule(have []Module, m Module) []Module {
+	if i, ok := slices.BinarySearchFunc(have, m, compareModules); !ok {
+		have = slices.Insert(have, i, m)
 	}
 	return have
 }

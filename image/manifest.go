@@ -12,6 +12,10 @@ import (
 	"clonecluster/image/kernel"
 )
 
+// Recipe counts changes of this program that change what it builds of the same
+// inputs.
+const Recipe = 1
+
 // Manifest says what an image was made from and what came out. It holds no
 // time and no path: the same inputs give the same manifest.
 type Manifest struct {
@@ -45,6 +49,9 @@ type Service struct {
 	Path  string `json:"path"`         // in the image, "/bin/hello"
 	Build string `json:"build"`        // as in cluster.yaml
 	Go    string `json:"go,omitempty"` // version of the toolchain; empty for a binary that came as it is
+	// Modules are what the program has of others, itself included if it came
+	// from one.
+	Modules []Module `json:"modules,omitempty"`
 }
 
 // Package is a Debian package of which a file is in an output.
