@@ -32,7 +32,7 @@ func BaseSources(ctx context.Context, opt BaseOptions) (files []File, goVersion 
 		}
 	}
 	for _, name := range []string{"go.mod", "go.sum"} {
-		f, err := fileAt(opt.Source, name, "source")
+		f, err := fileAt(opt.Source, name, "")
 		if err != nil {
 			return nil, "", err
 		}
@@ -122,4 +122,44 @@ func fileAt(dir, rel, prefix string) (File, error) {
 		return File{}, fmt.Errorf("reading a source: %w", err)
 	}
 	return NewFile(path.Join(prefix, filepath.ToSlash(rel)), data), nil
+}
+
+// ReuseBase gives the base image of an earlier build, whose manifest and folder
+// are before and dir, if it was made of the same sources by the same toolchain;
+// else nil. The sources it gives are today's, for the new manifest.
+func ReuseBase(ctx context.Context, opt BaseOptions, before *Manifest, dir string) (*Base, []File, error) {
+	opt, err := opt.defaults()
+	if err != nil {
+		return nil, nil, err
+	}
+	files, goVersion, err := BaseSources(ctx, opt)
+	if err != nil {
+		return nil, nil, err
+	}
+	if before == nil || before.Recipe != Recipe || before.Arch != opt.Arch || before.Debug != opt.Debug || before.Go != goVersion ||
+		!slices.Equal(sourcesOf(before), files) {
+		return nil, files, nil
+	}
+	b := &Base{Path: filepath.Join(dir, BaseName(opt.Debug)), Arch: opt.Arch, Debug: opt.Debug, Go: goVersion, Modules: before.Modules, source: opt.Source}
+	packed, err := os.ReadFile(b.Path)
+	f, ok := before.Find(BaseName(opt.Debug))
+	if err != nil || !ok || sum(packed) != f.SHA256 {
+		return nil, files, nil
+	}
+	b.SHA256, b.Bytes, b.Unpacked = f.SHA256, f.Bytes, Unpacked(packed)
+	for _, p := range programsOf(opt.Debug) {
+		f, ok := before.Find("/" + p.name)
+		if !ok {
+			return nil, files, nil
+		}
+		f.Name = p.name
+		b.Programs = append(b.Programs, f)
+	}
+	return b, files, nil
+}
+
+func sourcesOf(m *Manifest) []File {
+	return slices.DeleteFunc(slices.Clone(m.Inputs), func(f File) bool {
+		return f.Name != "go.mod" && f.Name != "go.sum" && !strings.HasPrefix(f.Name, "source/")
+	})
 }

@@ -1,0 +1,5 @@
+package bundle
+
+func (b *builder) stickSteps() []step { return nil }
+
+func (b *builder) checkStick() error { return nil }
