@@ -16,6 +16,7 @@ import (
 
 	"clonecluster/boards"
 	"clonecluster/config"
+	"clonecluster/image"
 	"clonecluster/image/bundle"
 	"clonecluster/image/kernel"
 	"clonecluster/qemu/lab"

@@ -79,9 +79,10 @@ type SecureBoot struct {
 	Cert *x509.Certificate
 	// Fingerprint is the SHA-256 of a certificate that is not at hand.
 	Fingerprint string
-	// Signed is an image signed before, which is taken again if what was
-	// signed is the same: the signature holds a time. Default: the folder's.
-	Signed []byte
+	// Dir is the folder of a build whose signatures are taken again where what
+	// was signed is the same: a signature holds a time. Default: the folder that
+	// is built.
+	Dir string
 }
 
 func (s *SecureBoot) fingerprint() string {
@@ -204,6 +205,7 @@ type builder struct {
 
 	cfg         *config.Config
 	stub        []byte
+	boot, core  []byte // GRUB's
 	configCPIO  []byte
 	content     []image.File
 	baseImage   *image.Base
@@ -212,7 +214,6 @@ type builder struct {
 	kernelFile  []byte
 	kernelBuilt *kernel.Result
 	initrdFile  []byte
-	efiFile     []byte
 	packages    []image.Package
 	extra       []image.File // inputs besides sources and content
 	stick       []image.File
@@ -295,13 +296,13 @@ func (b *builder) prepare(name string, data []byte, perm fs.FileMode) error {
 	return image.WriteFile(filepath.Join(b.stage, name), data, perm)
 }
 
-func (b *builder) check(context.Context) (string, error) {
+func (b *builder) check(ctx context.Context) (string, error) {
 	var err error
 	if b.cfg, err = config.Load(b.Config, b.ConfigName); err != nil {
 		return "", fmt.Errorf("the configuration is not right:\n%w", err)
 	}
 	if !b.Minimal {
-		if err := b.checkPackages(); err != nil {
+		if err := b.checkPackages(ctx); err != nil {
 			return "", err
 		}
 	}
@@ -318,7 +319,7 @@ func (b *builder) check(context.Context) (string, error) {
 }
 
 // checkPackages finds what comes from Debian for the ways to boot.
-func (b *builder) checkPackages() error {
+func (b *builder) checkPackages(ctx context.Context) error {
 	stub, path, err := uki.Stub(b.Board.Arch)
 	if err != nil {
 		return fmt.Errorf("the unified kernel image needs it: %w (clonectl image does without)", err)
@@ -326,7 +327,7 @@ func (b *builder) checkPackages() error {
 	b.stub = stub
 	b.extra = append(b.extra, image.NewFile("systemd-boot-efi/"+filepath.Base(path), stub))
 	b.packages = append(b.packages, debianPackage("systemd-boot-efi:"+b.Board.Arch, "systemd-boot-efi"))
-	return b.checkStick()
+	return b.checkStick(ctx)
 }
 
 func (b *builder) base(ctx context.Context) (text string, err error) {
@@ -475,32 +476,30 @@ func (b *builder) initrd(context.Context) (string, error) {
 }
 
 func (b *builder) efi(context.Context) (string, error) {
-	plain, err := uki.Build(uki.Options{
-		Stub: b.stub, Linux: b.kernelFile, Initrd: b.initrdFile, Cmdline: Cmdline(b.Board), Uname: b.kernelBuilt.Release,
-		OSRelease: fmt.Sprintf("ID=clonecluster\nNAME=clonecluster\nPRETTY_NAME=\"clonecluster %s\"\n", b.cfg.Cluster.Name),
-	})
+	data, err := b.unified(Cmdline(b.Board), func(dir string) ([]byte, error) { return os.ReadFile(filepath.Join(dir, EFIName)) })
 	if err != nil {
 		return "", err
 	}
 	how := "not signed"
 	if b.SecureBoot != nil {
 		how = "signed"
-		if plain, err = b.sign(plain); err != nil {
-			return "", err
-		}
 	}
-	b.efiFile = plain
-	return fmt.Sprintf("%.1f MB (%s)", megabytes(int64(len(plain))), how), b.put(EFIName, plain, 0o600)
+	return fmt.Sprintf("%.1f MB (%s)", megabytes(int64(len(data))), how), b.put(EFIName, data, 0o600)
 }
 
-// sign signs the unified image, or takes the signed one of before.
-func (b *builder) sign(plain []byte) ([]byte, error) {
+// unified is the unified kernel image with that command line, signed if it is to
+// be; before gives the one of an earlier build's folder.
+func (b *builder) unified(cmdline string, before func(dir string) ([]byte, error)) ([]byte, error) {
+	plain, err := uki.Build(uki.Options{
+		Stub: b.stub, Linux: b.kernelFile, Initrd: b.initrdFile, Cmdline: cmdline, Uname: b.kernelBuilt.Release,
+		OSRelease: fmt.Sprintf("ID=clonecluster\nNAME=clonecluster\nPRETTY_NAME=\"clonecluster %s\"\n", b.cfg.Cluster.Name),
+	})
 	s := b.SecureBoot
-	signed := s.Signed
-	if signed == nil {
-		signed, _ = os.ReadFile(filepath.Join(b.OutDir, EFIName))
+	if err != nil || s == nil {
+		return plain, err
 	}
-	if signed != nil && (s.Cert == nil || uki.Verify(signed, s.Cert) == nil) {
+	signed, err := before(cmp.Or(s.Dir, b.OutDir))
+	if err == nil && (s.Cert == nil || uki.Verify(signed, s.Cert) == nil) {
 		if was, err := uki.Unsigned(signed); err == nil && bytes.Equal(was, plain) {
 			return signed, nil
 		}

@@ -45,9 +45,7 @@ func Rebuild(ctx context.Context, dir string, m *image.Manifest, o Options, temp
 	o.Debug, o.Minimal, o.OutDir, o.Key = m.Debug, !full, filepath.Join(tmp, "out"), nil
 	if m.SecureBoot != "" {
 		// What the signature is of is compared; only who has the key can make another.
-		if o.SecureBoot, err = signedBefore(filepath.Join(dir, EFIName), m.SecureBoot); err != nil {
-			return nil, err
-		}
+		o.SecureBoot = &SecureBoot{Dir: dir, Fingerprint: m.SecureBoot}
 	}
 	again, err := Build(ctx, o)
 	if err != nil {
@@ -240,6 +238,9 @@ func unpack(data []byte) (list []record, err error) {
 			return nil, err
 		}
 	}
+	if !bytes.HasPrefix(data, []byte("0707")) {
+		return nil, errors.New("it is no cpio archive")
+	}
 	for r := cpio.Newc.Reader(bytes.NewReader(data)); ; {
 		rec, err := r.ReadRecord()
 		if errors.Is(err, io.EOF) {
@@ -254,14 +255,4 @@ func unpack(data []byte) (list []record, err error) {
 		}
 		list = append(list, record{rec.Name, rec.Mode, content})
 	}
-}
-
-// signedBefore is the signed image of a folder, for a build that is to give the
-// same without the key.
-func signedBefore(path, fingerprint string) (*SecureBoot, error) {
-	signed, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	return &SecureBoot{Signed: signed, Fingerprint: fingerprint}, nil
 }
