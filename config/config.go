@@ -152,8 +152,20 @@ type Service struct {
 	// Run is the program, with its full path in the image, and its arguments.
 	// No shell reads it.
 	Run []string `yaml:"run" required:"true" format:"text" min:"1" max:"64"`
-	// Env is added to a minimal environment (PATH, NOTIFY_SOCKET and
-	// CLONECLUSTER_NODE, the node's wire MAC).
+	// Build is where the program comes from if it is not one of the image's
+	// own: a folder with a Go main package (./hello), a static Linux binary
+	// (./bin/hello), or the import path of a Go main package with its version
+	// (example.com/tools/cmd/hello@v1.2.3). Paths that begin with a dot are
+	// relative to the folder of cluster.yaml. What is built goes where run
+	// says, which is directly in /bin. Only the building of an image reads it.
+	Build string `yaml:"build" format:"text"`
+	// Content is a folder whose files the image gets as /srv/NAME, with the
+	// name of the service. Its path is as for build. The service finds it by
+	// the environment variable CLONECLUSTER_CONTENT.
+	Content string `yaml:"content" format:"text"`
+	// Env is added to a minimal environment (PATH, HOME, NOTIFY_SOCKET,
+	// CLONECLUSTER_NODE, the node's wire MAC, and, with content,
+	// CLONECLUSTER_CONTENT).
 	Env map[string]string `yaml:"env" format:"text" max:"64"`
 	// Ports are what the service listens on, such as 80/tcp, 53/udp or
 	// 8000-8010/tcp. No two services or rules share one.
@@ -224,6 +236,9 @@ type System struct {
 	// 0 turns it off.
 	Watchdog time.Duration `yaml:"watchdog" default:"30s" min:"5s" max:"5m" zero:"off"`
 }
+
+// ContentDir is where a service with content finds it on a node.
+func (s Service) ContentDir() string { return "/srv/" + s.Name }
 
 // Level is LogLevel for log/slog.
 func (s System) Level() slog.Level {

@@ -190,6 +190,7 @@ func (b *builder) validateServices() {
 		}
 		names[s.Name] = at
 		b.validateProgram(s.Run, at+".run")
+		b.validateBuild(s, at)
 		if s.Affinity == "" {
 			s.Affinity = b.config.Policy.Affinity
 			b.config.origins[at+".affinity"] = origin{label: fromDerived}
@@ -247,6 +248,37 @@ func (b *builder) validateProgram(command []string, at string) {
 	if p := command[0]; !path.IsAbs(p) || path.Clean(p) != p || strings.HasSuffix(p, "/") {
 		b.failAt(fmt.Sprintf("%s must be the full path of a program in the image, such as /bin/webd", quote(p)), at)
 	}
+}
+
+// validateBuild checks that what is built has one place to go to, and that an
+// import path says which version it means.
+func (b *builder) validateBuild(s *Service, at string) {
+	if s.Build == "" {
+		return
+	}
+	if dir, name := path.Split(s.Run[0]); dir != "/bin/" {
+		b.failAt(fmt.Sprintf("%s is not directly in /bin, where what build makes has to go; write /bin/%s", quote(s.Run[0]), name), at+".run", at+".build")
+	}
+	for _, o := range b.config.Services {
+		if o.Name != s.Name && o.Build != "" && o.Build != s.Build && o.Run[0] == s.Run[0] {
+			b.failAt(fmt.Sprintf("the program of service %s, of another build, goes to %s as well; choose another name", o.Name, o.Run[0]), at+".run", at+".build")
+			return
+		}
+	}
+	if IsPath(s.Build) {
+		return
+	}
+	switch module, version, versioned := strings.Cut(s.Build, "@"); {
+	case !strings.Contains(module, "/") || strings.ContainsAny(module, " \\"):
+		b.failAt(fmt.Sprintf("%s is neither a path nor an import path; for a folder or file beside cluster.yaml write ./%s", quote(s.Build), s.Build), at+".build")
+	case !versioned || version == "" || version == "latest":
+		b.failAt(fmt.Sprintf("%s does not say which version, so every build might be another program; write %s@v1.2.3", quote(s.Build), module), at+".build")
+	}
+}
+
+// IsPath tells whether a build names a folder or file, and not an import path.
+func IsPath(build string) bool {
+	return path.IsAbs(build) || build == "." || build == ".." || strings.HasPrefix(build, "./") || strings.HasPrefix(build, "../")
 }
 
 func (b *builder) validateHealth(h *Health, at string) {

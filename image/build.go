@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"debug/buildinfo"
 	"errors"
@@ -25,6 +26,7 @@ type BaseOptions struct {
 	Arch     string    // GOARCH of the nodes, "amd64" (default) or "arm64"
 	Debug    bool      // add a shell and tools
 	OutDir   string    // for the result; default build
+	TempDir  string    // for scratch files; default os.TempDir
 	Progress io.Writer // one line per step; nil: silent
 }
 
@@ -94,15 +96,26 @@ func skeleton() []cpio.Record {
 	)
 }
 
+func programsOf(debug bool) []program {
+	if debug {
+		return debugPrograms
+	}
+	return programs
+}
+
+// BaseName is the name of a base image's file.
+func BaseName(debug bool) string {
+	if debug {
+		return "base-debug.cpio.zst"
+	}
+	return "base.cpio.zst"
+}
+
 // Programs gives the programs of an image, by their paths, that a service of a
 // node can run.
 func Programs(debug bool) []string {
-	list := programs
-	if debug {
-		list = debugPrograms
-	}
 	var paths []string
-	for _, p := range list {
+	for _, p := range programsOf(debug) {
 		for _, name := range append([]string{p.name}, p.links...) {
 			if strings.HasPrefix(name, "bin/") {
 				paths = append(paths, "/"+name)
@@ -110,6 +123,26 @@ func Programs(debug bool) []string {
 		}
 	}
 	return paths
+}
+
+// defaults fills in what is not set.
+func (opt BaseOptions) defaults() (BaseOptions, error) {
+	if opt.Arch == "" {
+		opt.Arch = "amd64"
+	}
+	if opt.Arch != "amd64" && opt.Arch != "arm64" {
+		return opt, fmt.Errorf("architecture %q: want amd64 or arm64", opt.Arch)
+	}
+	if opt.OutDir == "" {
+		opt.OutDir = "build"
+	}
+	if opt.Source == "" {
+		var err error
+		if opt.Source, err = FindSource("."); err != nil {
+			return opt, err
+		}
+	}
+	return opt, nil
 }
 
 // BuildBase compiles the programs, packs them and writes the result into
@@ -120,38 +153,23 @@ func BuildBase(ctx context.Context, opt BaseOptions) (*Base, error) {
 	if progress == nil {
 		progress = io.Discard
 	}
-	if opt.Arch == "" {
-		opt.Arch = "amd64"
+	opt, err := opt.defaults()
+	if err != nil {
+		return nil, err
 	}
-	if opt.Arch != "amd64" && opt.Arch != "arm64" {
-		return nil, fmt.Errorf("architecture %q: want amd64 or arm64", opt.Arch)
-	}
-	if opt.OutDir == "" {
-		opt.OutDir = "build"
-	}
-	if opt.Source == "" {
-		var err error
-		if opt.Source, err = findSource("."); err != nil {
-			return nil, err
-		}
-	}
-	base := &Base{Path: filepath.Join(opt.OutDir, "base.cpio.zst"), Arch: opt.Arch, Debug: opt.Debug, source: opt.Source}
-	list := programs
-	if opt.Debug {
-		base.Path = filepath.Join(opt.OutDir, "base-debug.cpio.zst")
-		list = debugPrograms
-	}
+	base := &Base{Path: filepath.Join(opt.OutDir, BaseName(opt.Debug)), Arch: opt.Arch, Debug: opt.Debug, source: opt.Source}
 
-	tmp, err := os.MkdirTemp("", "clonecluster-image-")
+	tmp, err := os.MkdirTemp(opt.TempDir, "clonecluster-image-")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(tmp)
 	records := skeleton()
-	for _, p := range list {
+	for _, p := range programsOf(opt.Debug) {
 		begin := time.Now()
 		file := filepath.Join(tmp, filepath.Base(p.name))
-		if err := compile(ctx, opt, p, file); err != nil {
+		args := []string{"-mod=readonly", "-tags=" + p.tags, "-o", file, p.pkg}
+		if err := compile(ctx, opt.Source, opt.Arch, tmp, p.pkg, args...); err != nil {
 			return nil, err
 		}
 		more, err := base.add(p, file)
@@ -197,26 +215,41 @@ func (b *Base) add(p program, file string) ([]cpio.Record, error) {
 	return records, nil
 }
 
-// compile runs the Go command with everything fixed that could change the
-// bytes: no paths, no version control stamp, no settings of the caller's.
-func compile(ctx context.Context, opt BaseOptions, p program, out string) error {
-	cmd := exec.CommandContext(ctx, "go", "build", "-mod=readonly", "-trimpath", "-buildvcs=false",
-		"-ldflags=-s -w -buildid=", "-tags="+p.tags, "-o", out, p.pkg)
-	cmd.Dir = opt.Source
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // so that go removes its scratch files
-	cmd.WaitDelay = 5 * time.Second
-	cmd.Env = append(cmd.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+opt.Arch, "GOAMD64=v1", "GOARM64=v8.0",
-		"GOFLAGS=", "GOEXPERIMENT=", "GOFIPS140=off", "GOWORK=off")
-	msg, err := cmd.CombinedOutput()
-	switch {
-	case errors.Is(err, exec.ErrNotFound):
-		return fmt.Errorf("building %s: the Go toolchain is not in PATH: %w", p.pkg, err)
-	case ctx.Err() != nil:
-		return fmt.Errorf("building %s: %w", p.pkg, ctx.Err())
-	case err != nil:
-		return fmt.Errorf("building %s: %w\n%s", p.pkg, err, tail(string(msg), 20))
+// compile runs go build with everything fixed that could change the bytes: no
+// paths, no version control stamp, no settings of the caller's.
+func compile(ctx context.Context, dir, arch, tmp, what string, args ...string) error {
+	args = append([]string{"build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid="}, args...)
+	if _, err := runGo(ctx, dir, arch, tmp, args...); err != nil {
+		return fmt.Errorf("building %s: %w", what, err)
 	}
 	return nil
+}
+
+// runGo runs the Go command in dir for the architecture, with scratch files in
+// tmp (empty: the system's), and gives its standard output. The error ends with
+// what it said.
+func runGo(ctx context.Context, dir, arch, tmp string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = dir
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // so that go removes its scratch files
+	cmd.WaitDelay = 5 * time.Second
+	cmd.Env = append(cmd.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch, "GOAMD64=v1", "GOARM64=v8.0",
+		"GOFLAGS=", "GOEXPERIMENT=", "GOFIPS140=off", "GOWORK=off")
+	if tmp != "" {
+		cmd.Env = append(cmd.Env, "GOTMPDIR="+tmp)
+	}
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	switch {
+	case errors.Is(err, exec.ErrNotFound):
+		return nil, fmt.Errorf("the Go toolchain is not in PATH: %w", err)
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case err != nil:
+		return nil, fmt.Errorf("%w\n%s", err, tail(said.String(), 20))
+	}
+	return out, nil
 }
 
 func tail(s string, lines int) string {
@@ -226,8 +259,8 @@ func tail(s string, lines int) string {
 
 var moduleLine = regexp.MustCompile(`(?m)^module clonecluster$`)
 
-// findSource gives the directory with our go.mod at or above dir.
-func findSource(dir string) (string, error) {
+// FindSource gives the directory with our go.mod at or above dir.
+func FindSource(dir string) (string, error) {
 	start, err := filepath.Abs(dir)
 	if err != nil {
 		return "", err
@@ -252,9 +285,14 @@ func mergeModules(have []Module, info *buildinfo.BuildInfo) []Module {
 		if d.Replace != nil {
 			m = Module{Path: d.Path, Version: d.Replace.Path + "@" + d.Replace.Version, Sum: d.Replace.Sum}
 		}
-		if i, ok := slices.BinarySearchFunc(have, m, compareModules); !ok {
-			have = slices.Insert(have, i, m)
-		}
+		have = mergeModule(have, m)
+	}
+	return have
+}
+
+func mergeModule(have []Module, m Module) []Module {
+	if i, ok := slices.BinarySearchFunc(have, m, compareModules); !ok {
+		have = slices.Insert(have, i, m)
 	}
 	return have
 }

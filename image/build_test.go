@@ -19,7 +19,7 @@ import (
 
 func source(t *testing.T) string {
 	t.Helper()
-	dir, err := findSource(".")
+	dir, err := FindSource(".")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"math"
 	"os"
 	"path"
@@ -54,25 +55,40 @@ const MaxContent = 1 << 30
 // Links and special files below contentDir are errors, as a link's meaning
 // would change on the way. Names with a newline or above 255 bytes are too.
 func ConfigCPIO(yaml []byte, contentDir string, mtime time.Time) ([]byte, error) {
-	if _, err := config.Load(yaml, "cluster.yaml"); err != nil {
-		return nil, err
-	}
-	records := append(directories(path.Dir(ConfigFile), ContentDir),
-		cpio.StaticRecord(yaml, cpio.Info{Name: ConfigFile, Mode: cpio.S_IFREG | 0o600}))
+	content := map[string]string{}
 	if contentDir != "" {
-		content, err := contentRecords(contentDir)
-		if err != nil {
-			return nil, fmt.Errorf("packing the content: %w", err)
-		}
-		records = append(records, content...)
+		content[ContentDir] = contentDir
 	}
-	return archive(records, mtime)
+	member, _, err := ConfigMember(yaml, content, mtime)
+	return member, err
 }
 
-func contentRecords(dir string) (records []cpio.Record, err error) {
+// ConfigMember is ConfigCPIO for several folders of content: their places in the
+// image ("srv/www") with the folders outside. It also gives the content's files,
+// under "content/", for a manifest.
+func ConfigMember(yaml []byte, content map[string]string, mtime time.Time) (member []byte, files []File, err error) {
+	if _, err := config.Load(yaml, "cluster.yaml"); err != nil {
+		return nil, nil, err
+	}
+	places := slices.Sorted(maps.Keys(content))
+	records := append(directories(append([]string{path.Dir(ConfigFile), ContentDir}, places...)...),
+		cpio.StaticRecord(yaml, cpio.Info{Name: ConfigFile, Mode: cpio.S_IFREG | 0o600}))
+	for _, place := range places {
+		more, in, err := contentRecords(place, content[place])
+		if err != nil {
+			return nil, nil, fmt.Errorf("packing the content: %w", err)
+		}
+		records, files = append(records, more...), append(files, in...)
+	}
+	member, err = archive(records, mtime)
+	return member, files, err
+}
+
+// contentRecords gives records for the files below dir, at place in the image.
+func contentRecords(place, dir string) (records []cpio.Record, files []File, err error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer root.Close()
 	total := int64(0)
@@ -85,7 +101,7 @@ func contentRecords(dir string) (records []cpio.Record, err error) {
 		case strings.ContainsAny(d.Name(), "\n\x00"):
 			return fmt.Errorf("%q: a name with a control character", name)
 		case d.IsDir():
-			records = append(records, cpio.Directory(path.Join(ContentDir, name), 0o755))
+			records = append(records, cpio.Directory(path.Join(place, name), 0o755))
 			return nil
 		case !d.Type().IsRegular():
 			return fmt.Errorf("%s: neither a regular file nor a directory; put a copy of what it points to in its place", filepath.Join(dir, name))
@@ -101,10 +117,11 @@ func contentRecords(dir string) (records []cpio.Record, err error) {
 		if err != nil {
 			return err
 		}
-		records = append(records, cpio.StaticRecord(data, cpio.Info{Name: path.Join(ContentDir, name), Mode: cpio.S_IFREG | 0o644}))
+		records = append(records, cpio.StaticRecord(data, cpio.Info{Name: path.Join(place, name), Mode: cpio.S_IFREG | 0o644}))
+		files = append(files, NewFile(path.Join("content", strings.TrimPrefix(place, "srv/"), name), data))
 		return nil
 	})
-	return records, err
+	return records, files, err
 }
 
 // directories gives records for the named directories and those above them.

@@ -3,6 +3,7 @@ package image
 import (
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,18 +12,52 @@ import (
 	"clonecluster/image/kernel"
 )
 
+// Recipe counts changes of this program that change what it builds of the same
+// inputs.
+const Recipe = 1
+
 // Manifest says what an image was made from and what came out. It holds no
 // time and no path: the same inputs give the same manifest.
 type Manifest struct {
-	Format  int      `json:"format"` // 1
-	Board   string   `json:"board"`
-	Arch    string   `json:"arch"`
-	Debug   bool     `json:"debug"`
-	Go      string   `json:"go"`
-	Kernel  *Kernel  `json:"kernel,omitempty"`
-	Modules []Module `json:"modules"`
-	Inputs  []File   `json:"inputs"`
-	Outputs []File   `json:"outputs"`
+	Format  int    `json:"format"` // 1
+	Recipe  int    `json:"recipe,omitempty"`
+	Cluster string `json:"cluster,omitempty"` // its name
+	Board   string `json:"board"`
+	Arch    string `json:"arch"`
+	Debug   bool   `json:"debug"`
+	Cmdline string `json:"cmdline,omitempty"` // the kernel's, where no firmware or loader gives another
+	Go      string `json:"go"`
+	// SecureBoot is the SHA-256 of the certificate (DER) with which the unified
+	// kernel image is signed, empty if it is not.
+	SecureBoot string    `json:"secure_boot,omitempty"`
+	Kernel     *Kernel   `json:"kernel,omitempty"`
+	Services   []Service `json:"services,omitempty"`
+	Packages   []Package `json:"packages,omitempty"`
+	Modules    []Module  `json:"modules"`
+	// Inputs are files by where they came from: "source/" is the checkout,
+	// "content/" what services serve, "service/" their sources.
+	Inputs []File `json:"inputs"`
+	// Outputs are the files of the folder, and those of the image by their full
+	// path there.
+	Outputs []File `json:"outputs"`
+	// Stick are the files of the USB image's file system.
+	Stick []File `json:"stick,omitempty"`
+}
+
+// Service is a program that is in the image because cluster.yaml says so.
+type Service struct {
+	Path  string `json:"path"`         // in the image, "/bin/hello"
+	Build string `json:"build"`        // as in cluster.yaml
+	Go    string `json:"go,omitempty"` // version of the toolchain; empty for a binary that came as it is
+	// Modules are what the program has of others, itself included if it came
+	// from one.
+	Modules []Module `json:"modules,omitempty"`
+}
+
+// Package is a Debian package of which a file is in an output.
+type Package struct {
+	Name    string `json:"name"`
+	Version string `json:"version"` // "unknown" on a host without dpkg
 }
 
 // Kernel says which kernel an image has, and what it was made from.
@@ -94,17 +129,52 @@ func record(list *[]File, paths []string) error {
 		}
 		*list = append(*list, File{Name: filepath.Base(p), Bytes: size, SHA256: hash})
 	}
-	slices.SortFunc(*list, func(a, b File) int { return strings.Compare(a.Name, b.Name) })
+	sortFiles(*list)
 	return nil
+}
+
+func sortFiles(list []File) {
+	slices.SortFunc(list, func(a, b File) int { return strings.Compare(a.Name, b.Name) })
+}
+
+// NewFile is the file of that name and these bytes.
+func NewFile(name string, data []byte) File {
+	return File{Name: name, Bytes: int64(len(data)), SHA256: sum(data)}
+}
+
+// AddInputs records inputs whose hashes are known.
+func (m *Manifest) AddInputs(files ...File) {
+	m.Inputs = append(m.Inputs, files...)
+	sortFiles(m.Inputs)
+}
+
+// AddOutputs records outputs whose hashes are known.
+func (m *Manifest) AddOutputs(files ...File) {
+	m.Outputs = append(m.Outputs, files...)
+	sortFiles(m.Outputs)
+}
+
+// Files gives the outputs that are files of the folder.
+func (m *Manifest) Files() []File {
+	return slices.DeleteFunc(slices.Clone(m.Outputs), func(f File) bool { return strings.HasPrefix(f.Name, "/") })
 }
 
 // Write writes the manifest as JSON.
 func (m *Manifest) Write(path string) error {
-	b, err := json.MarshalIndent(m, "", "  ")
+	b, err := m.Bytes()
 	if err != nil {
 		return err
 	}
-	return WriteFile(path, append(b, '\n'), 0o644)
+	return WriteFile(path, b, 0o644)
+}
+
+// Bytes is the manifest as JSON.
+func (m *Manifest) Bytes() ([]byte, error) {
+	b, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	return append(b, '\n'), nil
 }
 
 // ReadManifest reads what Write wrote.
@@ -113,12 +183,27 @@ func ReadManifest(path string) (*Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := new(Manifest)
-	if err := json.Unmarshal(b, m); err != nil {
+	m, err := ParseManifest(b)
+	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", path, err)
 	}
+	return m, nil
+}
+
+// ParseManifest reads what Bytes gave. Names that would lead out of the folder
+// are errors.
+func ParseManifest(data []byte) (*Manifest, error) {
+	m := new(Manifest)
+	if err := json.Unmarshal(data, m); err != nil {
+		return nil, fmt.Errorf("it is no manifest: %w", err)
+	}
 	if m.Format != 1 {
-		return nil, fmt.Errorf("reading %s: format %d; this program knows 1", path, m.Format)
+		return nil, fmt.Errorf("format %d; this program knows 1", m.Format)
+	}
+	for _, f := range m.Outputs {
+		if !fs.ValidPath(strings.TrimPrefix(f.Name, "/")) || f.Bytes < 0 || len(f.SHA256) != 64 {
+			return nil, fmt.Errorf("output %q, of %d bytes, SHA-256 %q: no build writes that", f.Name, f.Bytes, f.SHA256)
+		}
 	}
 	return m, nil
 }

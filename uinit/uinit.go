@@ -472,6 +472,9 @@ func (p *pid1) program(c *child) program {
 	}
 	for _, s := range p.config.Services {
 		if s.Name == c.Name {
+			if s.Content != "" {
+				env["CLONECLUSTER_CONTENT"] = s.ContentDir()
+			}
 			maps.Copy(env, s.Env)
 			return program{Path: s.Run[0], Args: s.Run, Env: environ(env)}
 		}

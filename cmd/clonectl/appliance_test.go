@@ -14,8 +14,10 @@ import (
 	"testing"
 	"time"
 
+	"clonecluster/boards"
 	"clonecluster/config"
 	"clonecluster/image"
+	"clonecluster/image/bundle"
 	"clonecluster/image/kernel"
 	"clonecluster/netcore/netnstest"
 	"clonecluster/qemu/lab"
@@ -65,22 +67,14 @@ func buildTestImage(ctx context.Context, bzImage string) (img bootable, err erro
 	if built.dir, err = os.MkdirTemp("", "clonecluster-test-image-"); err != nil {
 		return img, err
 	}
-	data, err := os.ReadFile(bzImage)
+	board, err := boards.Get("qemu-x86_64")
 	if err != nil {
 		return img, err
 	}
-	if err := os.WriteFile(filepath.Join(built.dir, kernelName), data, 0o644); err != nil {
-		return img, err
-	}
-	base, err := image.BuildBase(ctx, image.BaseOptions{OutDir: built.dir})
+	_, err = bundle.Build(ctx, bundle.Options{
+		Board: board, Config: config.DemoYAML, Minimal: true, OutDir: built.dir, Built: &kernel.Result{Image: bzImage},
+	})
 	if err != nil {
-		return img, err
-	}
-	configCPIO, err := image.ConfigCPIO(config.DemoYAML, "", time.Time{})
-	if err != nil {
-		return img, err
-	}
-	if _, err := writeImage(built.dir, base, configCPIO, &kernel.Result{}, "qemu-x86_64", newProgress(os.Stderr)); err != nil {
 		return img, err
 	}
 	return openImage(built.dir, "")

@@ -5,22 +5,19 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"clonecluster/config"
 	"clonecluster/image"
-	"clonecluster/image/kernel"
+	"clonecluster/image/bundle"
 )
 
-// The files of an output folder, beside the base image.
+// The files of an output folder that the laboratory takes.
 const (
-	configName   = "config.cpio"
-	initrdName   = "initrd.img"
-	manifestName = "manifest.json"
+	configName   = bundle.ConfigName
+	initrdName   = bundle.InitrdName
+	manifestName = bundle.ManifestName
 )
 
 // imageFlags says what goes into an image besides the kernel.
@@ -44,11 +41,14 @@ func newImageCmd() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "image",
-		Short: "Build everything a node boots",
-		Long: `Image builds, into the output folder:
+		Short: "Build kernel and initramfs, for QEMU and boot loaders",
+		Long: `Image is the short form of "clonectl build": it leaves the unified kernel image,
+the USB image and the PXE tree out, and needs no package but those that compile
+the kernel. It builds, into the output folder:
 
   bzImage         the patched kernel (from the cache if nothing changed)
   base.cpio.zst   init, engine and web service; the same for every cluster
+  services.cpio.zst  programs that the configuration has built, if any
   config.cpio     the cluster's configuration and content
   initrd.img      both, as a boot loader wants them
   manifest.json   all inputs and outputs with their SHA-256
@@ -60,7 +60,13 @@ Run it inside a checkout: the programs are compiled from source.`,
   clonectl image --debug                              # with a shell on the console`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			m, err := buildImage(cmd.Context(), flags, newProgress(os.Stderr))
+			p := newProgress(os.Stderr)
+			o, err := flags.bundleOptions(p)
+			if err != nil {
+				return err
+			}
+			o.Minimal = true
+			m, err := buildBundle(cmd.Context(), o, p)
 			if err != nil {
 				return err
 			}
@@ -75,91 +81,39 @@ Run it inside a checkout: the programs are compiled from source.`,
 	return cmd
 }
 
-func buildImage(ctx context.Context, flags imageFlags, p *progress) (*image.Manifest, error) {
-	opts, out, err := flags.options(p)
-	if err != nil {
-		return nil, err
+// bundleOptions says what is to be built, and from what.
+func (f *imageFlags) bundleOptions(p *progress) (o bundle.Options, err error) {
+	if o.Kernel, o.OutDir, err = f.options(p); err != nil {
+		return o, err
 	}
-	// First what can be wrong in a second, then what takes minutes.
-	yaml, name := config.DemoYAML, "cluster.yaml"
-	if flags.config != "" {
-		if yaml, name, err = readConfigFile(os.Stdin, flags.config); err != nil {
-			return nil, err
+	o.Board, o.Debug = o.Kernel.Board, f.debug
+	o.Config, o.ConfigName, o.ConfigDir = config.DemoYAML, "cluster.yaml", "."
+	if f.config != "" {
+		if o.Config, o.ConfigName, err = readConfigFile(os.Stdin, f.config); err != nil {
+			return o, err
+		}
+		if f.config != "-" {
+			o.ConfigDir = filepath.Dir(f.config)
 		}
 	}
-	cfg, err := config.Load(yaml, name)
+	cfg, err := config.Load(o.Config, o.ConfigName)
 	if err != nil {
-		return nil, fmt.Errorf("the configuration is not right:\n%w", err)
+		return o, fmt.Errorf("the configuration is not right:\n%w", err)
 	}
-	if err := checkPrograms(cfg, flags.debug); err != nil {
-		return nil, err
+	o.Content, err = bundle.Content(cfg, o.ConfigDir, f.content)
+	o.Progress = bundle.Progress{
+		Status: func(s string) { p.Status("%s", s) },
+		Step: func(s bundle.Step) {
+			p.Done("[%d/%d] %-10s %s (%.1f s)", s.N, s.Of, s.Name, s.Text, s.Took.Seconds())
+		},
 	}
-	configCPIO, err := image.ConfigCPIO(yaml, flags.content, time.Time{})
-	if err != nil {
-		return nil, err
-	}
-	begin := time.Now()
-	base, err := image.BuildBase(ctx, image.BaseOptions{
-		Arch: opts.Board.Arch, Debug: flags.debug, OutDir: out, Progress: statusWriter{p},
-	})
+	return o, err
+}
+
+func buildBundle(ctx context.Context, o bundle.Options, p *progress) (*image.Manifest, error) {
+	m, err := bundle.Build(ctx, o)
 	if err != nil {
 		p.Clear()
-		return nil, err
 	}
-	p.Done("cluster    %q at %s", cfg.Cluster.Name, strings.Join(vips(cfg), " and "))
-	p.Done("base       %.1f MB, %.1f MB unpacked (%.1f s)", megabytes(base.Bytes), megabytes(base.Unpacked), time.Since(begin).Seconds())
-	k, err := buildKernel(ctx, opts, out, p)
-	if err != nil {
-		return nil, err
-	}
-	return writeImage(out, base, configCPIO, k, opts.Board.Name, p)
-}
-
-// checkPrograms finds services whose program the image will not have.
-func checkPrograms(c *config.Config, debug bool) error {
-	have := image.Programs(debug)
-	for _, s := range c.Services {
-		if !slices.Contains(have, s.Run[0]) {
-			return fmt.Errorf("services.%s.run: the image has no program %s; it has %s", s.Name, s.Run[0], strings.Join(have, ", "))
-		}
-	}
-	return nil
-}
-
-func writeImage(out string, base *image.Base, configCPIO []byte, k *kernel.Result, board string, p *progress) (*image.Manifest, error) {
-	packed, err := os.ReadFile(base.Path)
-	if err != nil {
-		return nil, fmt.Errorf("reading the base image: %w", err)
-	}
-	initrd := image.Initrd(packed, configCPIO)
-	// Both hold the cluster's key: nobody else's to read.
-	if err := image.WriteFile(filepath.Join(out, configName), configCPIO, 0o600); err != nil {
-		return nil, err
-	}
-	if err := image.WriteFile(filepath.Join(out, initrdName), initrd, 0o600); err != nil {
-		return nil, err
-	}
-	m, err := image.NewManifest(board, base, image.KernelOf(k))
-	if err != nil {
-		return nil, err
-	}
-	err = m.Output(filepath.Join(out, kernelName), filepath.Join(out, configName), filepath.Join(out, initrdName))
-	if err != nil {
-		return nil, err
-	}
-	if err := m.Write(filepath.Join(out, manifestName)); err != nil {
-		return nil, err
-	}
-	p.Done("image      %s: %.1f MB in all", out, megabytes(k.Size+int64(len(initrd))))
-	return m, nil
-}
-
-// statusWriter shows what is written line by line as status.
-type statusWriter struct{ p *progress }
-
-func (w statusWriter) Write(b []byte) (int, error) {
-	for line := range strings.Lines(string(b)) {
-		w.p.Status("%s", strings.TrimRight(line, "\n"))
-	}
-	return len(b), nil
+	return m, err
 }

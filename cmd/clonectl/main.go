@@ -16,6 +16,7 @@ import (
 const (
 	exitFailure     = 1
 	exitUsage       = 2
+	exitDiffers     = 3
 	exitInterrupted = 130
 )
 
@@ -44,8 +45,11 @@ func run(args []string) int {
 		return exitInterrupted
 	}
 	fmt.Fprintln(os.Stderr, "clonectl:", err)
-	if errors.As(err, new(usageError)) {
+	switch {
+	case errors.As(err, new(usageError)):
 		return exitUsage
+	case errors.Is(err, errDiffers):
+		return exitDiffers
 	}
 	return exitFailure
 }
@@ -58,9 +62,10 @@ func newRoot() *cobra.Command {
 for one IP address with one MAC address, with nothing in front of them), runs
 it in QEMU, and checks its configuration.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (but Ctrl-C is the
-normal end of "serve" and of a live "qemu up": 0).`,
-		Example: `  clonectl image                         # kernel and initramfs for QEMU
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 "verify" found a difference, 130
+interrupted (but Ctrl-C is the normal end of "serve" and of a live "qemu up": 0).`,
+		Example: `  clonectl build --config cluster.yaml   # everything that boots, for every way to boot
+  clonectl image                         # kernel and initramfs for QEMU
   clonectl qemu up --nodes 3             # boot a cluster, answer on http://127.0.0.1:8080/
   clonectl config check cluster.yaml     # is this file right?`,
 		SilenceUsage:  true,
@@ -79,6 +84,9 @@ normal end of "serve" and of a live "qemu up": 0).`,
 	root.AddCommand(
 		grouped("build", newKernelCmd()),
 		grouped("build", newImageCmd()),
+		grouped("build", newBuildCmd()),
+		grouped("build", newVerifyCmd()),
+		grouped("build", newKeyCmd()),
 		grouped("build", newFlashCmd()),
 		grouped("build", newSizesCmd()),
 		grouped("run", newQEMUCmd()),

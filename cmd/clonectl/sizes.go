@@ -66,7 +66,7 @@ func measure(ctx context.Context, img bootable, boot bool) (*image.Report, error
 	if err != nil {
 		return nil, err
 	}
-	if err := r.Files(img.path(kernelName), img.path(baseName(img.manifest.Debug)), img.path(configName)); err != nil {
+	if err := r.Files(img.path(kernelName), img.path(image.BaseName(img.manifest.Debug)), img.path(configName)); err != nil {
 		return nil, err
 	}
 	if !boot {
@@ -110,13 +110,6 @@ func measure(ctx context.Context, img bootable, boot bool) (*image.Report, error
 
 // memoryTimeout is for a line that comes right after the last stage of a boot.
 const memoryTimeout = 30 * time.Second
-
-func baseName(debug bool) string {
-	if debug {
-		return "base-debug.cpio.zst"
-	}
-	return "base.cpio.zst"
-}
 
 // bootToHTTP is the time from a machine's start to its first HTTP answer.
 func bootToHTTP(ctx context.Context, l *lab.Lab, img bootable) (time.Duration, error) {

@@ -1,6 +1,7 @@
 package webd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -35,7 +36,7 @@ Examples:
 SIGTERM stops it: no new connections, answers say "Connection: close", and
 what is open may finish within --drain.
 
-Environment: CLONECLUSTER_NODE is the default of --node; NOTIFY_SOCKET is told
+Environment: CLONECLUSTER_NODE is the default of --node, CLONECLUSTER_CONTENT that of --content; NOTIFY_SOCKET is told
 READY=1 and STOPPING=1 (sd_notify(3)); GOGC and GOMEMLIMIT as in every Go program.
 
 Flags:
@@ -58,7 +59,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	listen := fs.String("listen", ":80", "`address` to listen on; without a host, IPv4 and IPv6")
 	level := fs.String("log-level", "info", "debug (each request), info, warn or error")
 	benchMax := fs.String("bench-max", "1G", "largest generated file in `bytes`; 0 turns them off")
-	fs.StringVar(&opt.Content, "content", "/srv/www", "content `directory`; need not exist")
+	fs.StringVar(&opt.Content, "content", cmp.Or(getenv("CLONECLUSTER_CONTENT"), "/srv/www"), "content `directory`; need not exist")
 	fs.StringVar(&opt.Node, "node", getenv("CLONECLUSTER_NODE"), "`name` of this node, its wire MAC (default $CLONECLUSTER_NODE, else the hostname)")
 	fs.IntVar(&opt.MaxConns, "max-conns", 4096, "open connections; above it the longest idle one is closed")
 	fs.DurationVar(&opt.ReadTimeout, "read-timeout", 5*time.Second, "for receiving a request")

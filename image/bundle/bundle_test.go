@@ -1,0 +1,643 @@
+package bundle
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	cdx "github.com/CycloneDX/cyclonedx-go"
+	"golang.org/x/sys/unix"
+
+	"clonecluster/boards"
+	"clonecluster/config"
+	"clonecluster/image"
+	"clonecluster/image/disk"
+	"clonecluster/image/kernel"
+	"clonecluster/image/keys"
+	"clonecluster/image/uki"
+	"clonecluster/qemu/qemutest"
+)
+
+// demoKey is what must not be where everybody can read.
+const demoKey = "Y2xvbmVjbHVzdGVyIGRlbW8sIG5vdCBhIHNlY3JldCE="
+
+// withService is the demo with a service and content of somebody else's.
+var withService = strings.Replace(string(config.DemoYAML), "\nservices:\n",
+	"\nservices:\n  - name: hello\n    run: [/bin/hello]\n    build: ../testdata/hello\n    content: testdata/www\n    ports: [8082/tcp]\n", 1)
+
+func TestMain(m *testing.M) {
+	if os.Getenv(helperOut) != "" {
+		os.Exit(helper())
+	}
+	code := m.Run()
+	if shared.dir != "" {
+		os.RemoveAll(shared.dir)
+	}
+	os.Exit(code)
+}
+
+// options are those of a build around a kernel that is there.
+func options(t *testing.T, out string) Options {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("compiles the image's programs: not with -short")
+	}
+	if _, _, err := uki.Stub("amd64"); err != nil {
+		t.Skip(err)
+	}
+	if _, _, err := disk.GRUB(t.Context()); err != nil {
+		t.Skip(err)
+	}
+	return plainOptions(qemutest.Kernel(t), out)
+}
+
+func plainOptions(bzImage, out string) Options {
+	board, err := boards.Get("qemu-x86_64")
+	if err != nil {
+		panic(err)
+	}
+	return Options{
+		Board: board, Config: []byte(withService), ConfigDir: ".", OutDir: out, Content: map[string]string{"srv/hello": "testdata/www"},
+		Built: &kernel.Result{Image: bzImage, Release: "6.12.0-clone"},
+	}
+}
+
+var shared struct {
+	once sync.Once
+	dir  string
+	m    *image.Manifest
+	err  error
+}
+
+// folder gives a copy of one build, made of links: who changes a file replaces it.
+func buildOnce(t *testing.T) (dir string, m *image.Manifest) {
+	t.Helper()
+	o := options(t, "")
+	shared.once.Do(func() {
+		if shared.dir, shared.err = os.MkdirTemp("", "clonecluster-bundle-"); shared.err != nil {
+			return
+		}
+		o.OutDir = filepath.Join(shared.dir, "out")
+		shared.m, shared.err = Build(t.Context(), o)
+	})
+	if shared.err != nil {
+		t.Fatal(shared.err)
+	}
+	dir = filepath.Join(t.TempDir(), "out")
+	if out, err := exec.Command("cp", "-al", filepath.Join(shared.dir, "out"), dir).CombinedOutput(); err != nil {
+		t.Fatal(err, string(out))
+	}
+	return dir, shared.m
+}
+
+func read(t *testing.T, path ...string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(path...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func files(t *testing.T, dir string) map[string]fs.FileInfo {
+	t.Helper()
+	all := map[string]fs.FileInfo{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		rel, _ := filepath.Rel(dir, path)
+		all[rel], err = d.Info()
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func TestBuild(t *testing.T) {
+	dir, m := buildOnce(t)
+	secret := map[string]bool{ConfigName: true, InitrdName: true, EFIName: true, StickName: true}
+	for name, fi := range files(t, dir) {
+		want := fs.FileMode(0o644)
+		if secret[filepath.Base(name)] {
+			want = 0o600
+		}
+		if fi.Mode() != want {
+			t.Errorf("%s has mode %v; want %v", name, fi.Mode(), want)
+		}
+		if has := bytes.Contains(read(t, dir, name), []byte(demoKey)); has && !secret[filepath.Base(name)] {
+			t.Errorf("%s holds the cluster's key", name)
+		}
+	}
+	for _, name := range []string{image.BaseName(false), image.ServicesName} {
+		members, err := unpack(read(t, dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range members {
+			if bytes.Contains(r.data, []byte(demoKey)) && r.name != "init" { // the demo's is published, and init warns of it
+				t.Errorf("%s: %s holds the cluster's key", name, r.name)
+			}
+		}
+	}
+	if !bytes.Contains(read(t, dir, ConfigName), []byte(demoKey)) {
+		t.Error("the key is not where it should be, so the search above finds nothing")
+	}
+
+	cmd := exec.Command("sha256sum", "-c", "--strict", SumsName)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("sha256sum -c: %v\n%s", err, out)
+	}
+	for _, name := range []string{KernelName, InitrdName, EFIName} {
+		a, errA := os.Stat(filepath.Join(dir, name))
+		b, errB := os.Stat(filepath.Join(dir, PXEDir, name))
+		if errA != nil || errB != nil || !os.SameFile(a, b) {
+			t.Errorf("%s is not linked into %s (%v, %v)", name, PXEDir, errA, errB)
+		}
+	}
+	if got := string(read(t, dir, PXEDir, ScriptName)); got != "#!ipxe\nkernel bzImage initrd=initrd.img console=ttyS0 quiet panic=10\ninitrd initrd.img\nboot\n" {
+		t.Errorf("%s = %q", ScriptName, got)
+	}
+
+	// What the unified image carries is what lies beside it.
+	u, err := uki.Read(read(t, dir, EFIName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(u.Section(uki.Initrd).Data, read(t, dir, InitrdName)) || !bytes.Equal(u.Section(uki.Linux).Data, read(t, dir, KernelName)) {
+		t.Error("the unified image has another kernel or initramfs")
+	}
+	members, err := unpack(read(t, dir, image.ServicesName))
+	if err != nil || !slices.ContainsFunc(members, func(r record) bool { return r.name == "bin/hello" && r.mode == 0o100755 }) {
+		t.Errorf("the services' member: %v", err)
+	}
+	members, err = unpack(read(t, dir, ConfigName))
+	if err != nil || !slices.ContainsFunc(members, func(r record) bool { return r.name == "srv/hello/index.html" && r.mode == 0o100644 }) {
+		t.Errorf("the content: %v", err)
+	}
+
+	names := map[string]bool{}
+	for _, f := range m.Inputs {
+		names[f.Name] = true
+	}
+	for _, want := range []string{"cluster.yaml", "go.mod", "go.sum", "source/cmd/node/main.go", "source/netcore/bpf/objects_bpfel.o", "content/hello/index.html", "service/hello/main.go", "systemd-boot-efi/linuxx64.efi.stub"} {
+		if !names[want] {
+			t.Errorf("the manifest has no input %s", want)
+		}
+	}
+
+	var bom cdx.BOM
+	if err := json.Unmarshal(read(t, dir, SBOMName), &bom); err != nil {
+		t.Fatal(err)
+	}
+	parts := map[string]bool{}
+	for _, c := range *bom.Components {
+		parts[c.Name] = true
+	}
+	for _, want := range []string{"linux", "systemd-boot-efi", "std", "github.com/cilium/ebpf", "/init", "/bin/hello", EFIName} {
+		if !parts[want] {
+			t.Errorf("the SBOM has no %s", want)
+		}
+	}
+	if bom.SerialNumber != "" || bom.Metadata.Timestamp != "" {
+		t.Error("the SBOM has a serial number or a time")
+	}
+}
+
+// Built again without a change, not a file is touched; with one, only what
+// depends on it; what is no more in a build goes.
+func TestRebuilt(t *testing.T) {
+	dir, _ := buildOnce(t)
+	before := files(t, dir)
+	touched := func() (names []string) {
+		t.Helper()
+		now := files(t, dir)
+		for name, fi := range now {
+			if old := before[name]; old == nil || !os.SameFile(old, fi) {
+				names = append(names, name)
+			}
+		}
+		before = now
+		slices.Sort(names)
+		return names
+	}
+	begin := time.Now()
+	o := options(t, dir)
+	if _, err := Build(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("a build without a change took %v", time.Since(begin))
+	if got := touched(); len(got) > 0 {
+		t.Errorf("a build without a change wrote %v", got)
+	}
+	// What a killed build leaves goes; a damaged file is made again.
+	if err := os.MkdirAll(filepath.Join(dir, stageName, "half"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{".initrd.img-123", stageName + "/half/file"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("half"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	damage(t, filepath.Join(dir, InitrdName), func(b []byte) []byte { return b[:len(b)/2] })
+	touched()
+	if _, err := Build(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	if got := touched(); !slices.Equal(got, []string{InitrdName, PXEDir + "/" + InitrdName}) {
+		t.Errorf("after a damaged initrd: wrote %v", got)
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, ".*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+	// A build that is cancelled changes nothing.
+	ctx, cancel := context.WithCancel(t.Context())
+	o.Config = []byte(strings.Replace(withService, "name: demo", "name: other", 1))
+	o.Progress.Step = func(s Step) {
+		if s.Name == "efi" {
+			cancel()
+		}
+	}
+	if _, err := Build(ctx, o); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	if got := touched(); len(got) > 0 {
+		t.Errorf("a cancelled build wrote %v", got)
+	}
+	o.Progress.Step, o.Minimal = nil, true
+	if _, err := Build(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, EFIName)); err == nil {
+		t.Error("an old .efi stays beside a new kernel")
+	}
+	if r, _, err := Verify(t.Context(), dir, VerifyOptions{}); err != nil || len(r.Problems) > 0 || r.Cluster != "other" {
+		t.Errorf("Verify = %+v, %v", r, err)
+	}
+	// Somebody else builds.
+	d, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Build(t.Context(), o); err == nil || !strings.Contains(err.Error(), "another build writes to") {
+		t.Errorf("two builds at once: %v", err)
+	}
+}
+
+// damage replaces a file, which may be a link, by what f makes of it.
+func damage(t *testing.T, path string, f func([]byte) []byte) {
+	t.Helper()
+	fi, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := image.WriteFile(path, f(slices.Clone(read(t, path))), fi.Mode()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestBuildErrors(t *testing.T) {
+	ok := options(t, "")
+	for _, tc := range []struct {
+		name   string
+		change func(*Options)
+		want   string
+	}{
+		{"unknown key", func(o *Options) { o.Config = []byte(strings.Replace(withService, "drain:", "drian:", 1)) }, `unknown key "drian"; did you mean "drain"?`},
+		{"no stub", func(o *Options) { o.Board.Arch = "riscv64" }, "the unified kernel image needs it"},
+		{"no such program", func(o *Options) {
+			o.Config = []byte(strings.Replace(withService, "    build: ../testdata/hello\n", "", 1))
+		}, "services.hello.run: the image has no program /bin/hello"},
+		{"kernel without an option", func(o *Options) {
+			o.Built = &kernel.Result{Image: ok.Built.Image, Config: kernelConfig(t, "CONFIG_EFI_STUB")}
+		}, "the kernel of qemu-x86_64 lacks CONFIG_EFI_STUB, so UEFI could not start it: put CONFIG_EFI_STUB=y into boards/qemu-x86_64/kernel.config"},
+		{"kernel of another board", func(o *Options) {
+			o.Built = &kernel.Result{Image: ok.Built.Image, Config: kernelConfig(t, "CONFIG_VIRTIO_NET")}
+		}, "CONFIG_VIRTIO_NET"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			o := ok
+			o.OutDir = filepath.Join(t.TempDir(), "out")
+			tc.change(&o)
+			_, err := Build(t.Context(), o)
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("Build = %v; want an error with %q", err, tc.want)
+			}
+			if _, err := os.Stat(o.OutDir); err == nil {
+				t.Error("a failed build left its folder")
+			}
+		})
+	}
+	if _, err := Content(&config.Config{Services: []config.Service{{Name: "a", Content: "none"}}}, t.TempDir(), ""); err == nil || !strings.Contains(err.Error(), "services.a.content: ") {
+		t.Errorf("Content of a folder that is not there: %v", err)
+	}
+}
+
+// kernelConfig is a complete configuration but for one option.
+func kernelConfig(t *testing.T, without string) string {
+	t.Helper()
+	board, err := boards.Get("qemu-x86_64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := board.KernelConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Replace(string(f.Bytes()), without+"=y\n", "# "+without+" is not set\n", 1)
+	path := filepath.Join(t.TempDir(), "config")
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// mount gives a folder that is a file system of its own.
+func mount(t *testing.T, options string) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("mounts a file system: needs root")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, options); err != nil {
+		t.Skipf("mounting a tmpfs: %v (needs root and CAP_SYS_ADMIN)", err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	return dir
+}
+
+func TestFullDisk(t *testing.T) {
+	o := options(t, "")
+	dir := mount(t, "size=6m")
+	o.OutDir = filepath.Join(dir, "out")
+	_, err := Build(t.Context(), o)
+	if err == nil || !strings.Contains(err.Error(), "no space left for the build: free some 300 MB in "+o.OutDir+", or give another folder with --out") {
+		t.Errorf("Build = %v", err)
+	}
+	if left, _ := os.ReadDir(dir); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestReadOnly(t *testing.T) {
+	o := options(t, "")
+	dir := mount(t, "")
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	o.OutDir = filepath.Join(dir, "out")
+	if _, err := Build(t.Context(), o); err == nil || !strings.Contains(err.Error(), o.OutDir+" cannot be written to; give another folder with --out") {
+		t.Errorf("Build = %v", err)
+	}
+}
+
+func TestSigned(t *testing.T) {
+	dir, _ := buildOnce(t)
+	for _, word := range []string{""} { // encrypted ones are package keys' to test: they take seconds
+		t.Run(fmt.Sprintf("password %q", word), func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "key")
+			if _, err := keys.New(file, word); err != nil {
+				t.Fatal(err)
+			}
+			key, err := keys.Load(file, func() (string, error) { return word, nil })
+			if err != nil {
+				t.Fatal(err)
+			}
+			o := options(t, dir)
+			o.Key = &key
+			if _, err := Build(t.Context(), o); err != nil {
+				t.Fatal(err)
+			}
+			sig := read(t, dir, SignatureName)
+			if _, err := Build(t.Context(), o); err != nil || !bytes.Equal(sig, read(t, dir, SignatureName)) {
+				t.Errorf("signed again, it is another signature (%v)", err)
+			}
+			public, err := keys.LoadPublic(file + ".pub")
+			if err != nil {
+				t.Fatal(err)
+			}
+			r, _, err := Verify(t.Context(), dir, VerifyOptions{PublicKey: &public})
+			if err != nil || len(r.Problems) > 0 || r.Signature != "good" {
+				t.Errorf("Verify = %+v, %v", r, err)
+			}
+			if _, err := exec.LookPath("minisign"); err != nil {
+				t.Skip("minisign is not installed (make deps-test)")
+			}
+			if out, err := exec.Command("minisign", "-V", "-p", file+".pub", "-m", filepath.Join(dir, ManifestName)).CombinedOutput(); err != nil || !strings.Contains(string(out), "clonecluster demo for qemu-x86_64") {
+				t.Errorf("minisign -V: %v\n%s", err, out)
+			}
+		})
+	}
+	// Without a key, no signature of before stays.
+	if _, err := Build(t.Context(), options(t, dir)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, SignatureName)); err == nil {
+		t.Error("an old signature stays")
+	}
+}
+
+func TestSecureBoot(t *testing.T) {
+	dir, _ := buildOnce(t)
+	sb := t.TempDir()
+	if _, err := keys.NewSecureBoot(sb, "test"); err != nil {
+		t.Fatal(err)
+	}
+	o := options(t, dir)
+	o.SecureBoot = &SecureBoot{}
+	var err error
+	if o.SecureBoot.Key, o.SecureBoot.Cert, err = keys.LoadSecureBoot(filepath.Join(sb, keys.SecureBootKey), filepath.Join(sb, keys.SecureBootCert)); err != nil {
+		t.Fatal(err)
+	}
+	m, err := Build(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed := read(t, dir, EFIName)
+	if err := uki.Verify(signed, o.SecureBoot.Cert); err != nil || len(m.SecureBoot) != 64 {
+		t.Errorf("the signature: %v; manifest: %q", err, m.SecureBoot)
+	}
+	time.Sleep(time.Second + 100*time.Millisecond) // the signature holds the second
+	if _, err := Build(t.Context(), o); err != nil || !bytes.Equal(signed, read(t, dir, EFIName)) {
+		t.Errorf("without a change it was signed anew (%v)", err)
+	}
+	// Who has not the key can build the same, too.
+	if p, err := Rebuild(t.Context(), dir, m, options(t, ""), t.TempDir()); p != nil || err != nil {
+		t.Errorf("Rebuild = %v, %v", p, err)
+	}
+}
+
+func TestVerify(t *testing.T) {
+	dir, m := buildOnce(t)
+	r, _, err := Verify(t.Context(), dir, VerifyOptions{Board: "qemu-x86_64"})
+	if err != nil || len(r.Problems) > 0 || r.Files != len(m.Files()) || r.Signature != "none" {
+		t.Fatalf("Verify = %+v, %v", r, err)
+	}
+	flip := func(b []byte) []byte { b[len(b)/2] ^= 1; return b }
+	for _, tc := range []struct {
+		name, file string
+		change     func([]byte) []byte // nil: remove
+		board      string
+		want       string
+	}{
+		{"flipped", InitrdName, flip, "", "initrd.img: has been changed: its SHA-256 is "},
+		{"flipped link", PXEDir + "/" + EFIName, flip, "", "pxe/clonecluster.efi: has been changed"},
+		{"truncated", KernelName, func(b []byte) []byte { return b[:1000] }, "", "bzImage: is truncated: 1000 of "},
+		{"longer", KernelName, func(b []byte) []byte { return append(b, 0) }, "", "bzImage: has "},
+		{"missing", SBOMName, nil, "", "sbom.cdx.json: is missing"},
+		{"no sums", SumsName, nil, "", "SHA256SUMS: is missing"},
+		{"sums", SumsName, flip, "", "SHA256SUMS: does not say what the manifest says"},
+		{"manifest", ManifestName, func(b []byte) []byte { return b[:len(b)/2] }, "", "manifest.json: it is no manifest"},
+		{"leads out", ManifestName, func(b []byte) []byte {
+			return bytes.Replace(b, []byte(`"initrd.img"`), []byte(`"../initrd.img"`), 1)
+		}, "", "no build writes that"},
+		{"extra", "other.img", func([]byte) []byte { return []byte("x") }, "", "other.img: is not in the manifest"},
+		{"board", SumsName, func(b []byte) []byte { return b }, "pc-x86_64", "manifest.json: is of a build for the board qemu-x86_64, not pc-x86_64"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			dir, _ := buildOnce(t)
+			path := filepath.Join(dir, tc.file)
+			switch {
+			case tc.change == nil:
+				if err := os.Remove(path); err != nil {
+					t.Fatal(err)
+				}
+			case tc.name == "extra":
+				if err := os.WriteFile(path, tc.change(nil), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			default:
+				damage(t, path, tc.change)
+			}
+			r, _, err := Verify(t.Context(), dir, VerifyOptions{Board: tc.board})
+			if err != nil || len(r.Problems) != 1 || !strings.Contains(r.Problems[0].String(), tc.want) {
+				t.Errorf("Verify = %+v, %v; want only %q", r, err, tc.want)
+			}
+		})
+	}
+	if _, _, err := Verify(t.Context(), t.TempDir(), VerifyOptions{}); err == nil || !strings.Contains(err.Error(), "it is no output folder of clonectl build") {
+		t.Errorf("of an empty folder: %v", err)
+	}
+}
+
+func TestVerifyURL(t *testing.T) {
+	dir, m := buildOnce(t)
+	var cut, gone, endless string
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		name := strings.TrimPrefix(r.URL.Path, "/boot/")
+		switch name {
+		case cut: // as a connection that breaks
+			data := read(t, dir, name)
+			w.Header().Set("Content-Length", fmt.Sprint(len(data)))
+			w.Write(data[:len(data)/2])
+			panic(http.ErrAbortHandler)
+		case gone:
+			http.NotFound(w, r)
+		case endless:
+			for r.Context().Err() == nil {
+				if _, err := w.Write(make([]byte, 1<<16)); err != nil {
+					return
+				}
+			}
+		default:
+			http.ServeFile(w, r, filepath.Join(dir, name))
+		}
+	}))
+	defer web.Close()
+	for _, tc := range []struct {
+		cut, gone, endless string
+		want               string
+	}{
+		{},
+		{cut: InitrdName, want: "initrd.img: is truncated: "},
+		{gone: EFIName, want: "clonecluster.efi: is missing"},
+		{endless: KernelName, want: "bzImage: has more than the "},
+	} {
+		cut, gone, endless = tc.cut, tc.gone, tc.endless
+		r, _, err := VerifyURL(t.Context(), web.URL+"/boot", VerifyOptions{})
+		switch {
+		case err != nil:
+			t.Error(err)
+		case tc.want == "" && (len(r.Problems) > 0 || r.Files != len(m.Files())):
+			t.Errorf("VerifyURL = %+v", r)
+		case tc.want != "" && (len(r.Problems) != 1 || !strings.Contains(r.Problems[0].String(), tc.want)):
+			t.Errorf("VerifyURL = %+v; want only %q", r, tc.want)
+		}
+	}
+	cut, gone, endless = "", "", ManifestName
+	if _, _, err := VerifyURL(t.Context(), web.URL+"/boot/", VerifyOptions{}); err == nil || !strings.Contains(err.Error(), "larger than 16 MiB") {
+		t.Errorf("an endless manifest: %v", err)
+	}
+	if _, _, err := VerifyURL(t.Context(), "ftp://example.com/", VerifyOptions{}); err == nil {
+		t.Error("ftp was taken")
+	}
+}
+
+func TestRebuild(t *testing.T) {
+	dir, m := buildOnce(t)
+	if p, err := Rebuild(t.Context(), dir, m, options(t, ""), t.TempDir()); p != nil || err != nil {
+		t.Fatalf("Rebuild = %v, %v", p, err)
+	}
+	// A file that somebody has changed, with a manifest that agrees with it.
+	records, err := unpack(read(t, dir, image.ServicesName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(records) != 2 {
+		t.Fatalf("%d records", len(records))
+	}
+	plain := bytes.Clone(read(t, dir, image.ServicesName))
+	at := len(plain) / 2
+	plain[at] ^= 1
+	if err := image.WriteFile(filepath.Join(dir, image.ServicesName), plain, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := Rebuild(t.Context(), dir, m, options(t, ""), t.TempDir()); err != nil || p == nil || p.File != image.ServicesName {
+		t.Errorf("Rebuild of a changed member = %v, %v", p, err)
+	}
+	changed := *m
+	changed.Inputs = slices.Clone(m.Inputs)
+	i := slices.IndexFunc(changed.Inputs, func(f image.File) bool { return f.Name == "source/cmd/node/main.go" })
+	changed.Inputs[i].SHA256 = strings.Repeat("0", 64)
+	if p, err := Rebuild(t.Context(), dir, &changed, options(t, ""), t.TempDir()); err != nil || p == nil || p.String() != "source/cmd/node/main.go: is an input, and has changed since" {
+		t.Errorf("Rebuild from other sources = %v, %v", p, err)
+	}
+}
+
+func TestInside(t *testing.T) {
+	pack := func(text string) []byte {
+		t.Helper()
+		yaml := strings.Replace(withService, "name: demo", "name: "+text, 1)
+		b, _, err := image.ConfigMember([]byte(yaml), map[string]string{"srv/hello": "testdata/www"}, time.Time{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	if got := inside(pack("a"), pack("b")); got != ", first in its member "+image.ConfigFile {
+		t.Errorf("inside = %q", got)
+	}
+	if got := inside([]byte("abc"), []byte("abd")); got != ", first at byte 2" {
+		t.Errorf("inside = %q", got)
+	}
+}

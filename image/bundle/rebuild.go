@@ -1,0 +1,258 @@
+package bundle
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/u-root/u-root/pkg/cpio"
+
+	"clonecluster/config"
+	"clonecluster/image"
+	"clonecluster/image/uki"
+)
+
+// Rebuild builds again, in a folder of its own below temp, what the manifest of
+// the folder dir says, from the configuration and the content in that folder and
+// the checkout and kernel source of the options. It gives the first thing that
+// is different, nil if nothing is.
+func Rebuild(ctx context.Context, dir string, m *image.Manifest, o Options, temp string) (*Problem, error) {
+	tmp, err := os.MkdirTemp(temp, "verify-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(tmp)
+	packed, err := os.ReadFile(filepath.Join(dir, ConfigName))
+	if err != nil {
+		return nil, fmt.Errorf("building again needs the configuration in %s: %w", ConfigName, err)
+	}
+	if o.Config, o.Content, err = unpackConfig(packed, filepath.Join(tmp, "content")); err != nil {
+		return nil, fmt.Errorf("%s: %w", ConfigName, err)
+	}
+	if o.Board.Name != m.Board {
+		return nil, fmt.Errorf("the manifest is of the board %s, not %s", m.Board, o.Board.Name)
+	}
+	_, full := m.Find(EFIName)
+	o.Debug, o.Minimal, o.OutDir, o.Key = m.Debug, !full, filepath.Join(tmp, "out"), nil
+	if m.SecureBoot != "" {
+		// What the signature is of is compared; only who has the key can make another.
+		o.SecureBoot = &SecureBoot{Dir: dir, Fingerprint: m.SecureBoot}
+	}
+	again, err := Build(ctx, o)
+	if err != nil {
+		return nil, fmt.Errorf("building again: %w", err)
+	}
+	return compare(dir, o.OutDir, m, again)
+}
+
+// unpackConfig takes the configuration and the content out of a config.cpio;
+// the content goes below dir.
+func unpackConfig(packed []byte, dir string) (yaml []byte, content map[string]string, err error) {
+	content = map[string]string{}
+	records, err := unpack(packed)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, nil, err
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer root.Close()
+	for _, r := range records {
+		switch {
+		case r.name == image.ConfigFile:
+			yaml = r.data
+		case !strings.HasPrefix(r.name, "srv/"):
+		case r.mode&cpio.S_IFMT == cpio.S_IFDIR:
+			if err := root.MkdirAll(r.name, 0o700); err != nil {
+				return nil, nil, err
+			}
+			if strings.Count(r.name, "/") == 1 {
+				content[r.name] = filepath.Join(dir, r.name)
+			}
+		default:
+			if err := root.WriteFile(r.name, r.data, 0o600); err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+	if yaml == nil {
+		return nil, nil, fmt.Errorf("has no %s", image.ConfigFile)
+	}
+	return yaml, content, nil
+}
+
+// ConfigIn is the cluster.yaml in a folder's config.cpio.
+func ConfigIn(dir string) ([]byte, error) {
+	packed, err := os.ReadFile(filepath.Join(dir, ConfigName))
+	if err != nil {
+		return nil, err
+	}
+	records, err := unpack(packed)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", ConfigName, err)
+	}
+	for _, r := range records {
+		if r.name == image.ConfigFile && len(r.data) <= config.MaxBytes {
+			return r.data, nil
+		}
+	}
+	return nil, fmt.Errorf("%s has no %s", ConfigName, image.ConfigFile)
+}
+
+// compare gives the first difference: of the inputs, which explains the others,
+// then of the outputs, those first of which others are made.
+func compare(dir, other string, m, again *image.Manifest) (*Problem, error) {
+	if m.Go != again.Go {
+		return &Problem{"go", fmt.Sprintf("the manifest has %s, this machine %s", m.Go, again.Go)}, nil
+	}
+	if m.Kernel != nil && again.Kernel != nil && m.Kernel.SHA256 != again.Kernel.SHA256 && m.Kernel.Key != again.Kernel.Key {
+		return &Problem{KernelName, fmt.Sprintf("is built from something else here: the manifest has source %s, %s, configuration %.12s; this machine %s, %s, %.12s",
+			m.Kernel.Version, strings.Join(m.Kernel.Inputs.Tools, ", "), m.Kernel.Inputs.Config,
+			again.Kernel.Version, strings.Join(again.Kernel.Inputs.Tools, ", "), again.Kernel.Inputs.Config)}, nil
+	}
+	if f, how := differs(m.Inputs, again.Inputs); f != "" {
+		return &Problem{f, "is an input, and " + how}, nil
+	}
+	for _, name := range append(order(m), order(again)...) {
+		a, errA := os.ReadFile(filepath.Join(dir, name))
+		b, errB := os.ReadFile(filepath.Join(other, name))
+		switch {
+		case errors.Is(errA, fs.ErrNotExist):
+			return &Problem{name, "is missing"}, nil
+		case errors.Is(errB, fs.ErrNotExist):
+			return &Problem{name, "is not made by a build of these inputs"}, nil
+		case errA != nil || errB != nil:
+			return nil, errors.Join(errA, errB)
+		case !bytes.Equal(a, b):
+			return &Problem{name, "differs from what was built again" + inside(a, b)}, nil
+		}
+	}
+	return nil, nil
+}
+
+// order lists a folder's files, those first of which others are made.
+func order(m *image.Manifest) []string {
+	names := []string{KernelName, image.BaseName(m.Debug), image.ServicesName, ConfigName, InitrdName, EFIName, StickName}
+	names = slices.DeleteFunc(names, func(n string) bool { _, ok := m.Find(n); return !ok })
+	for _, f := range m.Files() {
+		if !slices.Contains(names, f.Name) {
+			names = append(names, f.Name)
+		}
+	}
+	return append(names, ManifestName)
+}
+
+// differs gives the first file that is not the same in both lists.
+func differs(manifest, here []image.File) (name, how string) {
+	all := map[string][2]string{}
+	for i, list := range [][]image.File{manifest, here} {
+		for _, f := range list {
+			pair := all[f.Name]
+			pair[i] = f.SHA256
+			all[f.Name] = pair
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		switch pair := all[name]; {
+		case pair[0] == pair[1]:
+		case pair[0] == "":
+			return name, "the manifest does not have it"
+		case pair[1] == "":
+			return name, "is not here"
+		default:
+			return name, "has changed since"
+		}
+	}
+	return "", ""
+}
+
+// inside says where within two versions of a file the first difference is, if
+// it is a file with members.
+func inside(a, b []byte) string {
+	if x, err := uki.Read(a); err == nil {
+		y, err := uki.Read(b)
+		if err != nil {
+			return ""
+		}
+		for _, s := range y.Sections {
+			o := x.Section(s.Name)
+			if o == nil || !bytes.Equal(o.Data, s.Data) {
+				return ", first in its section " + s.Name
+			}
+		}
+		return ", in its headers"
+	}
+	x, errX := unpack(a)
+	y, errY := unpack(b)
+	if errX != nil || errY != nil {
+		for i := range min(len(a), len(b)) {
+			if a[i] != b[i] {
+				return fmt.Sprintf(", first at byte %d", i)
+			}
+		}
+		return fmt.Sprintf(": it has %d bytes, not %d", len(a), len(b))
+	}
+	for i := range min(len(x), len(y)) {
+		if x[i].name != y[i].name {
+			return ", first in its member " + min(x[i].name, y[i].name) + ", which one of them has not"
+		}
+		if x[i].mode != y[i].mode || !bytes.Equal(x[i].data, y[i].data) {
+			return ", first in its member " + x[i].name
+		}
+	}
+	if len(x) != len(y) {
+		return fmt.Sprintf(": it has %d members, not %d", len(x), len(y))
+	}
+	return ", in how it is packed"
+}
+
+// record is a member of an archive.
+type record struct {
+	name string
+	mode uint64
+	data []byte
+}
+
+// unpack gives the members of an archive, plain or one zstd frame.
+func unpack(data []byte) (list []record, err error) {
+	if bytes.HasPrefix(data, []byte{0x28, 0xb5, 0x2f, 0xfd}) {
+		d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(image.MaxContent))
+		if err != nil {
+			return nil, err
+		}
+		defer d.Close()
+		if data, err = d.DecodeAll(data, nil); err != nil {
+			return nil, err
+		}
+	}
+	if !bytes.HasPrefix(data, []byte("0707")) {
+		return nil, errors.New("it is no cpio archive")
+	}
+	for r := cpio.Newc.Reader(bytes.NewReader(data)); ; {
+		rec, err := r.ReadRecord()
+		if errors.Is(err, io.EOF) {
+			return list, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		content, err := io.ReadAll(io.NewSectionReader(rec, 0, int64(min(rec.FileSize, uint64(len(data))))))
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, record{rec.Name, rec.Mode, content})
+	}
+}

@@ -1,0 +1,95 @@
+package keys
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"aead.dev/minisign"
+)
+
+func TestNew(t *testing.T) {
+	for _, word := range []string{"", "a password"} {
+		path := filepath.Join(t.TempDir(), "sub", "key")
+		public, err := New(path, word)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fi, err := os.Stat(path); err != nil || fi.Mode() != 0o600 {
+			t.Errorf("the secret key: %v, %v; want mode 0600", fi, err)
+		}
+		if _, err := New(path, word); err == nil || !strings.Contains(err.Error(), "exists, and a key that is overwritten is lost") {
+			t.Errorf("over a key: %v", err)
+		}
+		key, err := Load(path, func() (string, error) { return word, nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := LoadPublic(public.String()); err != nil || !got.Equal(public) {
+			t.Errorf("a public key by its text: %v", err)
+		}
+		if !minisign.Verify(public, []byte("text"), minisign.Sign(key, []byte("text"))) {
+			t.Error("the two keys do not belong together")
+		}
+		if word != "" {
+			if _, err := Load(path, func() (string, error) { return "another", nil }); err == nil || !strings.Contains(err.Error(), "the password is not right") {
+				t.Errorf("with another password: %v", err)
+			}
+		}
+		// Debian's program signs with our key.
+		if _, err := exec.LookPath("minisign"); err != nil || word != "" { // it asks for passwords on the terminal only
+			continue
+		}
+		file := filepath.Join(filepath.Dir(path), "file")
+		if err := os.WriteFile(file, []byte("text"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command("minisign", "-S", "-W", "-s", path, "-m", file).CombinedOutput(); err != nil {
+			t.Fatalf("minisign -S: %v\n%s", err, out)
+		}
+		sig, err := os.ReadFile(file + ".minisig")
+		if err != nil || !minisign.Verify(public, []byte("text"), sig) {
+			t.Errorf("minisign's signature does not fit (%v)", err)
+		}
+	}
+	// The public key's name is taken: nothing is written.
+	path := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(path+".pub", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(path, ""); err == nil {
+		t.Error("overwrote a public key")
+	}
+	if _, err := os.Stat(path); err == nil {
+		t.Error("left half a pair")
+	}
+}
+
+func TestNewSecureBoot(t *testing.T) {
+	dir := t.TempDir()
+	names, err := NewSecureBoot(dir, "a test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "secure-boot.key secure-boot.pem secure-boot.cer db.esl db.auth KEK.esl KEK.auth PK.esl PK.auth"; strings.Join(names, " ") != want {
+		t.Errorf("files %v; want %s", names, want)
+	}
+	if fi, err := os.Stat(filepath.Join(dir, SecureBootKey)); err != nil || fi.Mode() != 0o600 {
+		t.Errorf("the secret key: %v, %v; want mode 0600", fi, err)
+	}
+	key, cert, err := LoadSecureBoot(filepath.Join(dir, SecureBootKey), filepath.Join(dir, SecureBootCert))
+	if err != nil || cert.Subject.CommonName != "a test" {
+		t.Fatalf("LoadSecureBoot: %v", err)
+	}
+	if p, ok := key.Public().(interface{ Equal(any) bool }); ok && !p.Equal(cert.PublicKey) {
+		t.Error("the certificate is of another key")
+	}
+	if _, err := NewSecureBoot(dir, "again"); err == nil {
+		t.Error("overwrote a key")
+	}
+	if _, _, err := LoadSecureBoot(filepath.Join(dir, SecureBootCert), filepath.Join(dir, SecureBootCert)); err == nil || !strings.Contains(err.Error(), "has no PRIVATE KEY in PEM form") {
+		t.Errorf("a certificate for a key: %v", err)
+	}
+}
