@@ -74,7 +74,7 @@ test: deps-test image ## all tests; those that need root, namespaces or QEMU say
 	CGO_ENABLED=1 $(GO) test -count=1 -p 1 -race -short -timeout 20m $(RACE)
 
 # The packages with goroutines that run without a kernel of their own.
-RACE := ./config/... ./netcore/filter/... ./netcore/membership/... ./netcore/health/... ./netcore/load/... ./qemu/vswitch/... ./qemu/nethost/... ./uinit/... ./cmd/internal/...
+RACE := ./config/... ./netcore/filter/... ./netcore/membership/... ./netcore/api/... ./netcore/health/... ./netcore/load/... ./qemu/vswitch/... ./qemu/nethost/... ./uinit/... ./cmd/internal/...
 
 lint: ## gofmt, go vet, staticcheck
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "gofmt would change: $$out" >&2; exit 1; }
