@@ -143,6 +143,11 @@ type Management struct {
 	// MAC become the host bits. IPv4 with /8 to /24 or IPv6 with /16 to /80,
 	// such as 10.78.0.0/16.
 	Pattern netip.Prefix `yaml:"pattern"`
+	// Port is the TCP port of the management API, on every node's own addresses
+	// and on the VIP, where one of the nodes answers for all. It is a port of the
+	// VIP like others: no service can have it, and a rule that disables it closes
+	// it on the VIP alone. 0: no API.
+	Port int `yaml:"port" default:"9264" min:"0" max:"65535"`
 }
 
 // Service is a program that every node runs on the VIP.

@@ -54,7 +54,7 @@ func TestDemo(t *testing.T) {
 			CloneMAC: net.HardwareAddr{0x02, 0xcc, 0x0a, 0x4d, 0x00, 0x0a},
 		},
 		Interface:  Interface{WaitCarrier: 10 * time.Second},
-		Management: Management{Mode: ManagementDHCP},
+		Management: Management{Mode: ManagementDHCP, Port: 9264},
 		Policy:     Policy{Name: ByRandom, Balance: BalanceEven, Affinity: AffinityNone, Moves: 32, WhenAllFail: ServeWhenAllFail},
 		Services: []Service{{
 			Name: "web", Run: []string{"/bin/webd"}, Ports: []PortRange{{80, 80, "tcp"}}, Affinity: AffinityNone,
@@ -178,6 +178,8 @@ func TestErrors(t *testing.T) {
 		{"port of another", web + "    ports: [80/tcp]\n  - {name: b, run: [/b], ports: [80/tcp]}\n", []string{"10:34: services.b.ports[0]: 80/tcp is not free: service web has 80/tcp (cluster.yaml:9:13)"}},
 		{"range over its own port", web + "    ports: [80/tcp, 70-90/tcp]\n", []string{"9:21: services.web.ports[1]: 70-90/tcp is not free: 80/tcp is here too"}},
 		{"ranges that meet", web + "    ports: [80-90/tcp]\n  - {name: b, run: [/b], ports: [90-99/tcp]}\n", []string{"services.b.ports[0]: 90-99/tcp is not free: service web has 80-90/tcp (cluster.yaml:9:13)"}},
+		{"the API's port", web + "    ports: [9000-9999/tcp]\n", []string{"9:13: services.web.ports[0]: 9000-9999/tcp is not free: 9264/tcp is for the management API; give that another one (management.port)"}},
+		{"port of no port", minimal + "management: {port: 65536}\n", []string{"management.port"}},
 		{"rule for a service's port", web + "    ports: [80/tcp]\nrules:\n  - {ports: [1-99/tcp], affinity: single}\n", []string{"11:14: rules[0].ports[0]: 1-99/tcp is not free: service web has 80/tcp (cluster.yaml:9:13)"}},
 		{"two rules for a port", minimal + "rules:\n  - {ports: [1-99/tcp], affinity: single}\n  - {ports: [99/tcp], affinity: client}\n", []string{"8:14: rules[1].ports[0]: 99/tcp is not free: rules[0] has 1-99/tcp (cluster.yaml:7:14)"}},
 		{"rule without ports", minimal + "rules:\n  - affinity: single\n", []string{"7:5: rules[0].ports: is missing"}},

@@ -230,9 +230,20 @@ func (b *builder) validatePorts() {
 	}
 	for i, s := range b.config.Services {
 		check(s.Ports, b.servicePath(i))
+		b.validateAPIPort(s.Ports, b.servicePath(i)+".ports")
 	}
 	for i, r := range b.config.Rules {
 		check(r.Ports, indexed("rules", i))
+	}
+}
+
+// validateAPIPort checks that the service leaves the API its port.
+func (b *builder) validateAPIPort(ports []PortRange, at string) {
+	api := b.config.Management.Port
+	for i, p := range ports {
+		if api != 0 && p.Overlaps(PortRange{uint16(api), uint16(api), "tcp"}) {
+			b.failAt(fmt.Sprintf("%v is not free: %d/tcp is for the management API; give that another one (management.port), or none (0)", p, api), indexed(at, i), at, "management.port")
+		}
 	}
 }
 

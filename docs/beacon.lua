@@ -8,11 +8,11 @@
 local cc = Proto("clonecluster", "Clone Cluster")
 
 local states = {[1] = "listening", [2] = "serving", [3] = "draining", [4] = "stopping", [5] = "leaving", [6] = "restarting"}
-local kinds = {[1] = "beacon", [2] = "part of a map"}
+local kinds = {[1] = "beacon", [2] = "part of a map", [3] = "card"}
 
-local VERSION, BEACON, MAP = 2, 1, 2
+local VERSION, BEACON, MAP, CARD = 2, 1, 2, 3
 local ETHERNET = 14 -- the bytes before those that the dissector is given
-local TAGS, PIECE = 223, 58
+local TAGS, PIECE, ADDRESSES = 223, 58, 47
 local MAP_HEAD, BUCKETS, NOBODY = 23, 1024, 255
 local HMAC = 16
 
@@ -50,6 +50,10 @@ local f = {
 	member = ProtoField.ether("clonecluster.member", "Member"),
 	member_buckets = ProtoField.uint16("clonecluster.member.buckets", "Buckets"),
 	owners = ProtoField.bytes("clonecluster.owners", "Owner of each bucket"),
+	port = ProtoField.uint16("clonecluster.port", "Port of the API"),
+	address = ProtoField.ipv6("clonecluster.address", "Address"),
+	name = ProtoField.string("clonecluster.name", "Host name"),
+	build = ProtoField.string("clonecluster.build", "Program"),
 	unowned = ProtoField.uint16("clonecluster.unowned", "Buckets of nobody"),
 }
 cc.fields = f
@@ -188,6 +192,26 @@ local function map_part(tvb, tree)
 	return info, last, whole
 end
 
+-- card is the same for the third kind.
+local function card(tvb, tree)
+	local whole = add(tree, tvb, {{42, 2, f.port}})
+	local n, name, build = number(tvb, 44, 1) or 0, number(tvb, 45, 1) or 0, number(tvb, 46, 1) or 0
+	for i = 0, n - 1 do
+		whole = whole and add(tree, tvb, {{ADDRESSES + 16 * i, 16, f.address}})
+	end
+	local texts = ADDRESSES + 16 * n
+	for _, l in ipairs({{texts, name, f.name}, {texts + name, build, f.build}}) do
+		if l[2] > 0 then
+			whole = whole and add(tree, tvb, {l})
+		end
+	end
+	if whole and (n == 0 or n > 8) then
+		tree:add_proto_expert_info(e.malformed)
+	end
+	local said = bytes(tvb, texts, name)
+	return "Card" .. (said and " of " .. said:string() or ""), texts + name + build, whole and number(tvb, 46, 1) ~= nil
+end
+
 function cc.dissector(tvb, pinfo, tree)
 	local magic = bytes(tvb, 14, 2)
 	if not magic or magic:string() ~= "CC" then
@@ -208,6 +232,8 @@ function cc.dissector(tvb, pinfo, tree)
 		info, hmac, whole = beacon(tvb, top)
 	elseif kind == MAP then
 		info, hmac, whole = map_part(tvb, top)
+	elseif kind == CARD then
+		info, hmac, whole = card(tvb, top)
 	elseif kind then
 		top:add_proto_expert_info(e.malformed)
 	end

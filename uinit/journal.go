@@ -1,11 +1,13 @@
 package uinit
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -38,8 +40,9 @@ func seconds(d time.Duration) string { return fmt.Sprintf("%.3f", d.Seconds()) }
 
 // entry is one line of the journal.
 type entry struct {
-	At   time.Duration `json:"-"`
-	Text string        `json:"text"`
+	ID   uint64 // of all sources together, from 1
+	At   time.Duration
+	Text string
 }
 
 // journal takes the lines of init and of its children, keeps the last of each,
@@ -52,6 +55,7 @@ type journal struct {
 
 	mu      sync.Mutex
 	rings   map[string]*ring
+	next    uint64
 	dropped int // lines not shown since the last that was
 	total   int // lines never shown
 }
@@ -72,7 +76,8 @@ func (j *journal) line(name, text string) {
 		r = &ring{}
 		j.rings[name] = r
 	}
-	r.add(entry{at, text})
+	j.next++
+	r.add(entry{j.next, at, text})
 	shown := consoleLine(at, name, text)
 	if j.dropped > 0 {
 		shown = consoleLine(at, "init", fmt.Sprintf("%d lines are not shown: the console is slower than the log", j.dropped)) + shown
@@ -98,6 +103,34 @@ func (j *journal) lines(name string) []entry {
 		return r.all()
 	}
 	return nil
+}
+
+// line is one of several sources' lines.
+type line struct {
+	ID     uint64  `json:"id"`
+	At     float64 `json:"at_seconds"`
+	Source string  `json:"source"`
+	Text   string  `json:"text"`
+}
+
+// after gives the lines of all sources after one, in their order, and how many of
+// them are no longer there. An id that is not given yet is of a former boot.
+func (j *journal) after(id uint64) (lines []line, lost uint64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if id > j.next {
+		id = 0
+	}
+	lines = []line{}
+	for name, r := range j.rings {
+		for _, e := range r.lines {
+			if e.ID > id {
+				lines = append(lines, line{e.ID, e.At.Seconds(), name, e.Text})
+			}
+		}
+	}
+	slices.SortFunc(lines, func(a, b line) int { return cmp.Compare(a.ID, b.ID) })
+	return lines, j.next - id - uint64(len(lines))
 }
 
 func (j *journal) lost() int {

@@ -193,7 +193,15 @@ func (p *pid1) startStatus() {
 		enc.SetIndent("", "  ")
 		_ = enc.Encode(s)
 	})
+	run := strconv.FormatInt(time.Now().UnixNano(), 36)
 	mux.HandleFunc("GET /v1/log", func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("format") == "json" { // for the engine, which tells it to whoever may know
+			after, _ := strconv.ParseUint(r.URL.Query().Get("after"), 10, 64)
+			lines, lost := p.journal.after(after)
+			w.Header().Set("Content-Type", "application/json")
+			_ = json.NewEncoder(w).Encode(map[string]any{"run": run, "lines": lines, "lost": lost})
+			return
+		}
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		for _, e := range p.journal.lines(r.URL.Query().Get("name")) {
 			if _, err := fmt.Fprintf(w, "[%8s] %s\n", seconds(e.At), e.Text); err != nil {

@@ -18,11 +18,11 @@ import (
 func newKeyCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "key",
-		Short: "Make the keys that sign a build",
+		Short: "Make keys and certificates",
 		Args:  usageArgs(cobra.NoArgs),
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newKeyNewCmd(), newKeySecureBootCmd())
+	cmd.AddCommand(newKeyNewCmd(), newKeySecureBootCmd(), newKeyIssueCmd())
 	return cmd
 }
 

@@ -51,6 +51,9 @@ func run(args []string) int {
 	case errors.Is(err, errDiffers):
 		return exitDiffers
 	}
+	if coded := (codedError{}); errors.As(err, &coded) {
+		return coded.code
+	}
 	return exitFailure
 }
 
@@ -60,13 +63,15 @@ func newRoot() *cobra.Command {
 		Short: "Build, run and inspect clone clusters",
 		Long: `Clonectl builds the appliance image of a clone cluster (N machines that answer
 for one IP address with one MAC address, with nothing in front of them), runs
-it in QEMU, and checks its configuration.
+it in QEMU, checks its configuration, and shows and steers a running cluster.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 "verify" found a difference, 130
-interrupted (but Ctrl-C is the normal end of "serve" and of a live "qemu up": 0).`,
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 "verify" found a difference or the
+time of "drain --wait" ran out, 130 interrupted (but Ctrl-C is the normal end of
+"serve", of a live "qemu up", and of what watches or follows: 0).`,
 		Example: `  clonectl build --config cluster.yaml   # everything that boots, for every way to boot
   clonectl image                         # kernel and initramfs for QEMU
   clonectl qemu up --nodes 3             # boot a cluster, answer on http://127.0.0.1:8080/
+  clonectl status --watch                # what its nodes do
   clonectl config check cluster.yaml     # is this file right?`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -79,6 +84,7 @@ interrupted (but Ctrl-C is the normal end of "serve" and of a live "qemu up": 0)
 	root.AddGroup(
 		&cobra.Group{ID: "build", Title: "Build:"},
 		&cobra.Group{ID: "run", Title: "Run:"},
+		&cobra.Group{ID: "operate", Title: "See and steer a running cluster:"},
 		&cobra.Group{ID: "configure", Title: "Configure:"},
 	)
 	root.AddCommand(
@@ -93,6 +99,13 @@ interrupted (but Ctrl-C is the normal end of "serve" and of a live "qemu up": 0)
 		grouped("run", newServeCmd()),
 		grouped("run", newSimCmd()),
 		grouped("configure", newConfigCmd()),
+		grouped("operate", newStatusCmd()),
+		grouped("operate", newDrainCmd()),
+		grouped("operate", newResumeCmd()),
+		grouped("operate", newEventsCmd()),
+		grouped("operate", newWhichCmd()),
+		grouped("operate", newLogsCmd()),
+		grouped("operate", newBootCmd()),
 		newManCmd(),
 	)
 	return root

@@ -38,6 +38,7 @@ func newQEMUCmd() *cobra.Command {
 type upOptions struct {
 	nodes                     int
 	image, listen, pcap, logs string
+	api                       string
 	accel, machine, append    string
 	once, asJSON, verbose     bool
 	noKill                    bool
@@ -63,6 +64,11 @@ func (o upOptions) validate() error {
 	if o.listen != "" {
 		if _, _, err := net.SplitHostPort(o.listen); err != nil {
 			return fmt.Errorf("--listen %q: want an address and a port, as 127.0.0.1:8080", o.listen)
+		}
+	}
+	if o.api != "" {
+		if _, _, err := net.SplitHostPort(o.api); err != nil {
+			return fmt.Errorf("--api %q: want an address and a port, as 127.0.0.1:9264", o.api)
 		}
 	}
 	return nil
@@ -94,6 +100,9 @@ what must hold, stops the nodes by their power buttons, and ends: with exit code
 			if o.once && !cmd.Flags().Changed("listen") {
 				o.listen = "" // nobody would have the time to use it
 			}
+			if o.once && !cmd.Flags().Changed("api") {
+				o.api = ""
+			}
 			return runUp(cmd.Context(), o, cmd.OutOrStdout())
 		},
 	}
@@ -101,6 +110,7 @@ what must hold, stops the nodes by their power buttons, and ends: with exit code
 	f.IntVar(&o.nodes, "nodes", 3, "how many nodes, 1 to 64")
 	f.StringVar(&o.image, "image", filepath.Join("build", "qemu-x86_64"), "`FOLDER` with an image, from \"clonectl image\"")
 	f.StringVar(&o.listen, "listen", "127.0.0.1:8080", "`ADDRESS` of this computer that leads to the cluster")
+	f.StringVar(&o.api, "api", "127.0.0.1:9264", "`ADDRESS` of this computer that leads to the cluster's management API, for \"clonectl status\" and its like; empty: none")
 	f.StringVar(&o.pcap, "pcap", "", "write every frame that crosses the switch to `FILE`: pcapng, each frame once, on the port where it came in")
 	f.StringVar(&o.logs, "logs", "", "keep the nodes' console logs in `FOLDER`")
 	f.StringVar(&o.accel, "accel", "auto", "kvm, tcg, or auto: KVM if a trial guest runs under it")
@@ -208,6 +218,9 @@ func labConfig(b bootable, o upOptions, cache string) (lab.Config, error) {
 	}
 	if o.listen != "" {
 		c.Forwards = []lab.Forward{{Listen: o.listen, To: to.AddrPort}}
+	}
+	if port := b.config.Management.Port; o.api != "" && port != 0 {
+		c.Forwards = append(c.Forwards, lab.Forward{Listen: o.api, To: netip.AddrPortFrom(to.Addr(), uint16(port))})
 	}
 	return c, nil
 }

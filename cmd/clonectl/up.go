@@ -97,14 +97,21 @@ func runUp(ctx context.Context, o upOptions, stdout io.Writer) error {
 	u.say("cluster %q at %s: booting %s", u.cfg.Cluster.Name, strings.Join(vips(u.cfg), " and "), plural(o.nodes, "node"))
 	if u.lab, err = lab.Start(ctx, labCfg); err != nil {
 		if errors.Is(err, syscall.EADDRINUSE) {
-			err = fmt.Errorf("%w; choose another port with --listen", err)
+			err = fmt.Errorf("%w; choose another port with --listen or --api", err)
 		}
 		return err
 	}
 	defer u.lab.Close()
 	u.say("%s", u.accelerator())
-	if len(labCfg.Forwards) > 0 {
+	if o.listen != "" {
 		u.hint = "http://" + u.lab.ForwardAddr(0).String() + "/"
+	}
+	if o.api != "" && u.cfg.Management.Port != 0 {
+		forget, err := writeLab(u.cfg, u.lab.ForwardAddr(len(labCfg.Forwards)-1).String())
+		if err != nil {
+			return fmt.Errorf("noting where the cluster's API is: %w", err)
+		}
+		defer forget()
 	}
 	if u.target, err = webAddress(u.cfg); err != nil {
 		return err

@@ -76,7 +76,7 @@ func ask(ctx context.Context, verb string, args []string, stdout, stderr io.Writ
 		enc.SetIndent("", "  ")
 		_ = enc.Encode(s)
 	default:
-		s.print(stdout)
+		printStatus(stdout, &s)
 	}
 	return 0
 }
@@ -144,8 +144,8 @@ func (c *client) drained(ctx context.Context, most time.Duration, progress io.Wr
 	}
 }
 
-// print writes the status for a person.
-func (s *Status) print(w io.Writer) {
+// printStatus writes the status for a person.
+func printStatus(w io.Writer, s *Status) {
 	fmt.Fprintf(w, "%s on %s (%s), datapath %s by %s, %s\n", s.State, s.NIC, s.WireMAC, s.Datapath, s.Ingress, strings.Join(s.VIP, " "))
 	switch {
 	case s.Fenced:

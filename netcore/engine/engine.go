@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"clonecluster/config"
+	"clonecluster/netcore/api"
 	"clonecluster/netcore/filter"
 	"clonecluster/netcore/health"
 	"clonecluster/netcore/load"
@@ -62,6 +63,11 @@ type Options struct {
 	Ingress string
 	// BPFFS is the BPF file system for what outlives the engine. Empty: DefaultBPFFS.
 	BPFFS string
+	// InitSocket is where the appliance's init tells how the machine booted and
+	// keeps all logs. Empty, or nobody there: an ordinary host.
+	InitSocket string
+	// Log is what the engine has logged, for the API. May be nil.
+	Log *api.Record[api.LogLine]
 	// Intercept, if set, may change each table before it is installed: for tests
 	// of what must hold even if the protocol is wrong. It is also called every 10 ms
 	// with the last table.
@@ -86,6 +92,10 @@ type engine struct {
 
 	unwell atomic.Pointer[[]string] // why services fail their checks
 
+	telling // for the API
+	fc      filter.Config
+	rules   uint64 // its fingerprint
+
 	mu     sync.Mutex   // of what follows
 	table  filter.Table // in force
 	tables uint64       // how many there were
@@ -107,7 +117,7 @@ func Run(ctx context.Context, opt Options) error {
 	if opt.Heartbeat == 0 {
 		opt.Heartbeat = time.Second
 	}
-	e := &engine{opt: opt, log: opt.Logger, start: time.Now()}
+	e := &engine{opt: opt, log: opt.Logger, start: time.Now(), telling: newTelling()}
 	// The parts outlive ctx by the time it takes to leave.
 	parts, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -157,6 +167,7 @@ func (e *engine) open(ctx, parts context.Context) (err error) {
 		}
 	}
 	fc := filterConfig(cfg)
+	e.fc, e.rules = fc, fc.Fingerprint()
 	for _, p := range []netip.Prefix{cfg.VIP.IPv4, cfg.VIP.IPv6} {
 		if p.IsValid() {
 			e.vips = append(e.vips, p.Addr())
@@ -172,17 +183,20 @@ func (e *engine) open(ctx, parts context.Context) (err error) {
 	}
 	err = e.openDatapath(fc,
 		func(mac net.HardwareAddr) { e.node.SetID(parts, membership.NodeID(mac)) },
-		func(up bool) { e.node.SetCarrier(parts, up) })
+		func(up bool) {
+			e.node.SetCarrier(parts, up)
+			e.carrierEvent(up)
+		})
 	if err != nil {
 		return fmt.Errorf("setting up the datapath on %s: %w", e.nic.Name, err)
 	}
 	e.node, err = membership.NewNode(membership.NodeConfig{
 		Machine: membership.Config{
 			Params: membership.Params{Interval: cfg.Cluster.Detect.Beacon(), Dead: cfg.Cluster.Detect.Dead(), Lease: cfg.Cluster.Detect.Lease()},
-			Policy: policy(cfg), Weight: cfg.Weight(e.nic.PermanentMAC), Rules: fc.Fingerprint(),
+			Policy: policy(cfg), Weight: cfg.Weight(e.nic.PermanentMAC), Rules: e.rules,
 		},
 		ID: membership.NodeID(e.nic.MAC), Link: e.link, Logger: e.log, Now: monotonic, Codec: newCodec(cfg),
-		Apply: e.apply, Announce: e.announce, Flows: e.flows, Changed: e.viewChanged, Urgent: true,
+		Apply: e.apply, Announce: e.announce, Flows: e.flows, Changed: e.viewChanged, Noted: e.noted, Urgent: true,
 	})
 	if err != nil {
 		return errors.Join(err, e.path.Undo())
@@ -367,7 +381,8 @@ func (e *engine) flows() (bits membership.Bits, active int, err error) {
 		if !f.TimeWait && !f.HalfOpen {
 			e.filter.Hold(f.Tuple, now)
 		}
-		if !f.TimeWait {
+		// Who waits for the connections to end may do so by the API.
+		if !f.TimeWait && int(f.Tuple.VIP.Port()) != e.opt.Config.Management.Port {
 			active++
 		}
 	})
@@ -375,6 +390,7 @@ func (e *engine) flows() (bits membership.Bits, active int, err error) {
 }
 
 func (e *engine) viewChanged(v membership.View) {
+	e.viewEvents(v)
 	slot, owners := slot(v)
 	e.log.Info("view", "map", v.Map.Version, "state", v.State, "slot", slot, "of", len(owners), "agreed", v.Agreed, "nodes", strings.Join(owners, " "))
 	e.opt.Notify(fmt.Sprintf("STATUS=%v, node %d of %d", v.State, slot, len(owners)))
@@ -399,6 +415,7 @@ func slot(v membership.View) (slot int, owners []string) {
 // watchHealth tells the protocol whether the services pass their checks.
 func (e *engine) watchHealth(ctx context.Context) {
 	health.Run(ctx, checks(e.opt.Config), health.Options{VIPs: e.vips, Logger: e.log, Tell: func(r health.Report) {
+		e.healthEvent(r)
 		e.unwell.Store(&r.Reasons)
 		e.node.SetHealth(ctx, r.Healthy)
 	}})
@@ -457,6 +474,9 @@ func (e *engine) run(ctx context.Context, g *errgroup.Group, parts context.Conte
 	if !e.nic.Carrier {
 		e.node.SetCarrier(parts, false)
 	}
+	e.happened(func() api.Event {
+		return api.Event{Kind: "started", Text: fmt.Sprintf("the engine starts on %s, datapath %s", e.nic.Name, e.datapath)}
+	})
 	e.drainAgain(parts)
 	g.Go(func() error { return e.path.Run(parts) })
 	g.Go(func() error { return e.node.Run(parts) })
@@ -468,6 +488,11 @@ func (e *engine) run(ctx context.Context, g *errgroup.Group, parts context.Conte
 	}
 	if e.socket != nil {
 		g.Go(func() error { return e.serveStatus(parts) })
+	}
+	g.Go(func() error { e.record(parts); return nil })
+	if e.opt.Config.Management.Port != 0 {
+		g.Go(func() error { e.serveAPI(parts); return nil })
+		g.Go(func() error { e.sendCards(parts); return nil })
 	}
 	e.log.Info("engine running", "nic", e.nic.Name, "driver", e.nic.Driver, "wire-mac", e.path.WireMAC().String(),
 		"datapath", e.datapath, "clone-mac", e.opt.Config.VIP.CloneMAC.String(), "vip", e.vips, "carrier", e.nic.Carrier)

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"clonecluster/config"
+	"clonecluster/netcore/api"
 	"clonecluster/netcore/nic"
 )
 
@@ -24,6 +25,7 @@ import (
 const (
 	DefaultConfig       = "/etc/clonecluster/cluster.yaml"
 	DefaultStatusSocket = "/run/clonecluster/cloned.sock"
+	DefaultInitSocket   = "/run/clonecluster/init.sock"
 )
 
 // exitRefused tells a service manager that trying again is of no use.
@@ -99,6 +101,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	path := flags.String("datapath", "", "native, bpf, raw or auto (default: as the configuration says)")
 	ingress := flags.String("ingress", "", "xdp, tc or auto, for native and bpf (default: as the configuration says)")
 	bpffs := flags.String("bpffs", DefaultBPFFS, "`folder` of the BPF file system, for what outlives this process")
+	initSocket := flags.String("init-socket", DefaultInitSocket, "`path` of the socket of the appliance's init; nobody there: an ordinary host")
 	level := flags.String("log-level", "", "debug, info, warn or error (default: as the configuration says)")
 	checked := flags.Bool("check", true, "refuse to start where \"cloned check\" would")
 	drain := flags.Duration("drain", -1, "how long a stop waits for this node's connections to end; less than 0: as the configuration says")
@@ -136,7 +139,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 			return 2
 		}
 	}
-	lines := newOutlet(stderr, 1024, lostLines)
+	kept := api.NewLog()
+	lines := newOutlet(io.MultiWriter(stderr, keeper{kept}), 1024, lostLines)
 	defer lines.close(time.Second)
 	log := newLogger(lines, isTerminal(stderr), min)
 	notify, told, err := newNotifier(getenv("NOTIFY_SOCKET"))
@@ -153,7 +157,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		check = CheckHost(cfg, *path, log)
 	}
 	err = Run(ctx, Options{
-		Check: check, Config: cfg, Interface: *iface, Logger: log, StatusSocket: *status, Drain: *drain,
+		Check: check, Config: cfg, Interface: *iface, Logger: log, Log: kept, StatusSocket: *status, InitSocket: *initSocket, Drain: *drain,
 		Datapath: *path, Ingress: *ingress, BPFFS: *bpffs, Notify: notify, Heartbeat: heartbeat(getenv("WATCHDOG_USEC")),
 	})
 	switch {

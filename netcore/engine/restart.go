@@ -8,6 +8,8 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+
+	"clonecluster/netcore/api"
 )
 
 // ErrRestart, as the cause of the end of Run's context, asks for an end that the
@@ -43,6 +45,13 @@ func stopSignals(ctx context.Context) (context.Context, context.CancelFunc) {
 
 // leave ends this node's part, gracefully or for a restart.
 func (e *engine) leave(ctx, parts context.Context) {
+	e.happened(func() api.Event {
+		why := "it was asked to stop"
+		if restarting(ctx) {
+			why = "another engine takes over on this machine"
+		}
+		return api.Event{Kind: "stopping", Text: "the engine ends", Why: why}
+	})
 	if restarting(ctx) {
 		e.log.Info("ending for a restart: connections on this node wait for the next engine")
 		e.node.Restart(parts)

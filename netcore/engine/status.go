@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -14,84 +15,27 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"clonecluster/netcore/api"
 	"clonecluster/netcore/filter"
 	"clonecluster/netcore/membership"
 )
 
-// Status is the answer to GET /v1/status.
-type Status struct {
-	NIC       string   `json:"nic"`
-	Driver    string   `json:"driver,omitempty"`
-	WireMAC   string   `json:"wire_mac"`
-	CloneMAC  string   `json:"clone_mac"`
-	VIP       []string `json:"vip"`
-	Datapath  string   `json:"datapath"` // "native", "bpf" or "raw"
-	Ingress   string   `json:"ingress"`  // where frames are judged: "XDP", "tcx", "clsact" or "packet socket"
-	UptimeSec float64  `json:"uptime_seconds"`
-	// Goroutines is how many the engine has: one that grows is a leak.
-	Goroutines int `json:"goroutines"`
-
-	State   string   `json:"state"`   // listening, serving, draining, stopping, leaving or restarting
-	Slot    int      `json:"slot"`    // place among Nodes, from 1; 0: none
-	Nodes   []string `json:"nodes"`   // those that own buckets, by wire MAC
-	Heard   []string `json:"heard"`   // the other live nodes
-	Agreed  bool     `json:"agreed"`  // all live nodes go by the same map
-	Fenced  bool     `json:"fenced"`  // takes no new connections, as somebody may not know of this node
-	Leader  string   `json:"leader"`  // wire MAC; empty: none known
-	Map     uint64   `json:"map"`     // its version
-	Buckets Buckets  `json:"buckets"` // how many are in which state
-
-	// Unwell are the services that fail their checks, with the reason.
-	Unwell []string `json:"unwell"`
-	// FailOpen: the services of all nodes fail, and the cluster serves on.
-	FailOpen bool     `json:"fail_open"`
-	Members  []Member `json:"members"` // all that are heard, this node too
-	Drain    Drain    `json:"drain"`
-	// Findings are what was wrong on the segment in the last ten minutes.
-	Findings []membership.Finding `json:"findings"`
-
-	Verdicts map[string]uint64   `json:"verdicts"`          // frames by verdict, without zeros
-	Counters map[string]uint64   `json:"datapath_counters"` // the fields of raw.Counters or macvlan.Counters
-	Beacons  membership.Counters `json:"beacon_counters"`   // frames without effect
-}
-
-// Member is one node as this one knows it.
-type Member struct {
-	Node    string  `json:"node"` // wire MAC
-	Self    bool    `json:"self,omitempty"`
-	State   string  `json:"state"`
-	Live    bool    `json:"live"` // it hears this node as well
-	Unwell  bool    `json:"unwell,omitempty"`
-	Weight  int     `json:"weight"`
-	Busy    float64 `json:"busy"` // share of the processors, 0 to 1
-	Flows   int     `json:"flows"`
-	Buckets int     `json:"buckets"` // of 1024, by the map
-	Map     uint64  `json:"map"`     // the version it goes by
-}
-
-// Drain is how far a drain or a stop has come.
-type Drain struct {
-	Draining bool `json:"draining"`
-	// Owned: some buckets still wait for another node to take them.
-	Owned bool `json:"owned"`
-	// Flows are the connections of the VIP that this node still has.
-	Flows int `json:"flows"`
-}
-
-// Buckets counts the buckets by state.
-type Buckets struct {
-	Foreign  int `json:"foreign"`
-	Settled  int `json:"settled"`
-	Shared   int `json:"shared"`
-	Draining int `json:"draining"`
-}
+// The answer to GET /v1/status, on the status socket and by the API.
+type (
+	Status  = api.Status
+	Member  = api.Member
+	Drain   = api.Drain
+	Buckets = api.Buckets
+)
 
 func (e *engine) status() Status {
 	view, table, verdicts := e.node.View(), e.filter.Table(), e.filter.Counters()
 	place, owners := slot(view)
 	progress := e.node.Progress()
 	s := Status{
-		NIC: e.nic.Name, Driver: e.nic.Driver, Datapath: e.datapath, Ingress: e.ingress,
+		Cluster: e.opt.Config.Cluster.Name, Name: e.host, Build: e.buildID(), Rules: fmt.Sprintf("%016x", e.rules), Policy: policyName(e.opt.Config),
+		Warnings: []string{},
+		NIC:      e.nic.Name, Driver: e.nic.Driver, Datapath: e.datapath, Ingress: e.ingress,
 		WireMAC: e.path.WireMAC().String(), CloneMAC: e.opt.Config.VIP.CloneMAC.String(),
 		UptimeSec: time.Since(e.start).Seconds(), Goroutines: runtime.NumGoroutine(),
 		State: view.State.String(), Slot: place, Agreed: view.Agreed, Fenced: view.Fenced, Map: view.Map.Version,
@@ -109,7 +53,7 @@ func (e *engine) status() Status {
 	}
 	for _, m := range view.Members {
 		s.Members = append(s.Members, Member{
-			Node: m.ID.String(), Self: m.Self, State: m.State.String(), Live: m.Live, Unwell: m.Sick, Weight: m.Weight,
+			Node: m.ID.String(), Name: e.nameOf(m.ID), Self: m.Self, State: m.State.String(), Live: m.Live, Unwell: m.Sick, Weight: m.Weight,
 			Busy: float64(m.Busy) / 1000, Flows: m.Flows, Buckets: m.Buckets, Map: m.Map.Version,
 		})
 		if m.Live && !m.Self {
@@ -136,6 +80,10 @@ func (e *engine) status() Status {
 			s.Verdicts[filter.Verdict(v).String()] = n
 		}
 	}
+	for _, a := range e.ownAddresses() {
+		s.Addresses = append(s.Addresses, netip.AddrPortFrom(a, uint16(e.opt.Config.Management.Port)).String())
+	}
+	s.Warnings = append(s.Warnings, e.warnings(&s, view)...)
 	return s
 }
 
@@ -185,13 +133,11 @@ func (e *engine) serveStatus(ctx context.Context) error {
 	}
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { answer(w) })
 	mux.HandleFunc("POST /v1/drain", func(w http.ResponseWriter, _ *http.Request) {
-		e.node.Drain(ctx)
-		e.noteDrain(true)
+		e.drain(ctx, api.Order{}, localRoot)
 		answer(w)
 	})
 	mux.HandleFunc("POST /v1/resume", func(w http.ResponseWriter, _ *http.Request) {
-		e.node.Resume(ctx)
-		e.noteDrain(false)
+		e.resume(ctx, api.Order{}, localRoot)
 		answer(w)
 	})
 	srv := &http.Server{Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, MaxHeaderBytes: 8 << 10}

@@ -2,6 +2,7 @@ package membership
 
 import (
 	"bytes"
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -34,6 +35,7 @@ func TestDissector(t *testing.T) {
 	}
 	beacon := readVector(t, "beacon.hex")[0]
 	small, large := readVector(t, "map-3.hex")[0], readVector(t, "map-200.hex")
+	card, bare := cardFrame(t, vectorCard()), cardFrame(t, &Card{Peer: vectorPeer, Port: 1, Addresses: vectorCard().Addresses[1:2]})
 	many := vectorBeacon()
 	many.Heard = slices.Repeat(many.Heard, MaxNodes)
 	head := map[string]string{
@@ -73,7 +75,14 @@ func TestDissector(t *testing.T) {
 		{"nothing but the magic", captured{beacon[:16], 0}, []map[string]string{{"magic": "CC", "version": "", "cut_off": "1"}}},
 
 		{"owner who is no member", captured{with(small, 100, 3), 0}, []map[string]string{head, {"member": "", "malformed": "1"}}},
-		{"kind of the future", captured{with(beacon, 17, 3), 0}, []map[string]string{{"kind": "3", "malformed": "1"}}},
+		{"card", captured{card, 0}, []map[string]string{{
+			"kind": "3", "sequence": "9", "port": "9264", "address": "::ffff:10.77.0.101,fd77::101,fe80::1", "name": "node-1", "build": "0123456789ab", "hmac": fmt.Sprintf("%x", card[len(card)-macLen:]),
+		}}},
+		{"card without names", captured{bare, 0}, []map[string]string{{"kind": "3", "address": "fd77::101", "name": "", "build": ""}}},
+		{"card, cut off in its addresses", captured{card[:70], 0}, []map[string]string{{"kind": "3", "address": "::ffff:10.77.0.101", "name": "", "cut_off": "1"}}},
+		{"card without addresses", captured{with(card, 44, 0), 0}, []map[string]string{{"kind": "3", "address": "", "malformed": "1,1"}}},
+
+		{"kind of the future", captured{with(beacon, 17, 4), 0}, []map[string]string{{"kind": "4", "malformed": "1"}}},
 		{"too long", captured{append(slices.Clone(beacon), 0), 0}, []map[string]string{head, {"malformed": "1", "cut_off": ""}}},
 		{"another version", captured{with(beacon, 16, 3), 0}, []map[string]string{{"version": "3", "kind": "", "other_version": "1", "malformed": ""}}},
 		{"somebody else's", captured{with(beacon, 14, 'X'), 0}, []map[string]string{{"magic": "", "version": "", "malformed": ""}}},
@@ -89,7 +98,7 @@ func TestDissector(t *testing.T) {
 			}
 		}
 	}
-	frames = append(frames, noise([][]byte{beacon, small, large[0], large[1]})...)
+	frames = append(frames, noise([][]byte{beacon, small, large[0], large[1], card})...)
 	values := dissect(t, frames, slices.Sorted(maps.Keys(names)))
 	for i, tt := range cases {
 		want := map[string]string{"cut_off": "", "malformed": "", "other_version": ""}

@@ -155,14 +155,14 @@ func (m *Map) index(id NodeID) uint8 {
 	return Nobody
 }
 
-// The layout, all numbers big endian. Both kinds begin with
+// The layout, all numbers big endian. All kinds begin with
 //
 //	 0  6  destination: Group, or the wire MAC of one node
 //	 6  6  source: the wire MAC, which is the node id
 //	12  2  EtherType
 //	14  2  'C' 'C'
 //	16  1  version, 2
-//	17  1  kind: 1 beacon, 2 part of a map
+//	17  1  kind: 1 beacon, 2 part of a map, 3 card
 //	18  8  cluster: the first bytes of SHA-256 of its name
 //	26  8  incarnation
 //	34  8  sequence
@@ -228,7 +228,7 @@ var (
 	ErrUnauthentic  = errors.New("frame with a wrong key")
 )
 
-// Codec writes and reads the frames of one cluster. Not for concurrent use.
+// Codec writes and reads the frames of one cluster.
 type Codec struct {
 	cluster [8]byte
 	keys    [][]byte
@@ -333,20 +333,10 @@ type Part struct {
 // The error is one of ErrMalformed, ErrOtherVersion, ErrOtherCluster and
 // ErrUnauthentic. What it gives does not refer to f.
 func (c *Codec) Decode(f []byte) (*Beacon, *Part, error) {
-	switch {
-	case len(f) < minFrame || len(f) > MaxFrame || binary.BigEndian.Uint16(f[12:]) != EtherType || f[14] != 'C' || f[15] != 'C' || f[6]&1 != 0:
-		return nil, nil, ErrMalformed
-	case f[16] != version:
-		return nil, nil, fmt.Errorf("%w: %d, this program has %d", ErrOtherVersion, f[16], version)
-	case [8]byte(f[18:]) != c.cluster:
-		return nil, nil, ErrOtherCluster
+	body, from, sequence, err := c.open(f)
+	if err != nil {
+		return nil, nil, err
 	}
-	body := f[:len(f)-macLen]
-	if !c.authentic(body, f[len(body):]) {
-		return nil, nil, ErrUnauthentic
-	}
-	from := Peer{NodeID(f[6:12]), binary.BigEndian.Uint64(f[26:])}
-	sequence := binary.BigEndian.Uint64(f[34:])
 	switch f[17] {
 	case kindBeacon:
 		b, err := decodeBeacon(body, from, sequence)
@@ -356,6 +346,23 @@ func (c *Codec) Decode(f []byte) (*Beacon, *Part, error) {
 		return nil, p, err
 	}
 	return nil, nil, ErrMalformed
+}
+
+// open reads what all kinds of frames have, and gives the frame without its HMAC.
+func (c *Codec) open(f []byte) (body []byte, from Peer, sequence uint64, err error) {
+	switch {
+	case len(f) < minFrame || len(f) > MaxFrame || binary.BigEndian.Uint16(f[12:]) != EtherType || f[14] != 'C' || f[15] != 'C' || f[6]&1 != 0:
+		return nil, from, 0, ErrMalformed
+	case f[16] != version:
+		return nil, from, 0, fmt.Errorf("%w: %d, this program has %d", ErrOtherVersion, f[16], version)
+	case [8]byte(f[18:]) != c.cluster:
+		return nil, from, 0, ErrOtherCluster
+	}
+	body = f[:len(f)-macLen]
+	if !c.authentic(body, f[len(body):]) {
+		return nil, from, 0, ErrUnauthentic
+	}
+	return body, Peer{NodeID(f[6:12]), binary.BigEndian.Uint64(f[26:])}, binary.BigEndian.Uint64(f[34:]), nil
 }
 
 func (c *Codec) authentic(body, mac []byte) bool {

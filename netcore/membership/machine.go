@@ -207,7 +207,7 @@ type Note struct {
 	What NoteKind
 	Peer Peer
 	Map  MapID
-	Why  string // of NewMap
+	Why  string // of NewMap and Lost
 }
 
 // NoteKind says what happened. The zero value is invalid.
@@ -951,7 +951,7 @@ func (m *Machine) part(p *peer, a *Actions) {
 	} else if p.gone {
 		a.note(Left, p.Peer)
 	} else {
-		a.note(Lost, p.Peer)
+		a.Notes = append(a.Notes, Note{What: Lost, Peer: p.Peer, Why: m.evidence(p)})
 		p.lapsed = p.state.takesPart()
 	}
 	index := oldIndex(m.cur, p.ID)
@@ -963,6 +963,15 @@ func (m *Machine) part(p *peer, a *Actions) {
 	if !p.gone {
 		p.mayHoldAll()
 	}
+}
+
+// evidence says why a peer counts as dead.
+func (m *Machine) evidence(p *peer) string {
+	silent := time.Duration(m.lastStep - p.heard)
+	if silent <= m.cfg.Params.Dead {
+		return fmt.Sprintf("its beacons come, but for %v none has said that it hears this node", time.Duration(m.lastStep-p.lastListed).Round(time.Millisecond))
+	}
+	return fmt.Sprintf("no beacon for %v, the limit is %v", silent.Round(time.Millisecond), m.cfg.Params.Dead)
 }
 
 // fenced gives a peer that is heard and no longer hears this node, and so has taken
@@ -1363,6 +1372,16 @@ type View struct {
 	Fenced  bool   // accepts nothing new, since somebody does not hear it or goes by a map of its own
 	AllSick bool   // the services of all nodes fail
 	Members []Member
+	// Owners is the present map, not to be changed; nil: none.
+	Owners *Map
+}
+
+// Owner gives the node that the present map gives bucket b to; false: none.
+func (v View) Owner(b int) (NodeID, bool) {
+	if v.Owners == nil || int(v.Owners.Owner[b]) >= len(v.Owners.Members) {
+		return NodeID{}, false
+	}
+	return v.Owners.Members[v.Owners.Owner[b]], true
 }
 
 // Member is one node as another knows it.
@@ -1386,7 +1405,7 @@ func (m *Machine) View() View {
 	}
 	var count [256]int
 	if m.cur != nil {
-		v.Map = m.cur.MapID
+		v.Map, v.Owners = m.cur.MapID, m.cur
 		for _, o := range m.cur.Owner {
 			count[o]++
 		}

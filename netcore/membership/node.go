@@ -38,6 +38,9 @@ type NodeConfig struct {
 	Flows func() (Bits, int, error)
 	// Changed, if set, is told every change of the view.
 	Changed func(View)
+	// Noted, if set, is told what happened, but nothing of what Refused says more
+	// than once in a while. It returns at once.
+	Noted func(Note)
 	// Urgent is for the thread that speaks with the others ([realtime.Thread]);
 	// without it the thread is as the process is.
 	Urgent bool
@@ -64,6 +67,9 @@ type Node struct {
 	draining  atomic.Bool   // as it was told last
 	changed   chan struct{} // closed and replaced when drained or active may have changed
 	changeMu  sync.Mutex
+
+	cards        cards
+	cardSequence uint64
 
 	assemblers map[NodeID]*Assembler
 	frame      [MaxFrame + 1]byte
@@ -296,6 +302,14 @@ func (n *Node) loop(ctx context.Context) error {
 
 // read gives the event of a frame; nil if it has none.
 func (n *Node) read(frame []byte) Event {
+	if isCard(frame) {
+		if card, err := n.cfg.Codec.DecodeCard(frame); err != nil {
+			n.refuse(err, frame)
+		} else {
+			n.cards.add(card)
+		}
+		return nil
+	}
 	beacon, part, err := n.cfg.Codec.Decode(frame)
 	switch {
 	case err != nil:
@@ -514,9 +528,11 @@ func (n *Node) note(notes []Note) {
 			}
 			if n.members.first(note.What.String()+note.Peer.ID.String(), now) {
 				n.cfg.Logger.Warn(note.What.String(), "from", note.Peer.ID)
+				n.noted(note)
 			}
 			continue
 		}
+		n.noted(note)
 		switch note.What {
 		case NewMap:
 			n.cfg.Logger.Info("node made a map", "version", note.Map.Version, "why", note.Why)
@@ -524,9 +540,17 @@ func (n *Node) note(notes []Note) {
 			n.cfg.Logger.Debug("node adopted a map", "version", note.Map.Version, "leader", note.Map.Leader)
 		case FailOpen, AllFailed:
 			n.cfg.Logger.Warn(note.What.String())
+		case Lost:
+			n.cfg.Logger.Info("node "+note.What.String(), "node", note.Peer.ID, "why", note.Why)
 		default:
 			n.cfg.Logger.Info("node "+note.What.String(), "node", note.Peer.ID)
 		}
+	}
+}
+
+func (n *Node) noted(note Note) {
+	if n.cfg.Noted != nil {
+		n.cfg.Noted(note)
 	}
 }
 

@@ -1,0 +1,277 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"clonecluster/config"
+	"clonecluster/netcore/api"
+)
+
+// oneNode is a cluster of one node, of which nothing is real but its API.
+type oneNode struct {
+	mu      sync.Mutex
+	drained bool
+	flows   int
+	orders  []string
+	events  *api.Record[api.Event]
+	log     *api.Record[api.LogLine]
+}
+
+const oneNodeID = "52:54:00:77:00:01"
+
+func (n *oneNode) Self() (string, string) { return oneNodeID, "web-1" }
+func (n *oneNode) Health() api.Health     { return api.Health{State: "serving", OK: true} }
+
+func (n *oneNode) Status() api.Status {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	s := api.Status{
+		Cluster: "demo", Name: "web-1", Build: "0123456789ab", WireMAC: oneNodeID, VIP: []string{"10.77.0.10", "fd77::10"}, Datapath: "native", Ingress: "tcx",
+		State: "serving", Agreed: true, Leader: oneNodeID, Map: 7, Policy: "byRandom", UptimeSec: 3700,
+		Members:  []api.Member{{Node: oneNodeID, Self: true, State: "serving", Live: true, Weight: 100, Busy: 0.12, Flows: n.flows, Buckets: 1024}},
+		Warnings: []string{"a service is unwell: web: the answer is 503 and some more words, so that this is a line that has to be broken"},
+		Drain:    api.Drain{Draining: n.drained, Flows: n.flows},
+	}
+	if n.drained {
+		s.State = "draining"
+	}
+	return s
+}
+
+func (n *oneNode) order(drained bool, o api.Order, who string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.drained = drained
+	n.orders = append(n.orders, who+": "+o.Reason)
+	n.events.Add(api.Event{Time: time.Now(), Node: oneNodeID, Kind: "drain", Text: "an order", Why: o.Reason})
+}
+
+func (n *oneNode) Drain(_ context.Context, o api.Order, who string)  { n.order(true, o, who) }
+func (n *oneNode) Resume(_ context.Context, o api.Order, who string) { n.order(false, o, who) }
+func (n *oneNode) Peers() []api.Peer {
+	return []api.Peer{{Node: "52:54:00:77:00:02", Gone: "12s ago: lost"}}
+}
+func (n *oneNode) Events() *api.Record[api.Event] { return n.events }
+func (n *oneNode) Which(f api.Flow) (api.Which, error) {
+	b := 313
+	return api.Which{
+		Client: f.ClientText(), VIP: "10.77.0.10", Port: f.Port, Protocol: f.Proto, Affinity: "none", Bucket: &b, Owner: oneNodeID,
+		Nodes: []api.WhichNode{{Node: oneNodeID, Name: "web-1", State: "settled", Socket: true}},
+	}, nil
+}
+
+func (n *oneNode) Logs(_ context.Context, after uint64) ([]api.LogLine, string, uint64, <-chan struct{}, error) {
+	lines, lost, more := n.log.After(after)
+	return lines, n.log.Run(), lost, more, nil
+}
+
+func (n *oneNode) Boot(context.Context) (api.Boot, error) {
+	return api.Boot{Hostname: "web-1", Node: oneNodeID, Uptime: 61, Timeline: []api.BootStage{{Stage: "kernel", At: 1.5}, {Stage: "ready", At: 2}},
+		Children: []api.BootChild{{Name: "engine", State: "ready", RSS: 12e6}}}, nil
+}
+
+// serveOne gives the node, the flags that lead to it, and a folder with the demo's
+// cluster.yaml.
+func serveOne(t *testing.T) (n *oneNode, at []string, dir string) {
+	t.Helper()
+	t.Setenv("CLONECLUSTER_CACHE", t.TempDir())
+	dir = t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "cluster.yaml"), config.DemoYAML, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(dir)
+	n = &oneNode{events: api.NewEvents(), log: api.NewLog()}
+	demo := config.Demo()
+	a, err := api.NewAuthority(demo.Cluster.Name, demo.Cluster.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := api.NewServer(a, n, api.Limits{NewPerSecond: 1000}, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go s.Serve(l)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		s.Close(ctx)
+	})
+	return n, []string{"--address", l.Addr().String()}, dir
+}
+
+// clonectl runs a command line.
+func clonectl(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	var out bytes.Buffer
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetOut(&out)
+	root.SetErr(&out)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	err := root.ExecuteContext(ctx)
+	return out.String(), err
+}
+
+func TestOperate(t *testing.T) {
+	n, at, dir := serveOne(t)
+	n.log.Add(api.LogLine{Time: time.Now(), Source: "engine", Text: "a line with \x1b[2J"})
+	n.log.Add(api.LogLine{Time: time.Now(), Source: "web", Text: "another"})
+	for _, tt := range []struct {
+		args string
+		says []string
+	}{
+		{"status", []string{"cluster demo at 10.77.0.10 and fd77::10", "map 7 made by web-1, agreed", "web-1 ", "serving", "1024", " 12%", "1h01m", "native tcx", "gone 12s ago: lost", "program 0123456789ab on all nodes", "! web-1: a service is unwell"}},
+		{"status --json", []string{`"wire_mac": "52:54:00:77:00:01"`}},
+		{"which 192.0.2.7:40312 80", []string{"192.0.2.7:40312 to 10.77.0.10 port 80/tcp: web-1\n", "gives bucket 313 of\n1024", "has this connection"}},
+		{"which 192.0.2.7 53/udp --json", []string{`"protocol": "udp"`}},
+		{"logs web-1", []string{"engine: a line with ·[2J\n", "web: another"}},
+		{"logs 00:01 --source web", []string{"web: another"}},
+		{"boot web-1", []string{"   2.000s  +0.500s  ready", "engine", "12.0MB"}},
+		{"drain web-1 --reason disk", []string{"web-1 (52:54:00:77:00:01) is drained: it has no connections left"}},
+		{"events", []string{"drain      an order (disk)"}},
+		{"events --all", []string{"web-1             drain"}},
+		{"events --json --since 1h", []string{`"why":"disk"`}},
+		{"resume web-1", []string{"takes part again"}},
+	} {
+		out, err := clonectl(t, append(strings.Fields(tt.args), at...)...)
+		if err != nil {
+			t.Errorf("clonectl %s: %v", tt.args, err)
+		}
+		for _, s := range tt.says {
+			if !strings.Contains(out, s) {
+				t.Errorf("clonectl %s does not say %q, but\n%s", tt.args, s, out)
+			}
+		}
+		for line := range strings.Lines(out) {
+			if len([]rune(line)) > 81 && !strings.Contains(tt.args, "json") {
+				t.Errorf("clonectl %s has a line of %d columns: %s", tt.args, len([]rune(line))-1, line)
+			}
+		}
+	}
+	if len(n.orders) != 2 || !strings.HasSuffix(n.orders[0], ": disk") {
+		t.Errorf("the node was told %q", n.orders)
+	}
+
+	// Its certificates.
+	if out, err := clonectl(t, "key", "issue", "--read-only", "--out", "looks", "--days", "7"); err != nil || !strings.Contains(out, "read-only for looks, until") {
+		t.Fatalf("key issue: %v, %s", err, out)
+	}
+	for _, file := range []string{"ca.pem", "client.pem", "client.key", "cluster.json"} {
+		if info, err := os.Stat(filepath.Join(dir, "looks", file)); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v; want a file of mode 0600", file, info, err)
+		}
+	}
+	if _, err := clonectl(t, append([]string{"status", "--cluster", "looks"}, at...)...); err != nil {
+		t.Errorf("status with the read-only certificate: %v", err)
+	}
+	if _, err := clonectl(t, append([]string{"drain", "web-1", "--cluster", "looks"}, at...)...); err == nil || !strings.Contains(err.Error(), "needs control") {
+		t.Errorf("drain with the read-only certificate: %v; want that it needs control", err)
+	}
+	if _, err := clonectl(t, "key", "issue", "--out", "looks"); err == nil || !strings.Contains(err.Error(), "holds a certificate already") {
+		t.Errorf("key issue into the same folder: %v", err)
+	}
+	other := strings.Replace(string(config.DemoYAML), "key: Y2", "key: Z2", 1)
+	if err := os.WriteFile("other.yaml", []byte(other), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := clonectl(t, append([]string{"status", "--cluster", "other.yaml"}, at...)...); err == nil || !strings.Contains(err.Error(), "no node of this cluster") {
+		t.Errorf("status with another cluster's key: %v", err)
+	}
+}
+
+// TestDrainWait: the exit code says whether the connections have ended.
+func TestDrainWait(t *testing.T) {
+	n, at, _ := serveOne(t)
+	n.flows = 3
+	_, err := clonectl(t, append([]string{"drain", "web-1", "--wait", "600ms"}, at...)...)
+	if coded := (codedError{}); !errors.As(err, &coded) || coded.code != exitNotDone || !strings.Contains(err.Error(), "3 connections left") {
+		t.Errorf("with connections left: %v; want exit code %d", err, exitNotDone)
+	}
+	time.AfterFunc(400*time.Millisecond, func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.flows = 0
+	})
+	if out, err := clonectl(t, append([]string{"drain", "web-1", "--wait", "10s"}, at...)...); err != nil || !strings.Contains(out, "no connections left") {
+		t.Errorf("when they end: %v, %s", err, out)
+	}
+}
+
+func TestOperateUsage(t *testing.T) {
+	serveOne(t)
+	for _, args := range []string{
+		"drain", "drain a b", "which 192.0.2.7", "which x 80", "which 192.0.2.7 0", "events --all --follow", "events --since yesterday", "logs", "boot",
+		"key issue", "key issue --out x --days 0", "drain a --wait -1s", "status --address x:y",
+	} {
+		if _, err := clonectl(t, strings.Fields(args)...); !errors.As(err, new(usageError)) {
+			t.Errorf("clonectl %s: %v; want a mistake in its use", args, err)
+		}
+	}
+	t.Chdir(t.TempDir())
+	if _, err := clonectl(t, "status"); !errors.As(err, new(usageError)) || !strings.Contains(err.Error(), "--cluster") {
+		t.Errorf("without a cluster: %v", err)
+	}
+}
+
+// TestLabIsFound: the demo that runs is asked without a word of where it is.
+func TestLabIsFound(t *testing.T) {
+	_, at, _ := serveOne(t)
+	forget, err := writeLab(config.Demo(), at[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	// With its configuration here, and without.
+	for _, dir := range []string{".", t.TempDir()} {
+		t.Chdir(dir)
+		if out, err := clonectl(t, "status"); err != nil || !strings.Contains(out, "web-1") {
+			t.Errorf("in %s: %v, %s", dir, err, out)
+		}
+	}
+	names, _ := (&access{}).completeNodes(withContext(t), nil, "")
+	if len(names) != 1 || names[0] != "web-1\t"+oneNodeID {
+		t.Errorf("completion offers %q; want the node that is there", names)
+	}
+	forget()
+	if l := readLab(); l.Address != "" {
+		t.Errorf("after its end the lab is at %s", l.Address)
+	}
+}
+
+func withContext(t *testing.T) *cobra.Command {
+	cmd := &cobra.Command{}
+	cmd.SetContext(t.Context())
+	return cmd
+}
+
+func TestWrap(t *testing.T) {
+	for _, tt := range []struct{ text, want string }{
+		{"", ""}, {"one", "one"}, {"one two three", "one two\n  three"}, {"onetwothree four", "onetwothree\n  four"},
+	} {
+		if got := wrap(tt.text, 8, "  "); got != tt.want {
+			t.Errorf("wrap(%q) = %q; want %q", tt.text, got, tt.want)
+		}
+	}
+	for d, want := range map[time.Duration]string{5 * time.Second: "5s", 61 * time.Second: "1m01s", 3700 * time.Second: "1h01m", 50 * time.Hour: "2d02h"} {
+		if got := upFor(d); got != want {
+			t.Errorf("upFor(%v) = %s; want %s", d, got, want)
+		}
+	}
+}

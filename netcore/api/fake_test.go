@@ -1,0 +1,169 @@
+package api
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"clonecluster/config"
+)
+
+var (
+	testKey  = config.Key{1, 2, 3}
+	otherKey = config.Key{4, 5, 6}
+)
+
+// engine is a node of which nothing is real but its API.
+type engine struct {
+	id, host string
+	events   *Record[Event]
+	log      *Record[LogLine]
+	boot     bool
+
+	mu      sync.Mutex
+	drained bool
+	orders  []string // who and why
+	peers   []Peer
+	owner   string // of every bucket
+	socket  bool
+	bucket  int
+}
+
+func (e *engine) Self() (string, string) { return e.id, e.host }
+func (e *engine) Health() Health         { return Health{State: "serving", OK: !e.isDrained()} }
+func (e *engine) Status() Status {
+	return Status{Cluster: "test", Name: e.host, WireMAC: e.id, Drain: Drain{Draining: e.isDrained()}}
+}
+func (e *engine) Drain(_ context.Context, o Order, who string)  { e.order(true, o, who) }
+func (e *engine) Resume(_ context.Context, o Order, who string) { e.order(false, o, who) }
+func (e *engine) Events() *Record[Event]                        { return e.events }
+
+func (e *engine) order(drained bool, o Order, who string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.drained = drained
+	e.orders = append(e.orders, who+": "+o.Reason)
+}
+
+func (e *engine) isDrained() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.drained
+}
+
+func (e *engine) Which(f Flow) (Which, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if f.Client.Addr().Is6() {
+		return Which{}, errors.New("no IPv6 here")
+	}
+	w := Which{Client: f.ClientText(), VIP: "192.0.2.1", Port: f.Port, Protocol: f.Proto, Affinity: "none", Owner: e.owner, Nodes: []WhichNode{}}
+	if f.Client.Port() != 0 {
+		b := e.bucket
+		w.Bucket = &b
+		w.Nodes = append(w.Nodes, WhichNode{Node: e.id, Name: e.host, State: "settled", Socket: e.socket})
+	}
+	return w, nil
+}
+
+func (e *engine) Peers() []Peer {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return append([]Peer(nil), e.peers...)
+}
+
+func (e *engine) Logs(_ context.Context, after uint64) ([]LogLine, string, uint64, <-chan struct{}, error) {
+	lines, lost, more := e.log.After(after)
+	return lines, e.log.Run(), lost, more, nil
+}
+
+func (e *engine) Boot(context.Context) (Boot, error) {
+	if !e.boot {
+		return Boot{}, ErrNoBoot
+	}
+	return Boot{Hostname: e.host}, nil
+}
+
+// node is an engine with its server.
+type node struct {
+	*engine
+	server *Server
+	at     netip.AddrPort
+}
+
+var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+
+func authority(t testing.TB, key config.Key, accept ...config.Key) *Authority {
+	t.Helper()
+	a, err := NewAuthority("test", key, accept...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// start runs a node on a loopback address.
+func start(t testing.TB, id, host string, limits Limits, a *Authority) *node {
+	t.Helper()
+	n := &node{engine: &engine{id: id, host: host, events: NewEvents(), log: NewLog()}}
+	var err error
+	if n.server, err = NewServer(a, n, limits, quiet); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.at = netip.MustParseAddrPort(l.Addr().String())
+	done := make(chan error, 1)
+	go func() { done <- n.server.Serve(l) }()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		n.server.Close(ctx)
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	return n
+}
+
+// startAll runs nodes that know each other.
+func startAll(t testing.TB, n int, limits Limits) (nodes []*node) {
+	t.Helper()
+	for i := range n {
+		nodes = append(nodes, start(t, net.HardwareAddr{2, 0, 0, 0, 0, byte(i + 1)}.String(), "node"+string(rune('1'+i)), limits, authority(t, testKey)))
+	}
+	for _, n := range nodes {
+		for _, o := range nodes {
+			if o != n {
+				n.peers = append(n.peers, Peer{Node: o.id, Name: o.host, Addresses: []netip.AddrPort{o.at}})
+			}
+		}
+	}
+	return nodes
+}
+
+func issued(t testing.TB, a *Authority, role Role, name string) *tls.Config {
+	t.Helper()
+	cert, err := a.Issue(role, name, time.Now().Add(time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a.Client(cert)
+}
+
+// client asks a node as the cluster's operator.
+func (n *node) client(t testing.TB, role Role) *Client {
+	t.Helper()
+	c := NewClient(issued(t, authority(t, testKey), role, "tester"), n.at)
+	t.Cleanup(c.Close)
+	return c
+}

@@ -1,0 +1,165 @@
+package api
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestParseFlow(t *testing.T) {
+	for _, tt := range []struct{ client, port, proto, want string }{
+		{"192.0.2.1", "80", "", "192.0.2.1 80 tcp"},
+		{"192.0.2.1:4000", "65535", "udp", "192.0.2.1:4000 65535 udp"},
+		{"2001:db8::1", "80", "tcp", "2001:db8::1 80 tcp"},
+		{"[2001:db8::1]:4000", "80", "tcp", "[2001:db8::1]:4000 80 tcp"},
+		{"::ffff:192.0.2.1", "80", "tcp", "192.0.2.1 80 tcp"},
+		{"", "80", "", ""}, {"192.0.2.1:0", "80", "", ""}, {"192.0.2", "80", "", ""}, {"web", "80", "", ""}, {"0.0.0.0", "80", "", ""},
+		{"224.0.0.1", "80", "", ""}, {"fe80::1%eth0", "80", "", ""}, {"[2001:db8::1]", "80", "", ""},
+		{"192.0.2.1", "", "", ""}, {"192.0.2.1", "0", "", ""}, {"192.0.2.1", "65536", "", ""}, {"192.0.2.1", "-1", "", ""}, {"192.0.2.1", "80", "icmp", ""},
+	} {
+		f, err := ParseFlow(tt.client, tt.port, tt.proto)
+		got := fmt.Sprintf("%s %d %s", f.ClientText(), f.Port, f.Proto)
+		if err != nil {
+			got = ""
+		}
+		if got != tt.want {
+			t.Errorf("ParseFlow(%q, %q, %q) = %q, %v; want %q", tt.client, tt.port, tt.proto, got, err, tt.want)
+		}
+	}
+}
+
+func FuzzParseFlow(f *testing.F) {
+	f.Add("192.0.2.1:4000", "80", "tcp")
+	f.Add("[fe80::1%eth0]:1", "0", "udp")
+	f.Fuzz(func(t *testing.T, client, port, proto string) {
+		flow, err := ParseFlow(client, port, proto)
+		if err != nil {
+			if len(err.Error()) > 1000 {
+				t.Errorf("an error of %d bytes", len(err.Error()))
+			}
+			return
+		}
+		again, err := ParseFlow(flow.ClientText(), fmt.Sprint(flow.Port), flow.Proto)
+		if err != nil || again != flow {
+			t.Errorf("%+v is read as %+v, %v", flow, again, err)
+		}
+	})
+}
+
+func FuzzParseSince(f *testing.F) {
+	for _, s := range []string{"", "17", "10m", "-10m", "2026-01-02T15:04:05Z", "2026-01-02T15:04:05.123456789+02:00", "9999999h"} {
+		f.Add(s)
+	}
+	now := time.Unix(1_800_000_000, 0)
+	f.Fuzz(func(t *testing.T, text string) {
+		s, err := ParseSince(text, now)
+		if err == nil && s.ID != 0 && !s.Time.IsZero() {
+			t.Errorf("%q is a number and a time", text)
+		}
+	})
+}
+
+func FuzzParseOrder(f *testing.F) {
+	for _, s := range []string{"", "{}", `{"reason":"new disk"}`, `{"reason":"\u0000"}`, `[[[[`, `{"reason":"x"}{}`, "null"} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		o, err := ParseOrder(bytes.NewReader(body))
+		if err == nil && (len([]rune(o.Reason)) > mostReason || strings.ContainsAny(o.Reason, "\n\r\x00\x1b")) {
+			t.Errorf("reason %q", o.Reason)
+		}
+	})
+}
+
+func FuzzReadEvents(f *testing.F) {
+	f.Add([]byte("id: a.1\nevent: lost\ndata: {}\n\n: \n\ndata:x\n"))
+	f.Fuzz(func(t *testing.T, stream []byte) {
+		if err := readEvents(bytes.NewReader(stream), func(data []byte) error {
+			if bytes.ContainsRune(data, '\n') {
+				t.Errorf("data of two lines: %q", data)
+			}
+			return nil
+		}); err == nil {
+			t.Error("a stream without an end")
+		}
+	})
+}
+
+// FuzzHandler asks whatever there is of a node, as an operator: it answers with a code
+// that is described, in JSON, and does not do what it was not told.
+func FuzzHandler(f *testing.F) {
+	for _, r := range Routes {
+		f.Add(r.Method, r.Path, "node=node2&since=1&client=192.0.2.1:1&port=80&source=x", []byte("{}"))
+	}
+	f.Add("POST", "/v1/drain", "node=%zz;", []byte(`{"reason":1}`))
+	f.Add("DELETE", "/v1/../v1/status", "", []byte{})
+	a := authority(f, testKey)
+	cert, err := a.Issue(RoleControl, "fuzz", time.Now().Add(time.Hour))
+	if err != nil {
+		f.Fatal(err)
+	}
+	state := &tls.ConnectionState{PeerCertificates: []*x509.Certificate{cert.Leaf}, VerifiedChains: [][]*x509.Certificate{{cert.Leaf, a.cert}}}
+	e := &engine{id: "02:00:00:00:00:01", host: "one", events: NewEvents(), log: NewLog()}
+	s, err := NewServer(a, e, Limits{}, quiet)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, method, path, query string, body []byte) {
+		r, err := http.NewRequest(method, "https://cluster/", bytes.NewReader(body))
+		if err != nil {
+			return
+		}
+		r.URL = &url.URL{Scheme: "https", Host: "cluster", Path: path, RawQuery: query}
+		if follows(r) {
+			return // it does not end
+		}
+		r.TLS = state
+		e.order(false, Order{}, "")
+		w := httptest.NewRecorder()
+		s.http.Handler.ServeHTTP(w, r)
+		switch w.Code {
+		case 200, 400, 404, 405, 413, 502:
+		default:
+			t.Errorf("%s %q?%q: %d", method, path, query, w.Code)
+		}
+		if w.Header().Get("Content-Type") != "application/json" {
+			t.Errorf("%s %q?%q: it is %q", method, path, query, w.Header().Get("Content-Type"))
+		}
+		if e.isDrained() != (method == "POST" && path == "/v1/drain" && w.Code == 200) {
+			t.Errorf("%s %q?%q: %d, drained: %v", method, path, query, w.Code, e.isDrained())
+		}
+	})
+}
+
+func TestRecord(t *testing.T) {
+	r := NewEvents()
+	for i := range 3 * mostEvents {
+		r.Add(Event{Text: fmt.Sprint(i + 1)})
+	}
+	some, lost, more := r.After(0)
+	if len(some) != mostEvents || lost != 2*mostEvents || some[0].ID != 2*mostEvents+1 || some[0].Text != fmt.Sprint(some[0].ID) {
+		t.Errorf("%d events, the first %+v, %d lost; want the last %d", len(some), some[0], lost, mostEvents)
+	}
+	if some, lost, _ = r.After(3*mostEvents - 1); len(some) != 1 || lost != 0 {
+		t.Errorf("after the last but one: %d events, %d lost", len(some), lost)
+	}
+	if some, _, _ = r.After(1 << 40); len(some) != mostEvents {
+		t.Errorf("after one of another run: %d events", len(some))
+	}
+	r.Add(Event{Text: strings.Repeat("x", 2*mostBytes)})
+	<-more
+	if some, _, _ = r.After(0); len(some) != 1 {
+		t.Errorf("%d events beside a huge one; want none", len(some)-1)
+	}
+	r.Add(Event{})
+	if some, _, _ = r.After(0); len(some) != 1 || some[0].Text != "" {
+		t.Errorf("%d events; want that the huge one has gone", len(some))
+	}
+}

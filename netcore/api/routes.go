@@ -1,0 +1,60 @@
+package api
+
+import "slices"
+
+// Route is one thing that can be asked. The list below is what the server serves
+// and what the description (docs/openapi.yaml) describes.
+type Route struct {
+	Method, Path string
+	Name         string // operationId
+	Summary      string
+	Role         Role // that is needed at least; "": none
+	Params       []Param
+	Body         any // an example of its type; nil: none
+	Answer       any
+	Also         []int // further codes besides 200
+	// OfNode: ?node= asks another node, through the one that is asked.
+	OfNode bool
+	// Events is what the server-sent events of this route carry; nil: it has none.
+	Events any
+}
+
+// Query are all its parameters.
+func (r Route) Query() []Param {
+	if r.OfNode {
+		return append(slices.Clone(r.Params), nodeParam)
+	}
+	return r.Params
+}
+
+// Param is a parameter of the query.
+type Param struct {
+	Name, About string
+	Required    bool
+}
+
+var (
+	sinceParam  = Param{Name: "since", About: "only what came after the event or line with this number, or from this time on (RFC 3339), or for so long (10m)"}
+	followParam = Param{Name: "follow", About: "1: go on with what comes, as server-sent events; the header Accept: text/event-stream says the same"}
+	nodeParam   = Param{Name: "node", About: "the node that is meant, by wire MAC, by the end of it (02:03) or by host name; left out: the one that is asked"}
+)
+
+// Routes are all there are.
+var Routes = []Route{
+	{Method: "GET", Path: "/v1/health", Name: "health", Summary: "Does this node take new connections? The only thing that needs no certificate", Answer: Health{}, Also: []int{503}},
+	{Method: "GET", Path: "/v1/status", Name: "status", Summary: "What a node does, and what it knows of the others", Role: RoleReadOnly, Answer: Status{}, OfNode: true},
+	{Method: "GET", Path: "/v1/cluster", Name: "cluster", Summary: "The status of all nodes, and who did not answer", Role: RoleReadOnly, Answer: Cluster{}},
+	{Method: "GET", Path: "/v1/which", Name: "which", Summary: "Which node takes a client's connection, and why", Role: RoleReadOnly, Answer: Which{}, Params: []Param{
+		{Name: "client", About: "the client's address, with its port if it is known: 192.0.2.1:40000, [2001:db8::1]:40000", Required: true},
+		{Name: "port", About: "the port of the VIP", Required: true},
+		{Name: "proto", About: "tcp or udp; left out: tcp"},
+		{Name: "alone", About: "1: without asking the other nodes"},
+	}},
+	{Method: "GET", Path: "/v1/events", Name: "events", Summary: "What changed, when and why, as a node saw it", Role: RoleReadOnly, Answer: Events{}, Events: Event{}, Params: []Param{sinceParam, followParam}, OfNode: true},
+	{Method: "GET", Path: "/v1/logs", Name: "logs", Summary: "The last lines that a node logged", Role: RoleReadOnly, Answer: Logs{}, Events: LogLine{}, Params: []Param{
+		sinceParam, followParam, {Name: "source", About: "only the lines of engine, of init, or of a service"},
+	}, OfNode: true},
+	{Method: "GET", Path: "/v1/boot", Name: "boot", Summary: "How an appliance booted, and what it runs; 404 from an engine on an ordinary host", Role: RoleReadOnly, Answer: Boot{}, Also: []int{404}, OfNode: true},
+	{Method: "POST", Path: "/v1/drain", Name: "drain", Summary: "Give a node's share to the others; its connections go on. It stays so until it is resumed, but over a restart of the machine", Role: RoleControl, Body: Order{}, Answer: Status{}, OfNode: true},
+	{Method: "POST", Path: "/v1/resume", Name: "resume", Summary: "Have a drained node take its share again", Role: RoleControl, Body: Order{}, Answer: Status{}, OfNode: true},
+}

@@ -1,0 +1,81 @@
+package api
+
+import "clonecluster/netcore/membership"
+
+// Status is what a node says of itself and of what it knows of the others.
+type Status struct {
+	Cluster   string   `json:"cluster"`
+	Name      string   `json:"name,omitempty"`      // of the host
+	Build     string   `json:"build,omitempty"`     // which program: equal programs have equal ones
+	Rules     string   `json:"rules"`               // fingerprint of what decides who takes a flow; the same on all nodes
+	Addresses []string `json:"addresses,omitempty"` // where this API is reached, with the port
+	NIC       string   `json:"nic"`
+	Driver    string   `json:"driver,omitempty"`
+	WireMAC   string   `json:"wire_mac"` // which is the node's id
+	CloneMAC  string   `json:"clone_mac"`
+	VIP       []string `json:"vip"`
+	Datapath  string   `json:"datapath"` // "native", "bpf" or "raw"
+	Ingress   string   `json:"ingress"`  // where frames are judged: "XDP", "tcx", "clsact" or "packet socket"
+	UptimeSec float64  `json:"uptime_seconds"`
+	// Goroutines is how many the engine has: one that grows is a leak.
+	Goroutines int `json:"goroutines"`
+
+	State   string   `json:"state"`   // listening, serving, draining, stopping, leaving or restarting
+	Slot    int      `json:"slot"`    // place among Nodes, from 1; 0: none
+	Nodes   []string `json:"nodes"`   // those that own buckets, by wire MAC
+	Heard   []string `json:"heard"`   // the other live nodes
+	Agreed  bool     `json:"agreed"`  // all live nodes go by the same map
+	Fenced  bool     `json:"fenced"`  // takes no new connections, as somebody may not know of this node
+	Leader  string   `json:"leader"`  // wire MAC; empty: none known
+	Map     uint64   `json:"map"`     // its version
+	Buckets Buckets  `json:"buckets"` // how many are in which state
+	Policy  string   `json:"policy"`  // of the configuration: its name, or balance and affinity
+
+	// Unwell are the services that fail their checks, with the reason.
+	Unwell []string `json:"unwell"`
+	// FailOpen: the services of all nodes fail, and the cluster serves on.
+	FailOpen bool     `json:"fail_open"`
+	Members  []Member `json:"members"` // all that are heard, this node too
+	Drain    Drain    `json:"drain"`
+	// Findings are what was wrong on the segment in the last ten minutes.
+	Findings []membership.Finding `json:"findings"`
+	// Warnings are what an operator should look at, in sentences.
+	Warnings []string `json:"warnings"`
+
+	Verdicts map[string]uint64   `json:"verdicts"`          // frames by verdict, without zeros
+	Counters map[string]uint64   `json:"datapath_counters"` // the fields of raw.Counters or macvlan.Counters
+	Beacons  membership.Counters `json:"beacon_counters"`   // frames without effect
+}
+
+// Member is one node as another knows it.
+type Member struct {
+	Node    string  `json:"node"`           // wire MAC
+	Name    string  `json:"name,omitempty"` // of its host, where it is known
+	Self    bool    `json:"self,omitempty"`
+	State   string  `json:"state"`
+	Live    bool    `json:"live"` // it hears this node as well
+	Unwell  bool    `json:"unwell,omitempty"`
+	Weight  int     `json:"weight"`
+	Busy    float64 `json:"busy"` // share of the processors, 0 to 1
+	Flows   int     `json:"flows"`
+	Buckets int     `json:"buckets"` // of 1024, by the map
+	Map     uint64  `json:"map"`     // the version it goes by
+}
+
+// Drain is how far a drain or a stop has come.
+type Drain struct {
+	Draining bool `json:"draining"`
+	// Owned: some buckets still wait for another node to take them.
+	Owned bool `json:"owned"`
+	// Flows are the connections of the VIP that this node still has, without
+	// those of this API.
+	Flows int `json:"flows"`
+}
+
+// Buckets counts the buckets by state.
+type Buckets struct {
+	Foreign  int `json:"foreign"`
+	Settled  int `json:"settled"`
+	Shared   int `json:"shared"`
+	Draining int `json:"draining"`
+}

@@ -1,0 +1,178 @@
+package api
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+func follows(r *http.Request) bool {
+	f := r.URL.Query().Get("follow")
+	return f != "" && f != "0" || strings.Contains(r.Header.Get("Accept"), "text/event-stream")
+}
+
+// stream takes one of the places for those who follow.
+func (s *Server) stream() (leave func(), err error) {
+	select {
+	case s.streams <- struct{}{}:
+		return func() { <-s.streams }, nil
+	default:
+		return nil, problem{http.StatusServiceUnavailable, errors.New("too many clients follow this node already")}
+	}
+}
+
+// since reads from where on something is wanted. A browser that has lost its
+// connection says the last id that it had, which counts if it is of this run.
+func since(r *http.Request, run string) (Since, error) {
+	if theirs, id, ok := strings.Cut(r.Header.Get("Last-Event-Id"), "."); ok && theirs == run {
+		if n, err := strconv.ParseUint(id, 10, 64); err == nil {
+			return Since{ID: n}, nil
+		}
+	}
+	from, err := ParseSince(r.URL.Query().Get("since"), time.Now())
+	if err != nil {
+		return from, problem{http.StatusBadRequest, err}
+	}
+	return from, nil
+}
+
+func (s *Server) events(w http.ResponseWriter, r *http.Request) (any, error) {
+	record := s.backend.Events()
+	from, err := since(r, record.Run())
+	if err != nil {
+		return nil, err
+	}
+	id, _ := s.backend.Self()
+	next := func(after uint64) ([]Event, uint64, <-chan struct{}, error) {
+		some, lost, more := record.After(after)
+		return keep(some, func(e Event) bool { return e.Time.After(from.Time) }), lost, more, nil
+	}
+	if follows(r) {
+		return nil, follow(s, w, r, record.Run(), from.ID, next, func(e Event) (uint64, string) { return e.ID, e.Kind })
+	}
+	some, lost, _, _ := next(from.ID)
+	if !from.Time.IsZero() || from.ID == 0 { // the beginning is not wanted, or whatever there is
+		lost = 0
+	}
+	return Events{Node: id, Run: record.Run(), Events: some, Lost: lost}, nil
+}
+
+func (s *Server) logs(w http.ResponseWriter, r *http.Request) (any, error) {
+	ctx := r.Context()
+	source := r.URL.Query().Get("source")
+	_, run, _, _, err := s.backend.Logs(ctx, ^uint64(0)>>1)
+	if err != nil {
+		return nil, problem{http.StatusBadGateway, err}
+	}
+	from, err := since(r, run)
+	if err != nil {
+		return nil, err
+	}
+	id, _ := s.backend.Self()
+	next := func(after uint64) ([]LogLine, uint64, <-chan struct{}, error) {
+		some, _, lost, more, err := s.backend.Logs(ctx, after)
+		return keep(some, func(l LogLine) bool { return l.Time.After(from.Time) && (source == "" || l.Source == source) }), lost, more, err
+	}
+	if follows(r) {
+		return nil, follow(s, w, r, run, from.ID, next, func(l LogLine) (uint64, string) { return l.ID, "line" })
+	}
+	some, lost, _, err := next(from.ID)
+	if err != nil {
+		return nil, problem{http.StatusBadGateway, err}
+	}
+	if !from.Time.IsZero() || from.ID == 0 {
+		lost = 0
+	}
+	return Logs{Node: id, Run: run, Lines: some, Lost: lost}, nil
+}
+
+func keep[T any](some []T, want func(T) bool) []T {
+	kept := make([]T, 0, len(some))
+	for _, t := range some {
+		if want(t) {
+			kept = append(kept, t)
+		}
+	}
+	return kept
+}
+
+const (
+	pollInterval = 500 * time.Millisecond // where nobody says that there is more
+	keepAlive    = 10 * time.Second
+)
+
+// follow sends what there is and what comes as server-sent events (HTML standard,
+// 9.2), until the client or the server ends.
+func follow[T any](s *Server, w http.ResponseWriter, r *http.Request, run string, after uint64,
+	next func(after uint64) ([]T, uint64, <-chan struct{}, error), label func(T) (id uint64, kind string),
+) error {
+	leave, err := s.stream()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	control := http.NewResponseController(w)
+	// The server's limits are for requests; this is one that goes on.
+	if err := control.SetReadDeadline(time.Time{}); err != nil {
+		return fmt.Errorf("following: %w", err)
+	}
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.WriteHeader(http.StatusOK)
+	said := time.Now()
+	for {
+		some, _, more, err := next(after)
+		_ = control.SetWriteDeadline(time.Now().Add(s.limits.Answer))
+		if err != nil {
+			return nil // the client asks again, and is told then
+		}
+		for _, t := range some {
+			id, kind := label(t)
+			data, err := json.Marshal(t)
+			if err != nil {
+				return nil
+			}
+			if _, err := fmt.Fprintf(w, "id: %s.%d\nevent: %s\ndata: %s\n\n", run, id, kind, data); err != nil {
+				return nil
+			}
+			after, said = max(after, id), time.Now()
+		}
+		if time.Since(said) >= keepAlive {
+			if _, err := fmt.Fprint(w, ": \n\n"); err != nil {
+				return nil
+			}
+			said = time.Now()
+		}
+		if control.Flush() != nil {
+			return nil
+		}
+		wait := keepAlive
+		if more == nil {
+			wait = pollInterval
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-r.Context().Done():
+		case <-s.ended:
+		case <-more:
+		case <-t.C:
+		}
+		t.Stop()
+		// A certificate ends also for who is connected.
+		if r.Context().Err() != nil || s.isEnded() || s.roleOf(r) == "" {
+			return nil
+		}
+	}
+}
+
+func (s *Server) isEnded() bool {
+	select {
+	case <-s.ended:
+		return true
+	default:
+		return false
+	}
+}
