@@ -76,6 +76,7 @@ normal end of a live "qemu up": 0).`,
 		grouped("build", newSizesCmd()),
 		grouped("run", newQEMUCmd()),
 		grouped("run", newSimCmd()),
+		grouped("run", newBenchCmd()),
 		grouped("configure", newConfigCmd()),
 		newManCmd(),
 	)
