@@ -66,7 +66,7 @@ type bed struct {
 // missing is what this machine lacks for a set-up.
 type missing struct{ error }
 
-func newBed(t *testing.T, p Plan, s Setup, content string) (*bed, error) {
+func newBed(t *testing.T, p Plan, s Setup, content, detect string) (*bed, error) {
 	t.Helper()
 	b := &bed{t: t, plan: p, groups: newCgroups(t), content: content, target: vip, configs: map[string]string{}, threads: true}
 	b.net = netnstest.NewUnwatched(t)
@@ -85,7 +85,7 @@ func newBed(t *testing.T, p Plan, s Setup, content string) (*bed, error) {
 		t.Fatal(err)
 	}
 	b.client.Run("ip", "-batch", file)
-	if err := b.build(s); err != nil {
+	if err := b.build(s, detect); err != nil {
 		return nil, err
 	}
 	b.client.Run("curl", "-sSf", "--max-time", "20", "--retry", "20", "--retry-connrefused", "--retry-delay", "1", "-o", "/dev/null", "http://"+b.target+"/2000")
@@ -222,7 +222,7 @@ func (b *bed) server(i int, part float64) *machine {
 	return m
 }
 
-func (b *bed) build(s Setup) error {
+func (b *bed) build(s Setup, detect string) error {
 	servers := s.Machines
 	if s.Way == HAProxy || s.Way == NGINX {
 		servers--
@@ -238,7 +238,7 @@ func (b *bed) build(s Setup) error {
 	case Plain:
 		b.target = "10.77.0.101"
 	case Clone:
-		b.clone(s.Policy)
+		b.clone(s.Policy, detect)
 	case XtCluster:
 		if err := b.xtCluster(); err != nil {
 			return missing{err}
@@ -263,9 +263,9 @@ func (b *bed) build(s Setup) error {
 }
 
 // clone makes nodes of the servers.
-func (b *bed) clone(policy string) {
+func (b *bed) clone(policy, detect string) {
 	b.t.Helper()
-	text := strings.NewReplacer("detect: relaxed", "detect: normal", "name: byRandom ", "name: "+policy+" ",
+	text := strings.NewReplacer("detect: relaxed", "detect: "+detect, "name: byRandom ", "name: "+policy+" ",
 		// A full server answers, but not within the half second of a check by HTTP.
 		"http: http://127.0.0.1/healthz ", "tcp: 127.0.0.1:80 ").Replace(string(config.DemoYAML))
 	conf := filepath.Join(b.net.Dir, "cluster.yaml")

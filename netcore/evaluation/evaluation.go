@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"clonecluster/netcore/webstone"
 )
@@ -62,10 +63,12 @@ func (s Setup) String() string {
 // Run is one measurement that is to be made.
 type Run struct {
 	Setup
-	Workload  string  `json:"workload"`
-	Clients   int     `json:"clients"`
-	KeepAlive bool    `json:"keep_alive,omitempty"`
-	Rate      float64 `json:"rate,omitempty"` // of an open loop
+	Workload  string `json:"workload"`
+	Clients   int    `json:"clients"`
+	KeepAlive bool   `json:"keep_alive,omitempty"`
+	// Share makes it an open loop: requests begin at so many times the rate that one plain
+	// server had at best, by the same results.
+	Share float64 `json:"share,omitempty"`
 	// Kill cuts the power of a server after a third of the time, and gives it back after two.
 	Kill bool `json:"kill,omitempty"`
 }
@@ -81,6 +84,19 @@ type Plan struct {
 	// Failovers is how often the time of each fail-over is taken.
 	Failovers int   `json:"failovers"`
 	Runs      []Run `json:"runs"`
+}
+
+// Times are the warm-up and the measured time of a run. With very many clients each of them
+// waits for seconds, and there are to be many answers to each.
+func (p *Plan) Times(r Run) (warmUp, window time.Duration) {
+	warmUp, window = time.Duration(p.WarmUp*float64(time.Second)), time.Duration(p.Window*float64(time.Second))
+	if r.Clients > 500 {
+		warmUp, window = 4*warmUp, 4*window
+	}
+	if r.Kill {
+		window *= 3
+	}
+	return warmUp, window
 }
 
 // NodeUse is what a machine of the bed took during a run.
@@ -108,8 +124,15 @@ type Measured struct {
 }
 
 // Disturbed reports whether the figures are those of the real machine rather than of the bed:
-// it had nothing left, or others had a large part of it.
-func (m *Measured) Disturbed() bool { return m.Idle < 0.1 || m.Others > 0.3 }
+// it had nothing left, or others had a large part of it, or in a closed loop without errors
+// not all clients had a request under way.
+func (m *Measured) Disturbed() bool {
+	if m.Idle < 0.1 || m.Others > 0.3 {
+		return true
+	}
+	t := m.Result.Total()
+	return m.Share == 0 && t.Failed() == 0 && t.Load() < 0.9*float64(m.Clients)
+}
 
 // Failover is how long a way to serve was away when its machine was lost, per trial.
 type Failover struct {
@@ -211,6 +234,15 @@ func (r *Report) points(s Setup, workload string, keepAlive bool) (points []*Poi
 		}
 	}
 	return points
+}
+
+// best is the most requests per second that one plain server has answered, at worst at a
+// disturbed time; 0 if that was not measured.
+func (r *Report) best(workload string) (best float64) {
+	for _, p := range r.points(Setup{Way: Plain, Machines: 1}, workload, false) {
+		best = max(best, p.Rate)
+	}
+	return best
 }
 
 // clients are all numbers of clients, the least first.

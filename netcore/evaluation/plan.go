@@ -1,6 +1,10 @@
 package evaluation
 
-import "clonecluster/netcore/webstone"
+import (
+	"math"
+
+	"clonecluster/netcore/webstone"
+)
 
 // Policies are those of a clone cluster.
 var policies = []string{"byRandom", "byLoad", "bySource"}
@@ -26,6 +30,16 @@ func Full() Plan {
 				p.Runs = append(p.Runs, Run{Setup: s, Workload: w.Name, Clients: n})
 			}
 		}
+		// At 40, 60 and 80 % of what four machines could do, or of three and a half.
+		if s.Machines == 4 && s.Policy != "bySource" {
+			of := 4.
+			if s.Uneven {
+				of = 3.5
+			}
+			for _, part := range []float64{.4, .6, .8} {
+				p.Runs = append(p.Runs, Run{Setup: s, Workload: webstone.Small.Name, Clients: 1000, Share: math.Round(part*of*10) / 10})
+			}
+		}
 		if s.Way == Clone && s.Machines == 4 && !s.Uneven {
 			p.Runs = append(p.Runs, Run{Setup: s, Workload: webstone.Small.Name, Clients: 110, Kill: true})
 		}
@@ -39,7 +53,7 @@ func Short() Plan {
 	p.Rounds, p.Failovers, p.WarmUp, p.Window = 1, 2, 0.5, 2
 	var few []Run
 	for _, r := range p.Runs {
-		if r.Workload == webstone.Small.Name && (r.Machines <= 2 || r.Machines == 4 && r.Policy != "bySource") && (r.Clients == 10 || r.Clients == 110 || r.Clients == 200) {
+		if r.Workload == webstone.Small.Name && (r.Machines <= 2 || r.Machines == 4 && r.Policy != "bySource") && (r.Clients == 10 || r.Clients == 110 || r.Clients == 200 || r.Uneven && r.Share > 0) {
 			few = append(few, r)
 		}
 	}
