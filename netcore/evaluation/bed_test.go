@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -456,33 +457,36 @@ func clients(args []string) int {
 	return 0
 }
 
-// probe tries a connection every 5 ms until it is interrupted, and prints when those began
-// that failed.
+// probe tries a connection every 5 ms until it is interrupted, and prints when each began,
+// and how it ended.
 func probe(args []string) int {
 	ctx, stop := interruptible()
 	defer stop()
-	failed := make(chan int64, 1<<16)
+	type try struct {
+		at time.Time
+		ok bool
+	}
+	tries := make(chan try, 1<<16)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	fmt.Println("probing")
-	for n := 0; ; n++ {
+	var working sync.WaitGroup
+	for {
 		select {
 		case <-ctx.Done():
-			time.Sleep(100 * time.Millisecond) // for the last ones
-			close(failed)
-			fmt.Println("tried", n)
-			for at := range failed {
-				fmt.Println("failed", at)
+			working.Wait()
+			close(tries)
+			for t := range tries {
+				fmt.Println("try", t.at.UnixNano(), t.ok)
 			}
 			fmt.Println("end")
 			return 0
 		case <-tick.C:
-			go func() {
+			working.Go(func() {
 				begin := time.Now()
-				if err := ask(args[0], begin.Add(50*time.Millisecond)); err != nil && ctx.Err() == nil {
-					failed <- begin.UnixNano()
-				}
-			}()
+				err := ask(args[0], begin.Add(50*time.Millisecond))
+				tries <- try{begin, err == nil}
+			})
 		}
 	}
 }

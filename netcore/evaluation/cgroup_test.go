@@ -60,7 +60,11 @@ func newCgroups(t *testing.T) *cgroups {
 	return g
 }
 
-// add makes one. The period is that of the quota.
+// leastQuota is the least that the kernel takes as a quota.
+const leastQuota = time.Millisecond
+
+// add makes one. The period is that of the quota, and twice as long as often as it takes to
+// let that be one.
 func (g *cgroups) add(name string, quota float64, period time.Duration) *cgroup {
 	g.t.Helper()
 	c := &cgroup{v2: g.v2, quota: quota}
@@ -74,6 +78,9 @@ func (g *cgroups) add(name string, quota float64, period time.Duration) *cgroup 
 	g.all = append(g.all, c)
 	if quota == 0 {
 		return c
+	}
+	for time.Duration(quota*float64(period)) < leastQuota {
+		period *= 2
 	}
 	us := func(d time.Duration) string { return strconv.FormatInt(d.Microseconds(), 10) }
 	of := time.Duration(quota * float64(period))

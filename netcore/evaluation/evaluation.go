@@ -148,6 +148,8 @@ type Report struct {
 	Kernel     string            `json:"kernel"`
 	Processors int               `json:"processors"`
 	Versions   map[string]string `json:"versions"` // of the programs that took part
+	// Rest is what the busiest machine of a set-up takes of a processor when nobody asks.
+	Rest map[string]float64 `json:"rest,omitempty"`
 	// Accounting says whose time the kernel's network work was.
 	Accounting string            `json:"accounting"`
 	Plan       Plan              `json:"plan"`

@@ -79,7 +79,7 @@ func (r *Report) markdown(files map[string][]byte) []byte {
 	say("## What was measured, and what that is worth")
 	say("")
 	say("- Every machine is a network namespace whose programs may take %.1f %% of a processor (%.1f ms in each %.0f ms), so that one is", 100*p.Quota, p.Quota*p.PeriodMS, p.PeriodMS)
-	say("  full long before this real machine is. Nothing is scaled by arithmetic. Cables are veth, the switch is a Linux bridge.")
+	say("  full long before this real machine is; a machine at half speed has as much in twice the time. Nothing is scaled by arithmetic. Cables are veth, the switch is a Linux bridge.")
 	say("- %s", r.Accounting)
 	say("- A node's engine, and a dispatcher, live on the same quota as the web server would. The server is nginx with one process;")
 	say("  files are in memory. Every request has its own connection (HTTP/1.0) unless it says keep-alive.")
@@ -125,6 +125,19 @@ func (r *Report) markdown(files map[string][]byte) []byte {
 	}
 	r.sayEvents(say)
 	r.sayFailovers(say)
+	if len(r.Rest) > 0 {
+		say("")
+		say("## At rest")
+		say("")
+		say("What the busiest machine of a set-up takes when nobody asks. It is a part of its quota that a real machine, which has a whole")
+		say("processor or more, would not miss; here it is one of the reasons why machines of a cluster do less than a server alone.")
+		say("")
+		say("| set-up | of a processor | of the quota |")
+		say("|---|--:|--:|")
+		for _, name := range slices.Sorted(maps.Keys(r.Rest)) {
+			say("| %s | %.2f %% | %.0f %% |", name, 100*r.Rest[name], 100*r.Rest[name]/r.Plan.Quota)
+		}
+	}
 	if len(r.Missing) > 0 {
 		say("")
 		say("## Not measured")
@@ -284,7 +297,7 @@ func (r *Report) sayFailovers(say func(string, ...any)) {
 	say("## Fail-over")
 	say("")
 	say("The power of a server is cut (the active one of keepalived's two). A connection is tried every 5 ms and given up after 50 ms: the")
-	say("time is from the cut to the beginning of the last one that failed before half a second without any. Of a cluster's two nodes only half of the connections are concerned.")
+	say("time is from the cut to the beginning of the last one that failed before fifty that did not. Of a cluster's two nodes only half of the connections are concerned.")
 	say("")
 	say("| | trials | median s | least | most |")
 	say("|---|--:|--:|--:|--:|")
