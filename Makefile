@@ -28,6 +28,9 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0 --format standard-quiet
 # What is tried on a cluster of nodes with different datapaths, too.
 MIXED       := '^TestFailover(Join|Drain|Rebalance|Faults|Churn)$$|^TestCluster|^TestDeath$$|^TestCrash$$'
+# Where "make evaluation" writes its results and its report.
+EVALUATION_RESULTS ?= $(OUT)/evaluation.json
+EVALUATION_OUT     ?= docs
 # How many tests may find the machine too busy to judge.
 MAX_BUSY    := 3
 
@@ -35,7 +38,7 @@ MAX_BUSY    := 3
 export CGO_ENABLED := 0
 
 DEPS_BUILD := gcc libc6-dev binutils make flex bison bc libelf-dev zstd xz-utils qemu-system-x86 ca-certificates systemd-boot-efi grub-pc-bin $(if $(KERNEL_SOURCE),,linux-source-6.12)
-DEPS_TEST  := clang llvm linux-libc-dev git iproute2 tshark curl iputils-ping iputils-arping ethtool ndisc6 procps nginx-light nftables haproxy wrk iptables sbsigntool gdisk dosfstools mtools ovmf ipxe ipxe-qemu dnsmasq-base udhcpc tftp-hpa atftp qemu-system-arm qemu-efi-aarch64
+DEPS_TEST  := clang llvm linux-libc-dev git iproute2 tshark curl iputils-ping iputils-arping ethtool ndisc6 procps nginx-light nftables haproxy wrk iptables sbsigntool gdisk dosfstools mtools ovmf ipxe ipxe-qemu dnsmasq-base udhcpc tftp-hpa atftp qemu-system-arm qemu-efi-aarch64 keepalived
 # For boards of another architecture, whose machine is emulated.
 ifneq (,$(filter %-arm64,$(BOARD)))
 DEPS_BUILD += qemu-system-arm qemu-efi-aarch64 $(if $(filter aarch64,$(shell uname -m)),,gcc-aarch64-linux-gnu binutils-aarch64-linux-gnu)
@@ -46,7 +49,7 @@ PROGRAMS   := gcc ld make flex bison bc zstd xz qemu-system-x86_64
 ##@ Use
 
 help: ## show this list
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf '\nVariables: BOARD=%s NODES=%s ARGS="--once --pcap demo.pcapng" CONFIG=cluster.yaml CONTENT=www\n           KERNEL_SOURCE=linux-6.12.tar.xz LOCKED=1\n' '$(BOARD)' '$(NODES)'
 
 demo: deps image ## build everything, boot a cluster in QEMU, watch it answer on http://127.0.0.1:8080/
@@ -101,6 +104,15 @@ bench-native: deps-test ## the same on the patched kernel, in QEMU (as root, on 
 	@mkdir -p $(OUT)/bin
 	$(GO) test -c -o $(OUT)/bin/bench.test ./netcore/bench
 	CLONECLUSTER_BENCH=$(CURDIR) CLONECLUSTER_BENCH_KERNEL=$(CURDIR)/$(OUT)/pc-x86_64/bzImage $(OUT)/bin/bench.test -test.timeout 3h -test.v -test.run '^TestBenchNative$$'
+
+evaluation: deps-test $(CLONECTL) ## WebStone on 1 to 8 nodes and on haproxy, nginx, xt_cluster: docs/evaluation.md (as root, on a quiet machine; two hours)
+	@mkdir -p $(OUT)/bin
+	$(GO) test -c -o $(OUT)/bin/evaluation.test ./netcore/evaluation
+	CLONECLUSTER_EVALUATION=$(CURDIR)/$(EVALUATION_RESULTS) $(OUT)/bin/evaluation.test -test.timeout 4h -test.v -test.run '^TestEvaluation$$'
+	$(CLONECTL) bench --report $(EVALUATION_RESULTS) --out $(EVALUATION_OUT)
+
+evaluation-short: ## a few of these, and too few rounds to judge (some minutes; into build/)
+	@EVALUATION_PLAN=short $(MAKE) --no-print-directory evaluation EVALUATION_RESULTS=$(OUT)/evaluation-short.json EVALUATION_OUT=$(OUT)/evaluation-short
 
 bench-go: deps-test ## benchmarks of single functions
 	$(GO) test -run '^$$' -bench . -benchmem ./netcore/...
@@ -159,4 +171,4 @@ $$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive $$cmd -q \
 endef
 
 FORCE:
-.PHONY: help demo image kernel deb sizes test lint bench bench-native bench-go figures fuzz clean deps deps-test test-boot stub-arm FORCE
+.PHONY: help demo image kernel deb sizes test lint bench bench-native bench-go figures fuzz clean deps deps-test test-boot stub-arm evaluation evaluation-short FORCE

@@ -98,6 +98,7 @@ time of "drain --wait" ran out, 130 interrupted (but Ctrl-C is the normal end of
 		grouped("run", newQEMUCmd()),
 		grouped("run", newServeCmd()),
 		grouped("run", newSimCmd()),
+		grouped("run", newBenchCmd()),
 		grouped("configure", newConfigCmd()),
 		grouped("operate", newStatusCmd()),
 		grouped("operate", newDrainCmd()),

@@ -1,0 +1,506 @@
+package evaluation
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"clonecluster/config"
+	"clonecluster/netcore/engine"
+	"clonecluster/netcore/load"
+	"clonecluster/netcore/netnstest"
+	"clonecluster/netcore/webstone"
+)
+
+func TestMain(m *testing.M) {
+	os.Exit(netnstest.Main(m, map[string]func([]string) int{
+		"cloned": engine.Main, "cloned-quota": clonedQuota, "clients": clients, "probe": probe,
+	}))
+}
+
+const (
+	vip      = "10.77.0.10"
+	gateway  = "10.77.0.1" // the clients, who come from addresses behind it
+	sources  = 200
+	groupMAC = "01:00:5e:00:01:01" // of xt_cluster's frames, as in netcore/bench
+)
+
+// A machine is one of the bed, on a quota.
+type machine struct {
+	*netnstest.Host
+	group *cgroup
+	start func()   // all that runs on it; again after its power was cut
+	stat  *os.File // what /proc/stat is to its engine
+
+	engine *netnstest.Process
+}
+
+// A bed is one way to serve, ready to be asked.
+type bed struct {
+	t        *testing.T
+	plan     Plan
+	net      *netnstest.Bed
+	groups   *cgroups
+	client   *netnstest.Host
+	clients  *cgroup
+	wires    *cgroup // of the switch
+	machines []*machine
+	servers  []*machine
+	content  string
+	target   string
+	configs  map[string]string
+	threads  bool // each machine's kernel work is on its quota
+}
+
+// missing is what this machine lacks for a set-up.
+type missing struct{ error }
+
+func newBed(t *testing.T, p Plan, s Setup, content, detect string) (*bed, error) {
+	t.Helper()
+	b := &bed{t: t, plan: p, groups: newCgroups(t), content: content, target: vip, configs: map[string]string{}, threads: true}
+	b.net = netnstest.NewUnwatched(t)
+	b.client = b.net.Host("client", "", gateway+"/24")
+	b.clients, b.wires = b.groups.add("clients", 0, 0), b.groups.add("switch", 0, 0)
+	b.threaded(b.client, "eth0", b.clients)
+	b.threaded(b.net.Switch, "client", b.wires)
+	b.client.Sysctl("net.ipv4.ip_local_port_range", "1024 65535")
+	b.client.Sysctl("net.ipv4.tcp_tw_reuse", "1")
+	var batch strings.Builder
+	for i := range sources {
+		fmt.Fprintf(&batch, "addr add %s/32 dev lo\n", source(i))
+	}
+	file := filepath.Join(b.net.Dir, "sources")
+	if err := os.WriteFile(file, []byte(batch.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.client.Run("ip", "-batch", file)
+	if err := b.build(s, detect); err != nil {
+		return nil, err
+	}
+	b.client.Run("curl", "-sSf", "--max-time", "20", "--retry", "20", "--retry-connrefused", "--retry-delay", "1", "-o", "/dev/null", "http://"+b.target+"/2000")
+	return b, nil
+}
+
+func source(i int) string { return fmt.Sprintf("10.78.%d.%d", i/250, 1+i%250) }
+
+func (b *bed) period() time.Duration {
+	return time.Duration(b.plan.PeriodMS * float64(time.Millisecond))
+}
+
+// threaded lets threads of a device do the kernel's work of what it receives, and puts them
+// into a cgroup. Otherwise that is done by, and is in the time of, whichever program sent.
+func (b *bed) threaded(h *netnstest.Host, device string, g *cgroup) {
+	b.t.Helper()
+	before := napiThreads()
+	if _, err := h.Try("ethtool", "-K", device, "gro", "on"); err != nil { // without it veth has no NAPI
+		b.threads = false
+		return
+	}
+	if _, err := h.Try("sh", "-c", "echo 1 > /sys/class/net/"+device+"/threaded"); err != nil {
+		b.threads = false
+		return
+	}
+	took := 0
+	for pid := range napiThreads() {
+		if !before[pid] && g.take(pid) == nil {
+			took++
+		}
+	}
+	b.threads = b.threads && took > 0
+}
+
+// napiThreads are all of this machine.
+func napiThreads() map[int]bool {
+	all := map[int]bool{}
+	names, _ := filepath.Glob("/proc/[0-9]*/comm")
+	for _, name := range names {
+		if comm, err := os.ReadFile(name); err == nil && strings.HasPrefix(string(comm), "napi/") {
+			if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name))); err == nil {
+				all[pid] = true
+			}
+		}
+	}
+	return all
+}
+
+// accounting says it for the report.
+func (b *bed) accounting() string {
+	if b.threads {
+		return "The kernel's work for what a machine receives, up to its sockets or to where a frame is discarded, is done by threads of its own\n" +
+			"  (threaded NAPI) on its quota, and that of the switch by the switch's. On kernels from 6.18 on a quota does not stop such\n" +
+			"  threads, as nothing stops a machine's interrupts, but what they take is no longer there for its programs."
+	}
+	return "This kernel gives veth no threads of its own (threaded NAPI): the work for what a machine receives is done in the time of\n" +
+		"  whoever sends, so that the quota limits only its programs and what they send."
+}
+
+// add adds a machine with that share of the quota.
+func (b *bed) add(name, mac string, part float64, addresses ...string) *machine {
+	b.t.Helper()
+	m := &machine{Host: b.net.Host(name, mac, addresses...), group: b.groups.add(name, part*b.plan.Quota, b.period())}
+	b.machines = append(b.machines, m)
+	b.wire(m)
+	return m
+}
+
+// wire is what is to be set on a machine whose kernel knows nothing yet.
+func (b *bed) wire(m *machine) {
+	b.t.Helper()
+	b.threaded(m.Host, "eth0", m.group)
+	b.threaded(b.net.Switch, m.Name, b.wires)
+	for key, value := range map[string]string{"net.ipv4.tcp_max_tw_buckets": "16384", "net.core.somaxconn": "8192", "net.ipv4.tcp_max_syn_backlog": "8192",
+		"net.ipv4.ip_local_port_range": "1024 65535", "net.ipv4.tcp_tw_reuse": "1"} {
+		m.Sysctl(key, value)
+	}
+	if out, err := m.Try("ip", "route", "replace", "default", "via", gateway); err != nil {
+		b.t.Fatalf("%v: %s", err, out)
+	}
+}
+
+// program starts a program of the test binary on a machine's quota, and command any other.
+// They are put there when they have started: ip-netns(8) hides the cgroups from them.
+func (m *machine) program(t *testing.T, name string, args ...string) *netnstest.Process {
+	t.Helper()
+	return m.limit(t, m.Start(name, args...))
+}
+
+func (m *machine) command(t *testing.T, name string, args ...string) *netnstest.Process {
+	t.Helper()
+	return m.limit(t, m.StartCommand(name, args...))
+}
+
+func (m *machine) limit(t *testing.T, p *netnstest.Process) *netnstest.Process {
+	t.Helper()
+	if err := m.group.take(p.PID()); err != nil {
+		t.Fatalf("%s: %s: %v\n%s", m.Name, p.Name, err, p.Output())
+	}
+	return p
+}
+
+// nginx starts one with these servers.
+func (b *bed) nginx(m *machine, servers string) {
+	b.t.Helper()
+	dir, err := os.MkdirTemp(b.net.Dir, "nginx")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	conf := filepath.Join(dir, "nginx.conf")
+	text := fmt.Sprintf(`daemon off; master_process off; pid %[1]s/pid; error_log stderr warn; user root; worker_rlimit_nofile 65536;
+events { worker_connections 8192; }
+http {
+  access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000000; open_file_cache max=100;
+  client_body_temp_path %[1]s/b; proxy_temp_path %[1]s/p; fastcgi_temp_path %[1]s/f; uwsgi_temp_path %[1]s/u; scgi_temp_path %[1]s/s;
+%[2]s
+}
+`, dir, servers)
+	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
+		b.t.Fatal(err)
+	}
+	m.command(b.t, "nginx", "-e", "stderr", "-c", conf)
+}
+
+// server adds one with an address of its own.
+func (b *bed) server(i int, part float64) *machine {
+	b.t.Helper()
+	m := b.add(fmt.Sprintf("server%d", i), fmt.Sprintf("52:54:00:77:00:%02x", i), part, fmt.Sprintf("10.77.0.%d/24", 100+i))
+	m.start = func() {
+		b.nginx(m, "  server { listen 80 backlog=8192; root "+b.content+"; }")
+		m.Run("curl", "-sSf", "--max-time", "20", "--retry", "20", "--retry-connrefused", "--retry-delay", "1", "-o", "/dev/null", "http://127.0.0.1/2000")
+	}
+	b.servers = append(b.servers, m)
+	return m
+}
+
+func (b *bed) build(s Setup, detect string) error {
+	servers := s.Machines
+	if s.Way == HAProxy || s.Way == NGINX {
+		servers--
+	}
+	for i := range servers {
+		part := 1.
+		if s.Uneven && i == servers-1 {
+			part = 0.5
+		}
+		b.server(i+1, part)
+	}
+	switch s.Way {
+	case Plain:
+		b.target = "10.77.0.101"
+	case Clone:
+		b.clone(s.Policy, detect)
+	case XtCluster:
+		if err := b.xtCluster(); err != nil {
+			return missing{err}
+		}
+	case HAProxy, NGINX:
+		if err := lacks(strings.Fields(s.Way)[0]); err != nil {
+			return missing{err}
+		}
+	default:
+		return missing{fmt.Errorf("no way to serve is called %q", s.Way)}
+	}
+	for _, m := range b.servers {
+		m.start()
+	}
+	if s.Way == HAProxy || s.Way == NGINX {
+		b.dispatcher(s.Way)
+	}
+	if s.Way == Clone {
+		b.agreed()
+	}
+	return nil
+}
+
+// clone makes nodes of the servers.
+func (b *bed) clone(policy, detect string) {
+	b.t.Helper()
+	text := strings.NewReplacer("detect: relaxed", "detect: "+detect, "name: byRandom ", "name: "+policy+" ",
+		// A full server answers, but not within the half second of a check by HTTP.
+		"http: http://127.0.0.1/healthz ", "tcp: 127.0.0.1:80 ").Replace(string(config.DemoYAML))
+	conf := filepath.Join(b.net.Dir, "cluster.yaml")
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+	for _, m := range b.servers {
+		stat, err := os.Create(filepath.Join(b.net.Dir, m.Name+".stat"))
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		m.stat = stat
+		b.t.Cleanup(func() { stat.Close() })
+		web := m.start
+		m.start = func() {
+			web()
+			m.engine = m.program(b.t, "cloned-quota", stat.Name(), "--config", conf, "--interface", "eth0",
+				"--status-socket", filepath.Join(b.net.Dir, m.Name+".sock"), "--datapath", "bpf", "--bpffs", b.net.BPFFS())
+		}
+	}
+	// Before anything starts, and from then on while the bed is there.
+	begin := time.Now()
+	b.tellLoad(begin)
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+				b.tellLoad(begin)
+			}
+		}
+	}()
+	b.t.Cleanup(func() { close(stop); <-done })
+}
+
+// tellLoad writes each node's /proc/stat: what it takes of its quota is busy, in microseconds.
+func (b *bed) tellLoad(begin time.Time) {
+	for _, m := range b.servers {
+		busy := m.group.used(b.t).cpu
+		all := time.Duration(m.group.quota * float64(time.Since(begin)))
+		_, _ = m.stat.WriteAt(fmt.Appendf(nil, "cpu  %015d 0 0 %015d 0 0 0 0 0 0\n", busy.Microseconds(), max(all-busy, 0).Microseconds()), 0)
+	}
+}
+
+// agreed waits until all nodes serve.
+func (b *bed) agreed() {
+	b.t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
+		serving, last := 0, ""
+		for _, m := range b.servers {
+			last = m.engine.Output()
+			if strings.Contains(last, fmt.Sprintf("of=%d agreed=true", len(b.servers))) {
+				serving++
+			}
+		}
+		if serving == len(b.servers) {
+			return
+		}
+		if time.Now().After(deadline) {
+			b.t.Fatalf("%d of %d nodes serve; the last says\n%s", serving, len(b.servers), last)
+		}
+	}
+}
+
+// clonedQuota is cloned where /proc/stat is the file of its first argument.
+func clonedQuota(args []string) int {
+	runtime.LockOSThread()
+	err := func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return os.NewSyscallError("unshare", err)
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return os.NewSyscallError("mount", err)
+		}
+		if err := unix.Mount(args[0], load.ProcStat, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mounting %s over %s: %w", args[0], load.ProcStat, err)
+		}
+		self, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		return syscall.Exec(self, append([]string{self}, args[1:]...), append(os.Environ(), netnstest.ProgramEnv+"=cloned"))
+	}()
+	fmt.Println(err)
+	return 1
+}
+
+// xtCluster is set up as in iptables-extensions(8); see netcore/bench.
+func (b *bed) xtCluster() error {
+	for i, m := range b.servers {
+		web := m.start
+		rules := func() error {
+			m.Run("ip", "addr", "add", vip+"/24", "dev", "eth0")
+			m.Run("ip", "maddr", "add", groupMAC, "dev", "eth0")
+			for _, rule := range [][]string{
+				{"-m", "cluster", "--cluster-total-nodes", strconv.Itoa(len(b.servers)), "--cluster-local-node", strconv.Itoa(i + 1), "--cluster-hash-seed", "0xdeadbeef", "-j", "MARK", "--set-mark", "0xffff"},
+				{"-d", vip, "-m", "mark", "!", "--mark", "0xffff", "-j", "DROP"},
+			} {
+				if out, err := m.Try("iptables", append([]string{"-w", "-t", "mangle", "-A", "PREROUTING", "-i", "eth0"}, rule...)...); err != nil {
+					return fmt.Errorf("iptables with the match xt_cluster: %s", strings.TrimSpace(out))
+				}
+			}
+			m.Sysctl("net.netfilter.nf_conntrack_tcp_loose", "0")
+			return nil
+		}
+		if err := rules(); err != nil {
+			return err
+		}
+		m.start = func() { web() }
+	}
+	b.client.Run("ip", "neigh", "replace", vip, "lladdr", groupMAC, "dev", "eth0")
+	b.configs[XtCluster] = fmt.Sprintf("iptables -t mangle -A PREROUTING -i eth0 -m cluster --cluster-total-nodes %d --cluster-local-node N --cluster-hash-seed 0xdeadbeef -j MARK --set-mark 0xffff\n"+
+		"iptables -t mangle -A PREROUTING -i eth0 -d %s -m mark ! --mark 0xffff -j DROP", len(b.servers), vip)
+	return nil
+}
+
+// dispatcher is a machine with the VIP in front of the servers.
+func (b *bed) dispatcher(way string) {
+	b.t.Helper()
+	d := b.add("dispatcher", "52:54:00:77:00:50", 1, vip+"/24")
+	var servers strings.Builder
+	if way == NGINX {
+		for i := range b.servers {
+			fmt.Fprintf(&servers, "server 10.77.0.%d:80; ", 101+i)
+		}
+		text := fmt.Sprintf("  upstream servers { %skeepalive 64; }\n  server {\n    listen 80 backlog=8192;\n    location / {\n"+
+			"      proxy_pass http://servers; proxy_http_version 1.1; proxy_set_header Connection \"\";\n"+
+			"      proxy_max_temp_file_size 0; proxy_buffers 16 64k; proxy_buffer_size 64k; proxy_busy_buffers_size 128k;\n    }\n  }", servers.String())
+		b.configs[way] = text
+		b.nginx(d, text)
+		return
+	}
+	// One thread: with two it would be stopped twice as soon, by one quota.
+	text := "global\n  nbthread 1\n  maxconn 8192\ndefaults\n  mode http\n  option http-keep-alive\n  http-reuse always\n  timeout connect 10s\n  timeout client 60s\n  timeout server 60s\n" +
+		"listen web\n  bind :80 backlog 8192\n  balance leastconn\n"
+	for i := range b.servers {
+		text += fmt.Sprintf("  server s%d 10.77.0.%d:80\n", i+1, 101+i)
+	}
+	conf := filepath.Join(b.net.Dir, "haproxy.cfg")
+	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
+		b.t.Fatal(err)
+	}
+	b.configs[way] = text
+	d.command(b.t, "haproxy", "-db", "-f", conf)
+}
+
+// lacks gives the first tool that is not there.
+func lacks(tools ...string) error {
+	for _, tool := range tools {
+		if _, err := exec.LookPath(tool); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// clients is the load generator: the configuration comes from a file, the result goes to one.
+func clients(args []string) int {
+	err := func() error {
+		data, err := os.ReadFile(args[0])
+		if err != nil {
+			return err
+		}
+		var cfg webstone.Config
+		if err := json.Unmarshal(data, &cfg); err != nil {
+			return err
+		}
+		ctx, stop := interruptible()
+		defer stop()
+		r, err := webstone.Run(ctx, cfg)
+		if err != nil {
+			return err
+		}
+		if data, err = json.Marshal(r); err != nil {
+			return err
+		}
+		return os.WriteFile(args[1], data, 0o600)
+	}()
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	return 0
+}
+
+// probe tries a connection every 5 ms until it is interrupted, and prints when each began,
+// and how it ended.
+func probe(args []string) int {
+	ctx, stop := interruptible()
+	defer stop()
+	type try struct {
+		at time.Time
+		ok bool
+	}
+	tries := make(chan try, 1<<16)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	fmt.Println("probing")
+	var working sync.WaitGroup
+	for {
+		select {
+		case <-ctx.Done():
+			working.Wait()
+			close(tries)
+			for t := range tries {
+				fmt.Println("try", t.at.UnixNano(), t.ok)
+			}
+			fmt.Println("end")
+			return 0
+		case <-tick.C:
+			working.Go(func() {
+				begin := time.Now()
+				err := ask(args[0], begin.Add(50*time.Millisecond))
+				tries <- try{begin, err == nil}
+			})
+		}
+	}
+}
+
+func ask(address string, deadline time.Time) error {
+	c, err := (&net.Dialer{Deadline: deadline}).Dial("tcp", address)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(deadline)
+	if _, err := c.Write([]byte("HEAD /2000 HTTP/1.0\r\n\r\n")); err != nil {
+		return err
+	}
+	_, err = c.Read(make([]byte, 1))
+	return err
+}

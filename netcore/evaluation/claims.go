@@ -1,0 +1,185 @@
+package evaluation
+
+import (
+	"fmt"
+	"slices"
+)
+
+// A Claim is something that the evaluation is to show.
+type Claim struct {
+	What         string
+	Value, Limit float64
+	AtLeast      bool // else at most
+	Disturbed    bool // something that it rests on was
+	Rounds       int  // the fewest of what it rests on
+}
+
+// enoughRounds is how many it takes to judge a claim.
+const enoughRounds = 2
+
+// Holds reports whether the value keeps the limit.
+func (c Claim) Holds() bool { return c.AtLeast == (c.Value >= c.Limit) || c.Value == c.Limit }
+
+// Verdict is what the report says of it.
+func (c Claim) Verdict() string {
+	switch {
+	case c.Disturbed:
+		return "not judged: the machine was busy"
+	case c.Rounds < enoughRounds:
+		return fmt.Sprintf("not judged: %d of the %d rounds that it takes", c.Rounds, enoughRounds)
+	case c.Holds():
+		return "holds"
+	}
+	return "**does not hold**"
+}
+
+// Claims are those of which something was measured.
+func (r *Report) Claims() (claims []Claim) {
+	for _, w := range r.workloads() {
+		single := r.points(Setup{Way: Plain, Machines: 1}, w, false)
+		full := saturation(single)
+		for _, nodes := range []struct {
+			machines int
+			least    float64
+		}{{2, 1.9}, {4, 3.7}, {8, 7}} {
+			for _, policy := range []string{"byLoad", "byRandom"} {
+				s := Setup{Way: Clone, Machines: nodes.machines, Policy: policy}
+				cluster := r.points(s, w, false)
+				if nodes.machines == 2 {
+					claims = add(claims, ratios(cluster, single, func(n int) bool { return n < full }), fmt.Sprintf("%s, %s: throughput ÷ one server below its saturation, worst", s, w), 0.98, true)
+				}
+				claims = add(claims, ratios(cluster, single, func(n int) bool { return n >= full }), fmt.Sprintf("%s, %s: throughput ÷ one server from its saturation on, worst", s, w), nodes.least, true)
+			}
+		}
+		for _, s := range r.setups() {
+			if s.Way != HAProxy && s.Way != NGINX {
+				continue
+			}
+			// As many machines, and so as much of the processors.
+			clone := r.points(Setup{Way: Clone, Machines: s.Machines, Policy: "byRandom"}, w, false)
+			other := r.points(s, w, false)
+			most := func(points []*Point) []*Point { return points[max(len(points)-1, 0):] }
+			claims = add(claims, ratios(most(clone), most(other), always), fmt.Sprintf("%d nodes ÷ %s, %s: requests/s with the most clients", s.Machines, s, w), 1.5, true)
+			claims = add(claims, compare(most(clone), most(other), always, p99), fmt.Sprintf("%d nodes ÷ %s, %s: p99 with the most clients", s.Machines, s, w), 1, false)
+		}
+		for _, s := range r.setups() {
+			if !s.Uneven || s.Policy != "byLoad" {
+				continue
+			}
+			random := s
+			random.Policy = "byRandom"
+			claims = add(claims, compare(r.points(s, w, false), r.points(random, w, false), always, p99), fmt.Sprintf("%s, %s: p99 ÷ byRandom, closed loop, worst", s, w), 0.5, false)
+			for _, m := range r.Runs {
+				if m.Setup == s && m.Workload == w && m.Share > 0 && m.Round == 0 {
+					other := m.Run
+					other.Setup = random
+					if p, q := r.point(m.Run), r.point(other); p != nil && q != nil {
+						claims = add(claims, compare([]*Point{p}, []*Point{q}, always, p99), fmt.Sprintf("%s, %s: p99 ÷ byRandom, at %.1f times the rate of one server", s, w, m.Share), 0.5, false)
+					}
+				}
+			}
+		}
+	}
+	return append(claims, r.failoverClaims()...)
+}
+
+func (r *Report) failoverClaims() (claims []Claim) {
+	for _, c := range []struct {
+		ours, other string
+		least       float64
+	}{{CloneFailover, KeepalivedDefault, 5}, {CloneFast, KeepalivedTuned, 2}} {
+		ours, theirs := r.failover(c.ours), r.failover(c.other)
+		if len(ours) > 0 && len(theirs) > 0 {
+			claims = append(claims, Claim{What: fmt.Sprintf("fail-over: %s ÷ %s, medians", c.other, c.ours), Value: median(theirs) / median(ours), Limit: c.least, AtLeast: true, Rounds: min(len(ours), len(theirs))})
+		}
+	}
+	return claims
+}
+
+func always(int) bool { return true }
+
+// The ways whose fail-over is timed.
+const (
+	CloneFailover     = "clone, 2 nodes"
+	CloneFast         = "clone, 2 nodes, detect: fast"
+	KeepalivedDefault = "keepalived, defaults"
+	KeepalivedTuned   = "keepalived, adverts each 0.1 s"
+)
+
+func (r *Report) failover(way string) []float64 {
+	for _, f := range r.Failovers {
+		if f.Way == way {
+			return slices.Clone(f.Seconds)
+		}
+	}
+	return nil
+}
+
+func median(values []float64) float64 {
+	values = slices.Sorted(slices.Values(values))
+	n := len(values)
+	return (values[(n-1)/2] + values[n/2]) / 2
+}
+
+// saturation is the fewest clients with which a set-up has 95 % of its best throughput.
+func saturation(points []*Point) int {
+	best := 0.
+	for _, p := range points {
+		best = max(best, p.Mbit)
+	}
+	for _, p := range points {
+		if p.Mbit >= 0.95*best {
+			return p.Clients
+		}
+	}
+	return 0
+}
+
+// A ratio is one value by another, of runs with the same clients.
+type ratio struct {
+	value     float64
+	disturbed bool
+	rounds    int
+}
+
+func rate(p *Point) float64 { return p.Rate }
+func p99(p *Point) float64  { return p.Total.Latency.Quantile(.99).Seconds() }
+
+func ratios(a, b []*Point, where func(clients int) bool) []ratio { return compare(a, b, where, rate) }
+
+func compare(a, b []*Point, where func(clients int) bool, of func(*Point) float64) (all []ratio) {
+	for _, p := range a {
+		for _, q := range b {
+			if p.Clients == q.Clients && where(p.Clients) && of(q) > 0 {
+				all = append(all, ratio{of(p) / of(q), p.Disturbed || q.Disturbed, min(p.Rounds, q.Rounds)})
+			}
+		}
+	}
+	return all
+}
+
+// add adds a claim for the worst of some ratios.
+func add(claims []Claim, all []ratio, what string, limit float64, atLeast bool) []Claim {
+	if len(all) == 0 {
+		return claims
+	}
+	c := Claim{What: what, Value: all[0].value, Limit: limit, AtLeast: atLeast, Rounds: all[0].rounds}
+	for _, x := range all {
+		if x.value < c.Value == atLeast {
+			c.Value = x.value
+		}
+		c.Disturbed = c.Disturbed || x.disturbed
+		c.Rounds = min(c.Rounds, x.rounds)
+	}
+	return append(claims, c)
+}
+
+func (r *Report) workloads() (all []string) {
+	for _, m := range r.Runs {
+		if !slices.Contains(all, m.Workload) {
+			all = append(all, m.Workload)
+		}
+	}
+	slices.Sort(all)
+	return all
+}

@@ -1,0 +1,188 @@
+package evaluation
+
+import (
+	"bytes"
+	"encoding/json"
+	"encoding/xml"
+	"errors"
+	"flag"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"clonecluster/netcore/webstone"
+)
+
+// window is one of a server with that rate and mean response time.
+func window(rate float64, mean time.Duration) *webstone.Window {
+	w := &webstone.Window{Seconds: 10, Requests: uint64(10 * rate), Bytes: uint64(10 * rate * 2000), CPU: 0.3}
+	for i := range 1000 {
+		w.Latency.Add(mean/2 + mean*time.Duration(i)/1000)
+	}
+	w.Busy = 10 * rate * mean.Seconds()
+	return w
+}
+
+// fixture is what a machine might have measured whose servers can do 1000 requests a second
+// each, but for one that was disturbed, and an nginx that is too good.
+func fixture() *Report {
+	r := &Report{
+		Date: "2026-01-02", Machine: "An Example", Kernel: "6.12", Processors: 2, Versions: map[string]string{"nginx": "1.22.1", "Go": "1.26"},
+		Accounting: "Whose time it was.", Plan: Plan{Quota: .05, PeriodMS: 20, WarmUp: 1, Window: 10, Timeout: 10, Rounds: 2},
+		Missing:   map[string]string{"xt_cluster, 4 servers": "no such match"},
+		Failovers: []Failover{{Way: CloneFailover, Seconds: []float64{.3, .2, .25}}, {Way: CloneFast, Seconds: []float64{.3, .2, .25}}, {Way: KeepalivedDefault, Seconds: []float64{3.5, 3.6, 3.4}}, {Way: KeepalivedTuned, Seconds: []float64{.4, .4, .4}}},
+		Rest:      map[string]float64{"clone, 2 nodes, byRandom": .0061},
+		Configs:   map[string]string{"haproxy": "global\n maxconn 2000\n"},
+	}
+	enter := func(s Setup, clients int, rate float64, idle float64) {
+		for round := range 2 {
+			mean := time.Duration(float64(clients) / rate * 1e9)
+			r.Enter(&Measured{Run: Run{Setup: s, Workload: "2k", Clients: clients}, Round: round, Idle: idle,
+				Result: &webstone.Result{Clients: clients, Windows: []*webstone.Window{window(rate, mean)}},
+				Nodes:  []NodeUse{{"server1", .05, .0499, .9}}})
+		}
+	}
+	for _, n := range []int{10, 110, 200} {
+		enter(Setup{Way: Plain, Machines: 1}, n, min(1000, 50*float64(n)), 1)
+		enter(Setup{Way: Clone, Machines: 2, Policy: "byRandom"}, n, min(1950, 49.5*float64(n)), 1)
+		enter(Setup{Way: Clone, Machines: 2, Policy: "byLoad"}, n, min(1700, 49.5*float64(n)), 1)
+		enter(Setup{Way: Clone, Machines: 4, Policy: "byRandom"}, n, min(3800, 49.5*float64(n)), 0.02)
+		enter(Setup{Way: HAProxy, Machines: 4}, n, min(600, 30*float64(n)), 1)
+	}
+	return r
+}
+
+// TestClaims: what holds holds, what does not is said not to, and what was disturbed or was
+// not done often enough judges nothing.
+func TestClaims(t *testing.T) {
+	got := map[string]string{}
+	for _, c := range fixture().Claims() {
+		got[c.What] = c.Verdict()
+	}
+	want := map[string]string{
+		"clone, 2 nodes, byRandom, 2k: throughput ÷ one server below its saturation, worst":   "holds",
+		"clone, 2 nodes, byRandom, 2k: throughput ÷ one server from its saturation on, worst": "holds",
+		"clone, 2 nodes, byLoad, 2k: throughput ÷ one server below its saturation, worst":     "holds",
+		"clone, 2 nodes, byLoad, 2k: throughput ÷ one server from its saturation on, worst":   "**does not hold**",
+		"clone, 4 nodes, byRandom, 2k: throughput ÷ one server from its saturation on, worst": "not judged: the machine was busy",
+		"4 nodes ÷ haproxy + 3 servers, 2k: requests/s with the most clients":                 "not judged: the machine was busy",
+		"4 nodes ÷ haproxy + 3 servers, 2k: p99 with the most clients":                        "not judged: the machine was busy",
+		"fail-over: keepalived, defaults ÷ clone, 2 nodes, medians":                           "holds",
+		"fail-over: keepalived, adverts each 0.1 s ÷ clone, 2 nodes, detect: fast, medians":   "**does not hold**",
+	}
+	for what, verdict := range want {
+		if got[what] != verdict {
+			t.Errorf("%s: %q; want %q", what, got[what], verdict)
+		}
+	}
+	for what := range got {
+		if want[what] == "" {
+			t.Errorf("a claim that nobody makes: %s: %s", what, got[what])
+		}
+	}
+	r := fixture()
+	r.Runs = slices.DeleteFunc(r.Runs, func(m *Measured) bool { return m.Round > 0 })
+	for _, c := range r.Claims() {
+		if strings.Contains(c.What, "2 nodes, byRandom") && c.Verdict() != "not judged: 1 of the 2 rounds that it takes" {
+			t.Errorf("of one round: %s: %s", c.What, c.Verdict())
+		}
+	}
+}
+
+var update = flag.Bool("update", false, "write testdata anew")
+
+// TestReport: the report of the fixture is the one in testdata, the results survive being
+// written and read, and the same results give the same bytes.
+func TestReport(t *testing.T) {
+	data, err := json.Marshal(fixture())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var again Report
+	if err := json.Unmarshal(data, &again); err != nil {
+		t.Fatal(err)
+	}
+	first, err := fixture().Files()
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := again.Files()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{Document, "evaluation-2k-nodes.svg", "evaluation-2k-policies.svg", "evaluation-2k-ways.svg"} {
+		if len(first[name]) == 0 || !bytes.Equal(first[name], second[name]) {
+			t.Errorf("%s: %d octets, then %d: want the same ones", name, len(first[name]), len(second[name]))
+		}
+		golden := filepath.Join("testdata", name)
+		if *update {
+			if err := os.WriteFile(golden, first[name], 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if want, err := os.ReadFile(golden); err != nil || !bytes.Equal(first[name], want) {
+			t.Errorf("%s is not the one in testdata (%v): if that is right, go test -run TestReport -update", name, err)
+		}
+	}
+	for _, line := range []string{"| 200 | 16.00 / 0.200 |", "**does not hold**", "- xt_cluster, 4 servers: no such match", "| clone, 2 nodes | 3 | 0.250 | 0.200 | 0.300 |", "![The policies](evaluation-2k-policies.svg)", "| clone, 2 nodes, byRandom | 0.61 % | 12 % |"} {
+		if !strings.Contains(string(first[Document]), line) {
+			t.Errorf("the report lacks %q", line)
+		}
+	}
+	if _, err := new(Report).Files(); err == nil {
+		t.Error("a report of nothing is written")
+	}
+}
+
+// TestDrawing: it is XML with every line and every published point, and nothing lies outside.
+func TestDrawing(t *testing.T) {
+	lines := []Line{{"a < b", []LinePoint{{10, 3, .01}, {2000, 700, 3}}}}
+	svg := Drawing("Title & more", lines)
+	d := xml.NewDecoder(bytes.NewReader(svg))
+	for {
+		if _, err := d.Token(); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatalf("%v:\n%s", err, svg)
+		}
+	}
+	for _, text := range []string{"a &lt; b", "Title &amp; more", "published: two, byLoad", ">2000<", ">700<"} {
+		if !strings.Contains(string(svg), text) {
+			t.Errorf("the drawing lacks %q", text)
+		}
+	}
+	if bytes.Contains(svg, []byte("NaN")) || !bytes.Equal(svg, Drawing("Title & more", lines)) {
+		t.Error("the drawing is not the same twice, or has no numbers")
+	}
+	for most, want := range map[float64][2]float64{0: {1, 4}, 20.8: {5, 25}, 1.457: {.2, 1.6}, 200: {50, 200}, 2000: {500, 2000}, 0.03: {.005, .03}, 9: {1, 9}} {
+		step, end := ticks(most)
+		if diff := step - want[0]; diff > 1e-9 || diff < -1e-9 || end-want[1] > 1e-9 || want[1]-end > 1e-9 {
+			t.Errorf("ticks(%v) = %v, %v; want %v", most, step, end, want)
+		}
+	}
+}
+
+func TestPlans(t *testing.T) {
+	for name, p := range map[string]Plan{"full": Full(), "short": Short()} {
+		seen := map[Run]bool{}
+		for _, r := range p.Runs {
+			if seen[r] {
+				t.Errorf("%s: %+v is there twice", name, r)
+			}
+			seen[r] = true
+		}
+		var took time.Duration
+		for _, r := range p.Runs {
+			warmUp, window := p.Times(r)
+			took += (warmUp + window) * time.Duration(p.Rounds)
+		}
+		if most := map[string]time.Duration{"full": 110 * time.Minute, "short": 6 * time.Minute}[name]; took > most || len(p.Runs) == 0 {
+			t.Errorf("%s: %d runs take %v", name, len(p.Runs), took)
+		}
+		t.Logf("%s: %d runs, %v", name, len(p.Runs), took)
+	}
+}

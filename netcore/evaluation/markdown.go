@@ -1,0 +1,329 @@
+package evaluation
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"clonecluster/netcore/webstone"
+)
+
+// Document is the report's name.
+const Document = "evaluation.md"
+
+// A group is what is drawn together.
+type group struct {
+	name, title, what string
+	setups            []Setup
+}
+
+// groups are those of which something was measured.
+func (r *Report) groups() (groups []group) {
+	all := []group{
+		{name: "nodes", title: "More nodes", what: "One server without a cluster, and clusters of more and more nodes, byRandom."},
+		{name: "policies", title: "The policies", what: "What was published, again: one server, and two nodes by each policy."},
+		{name: "uneven", title: "Uneven nodes", what: "One node has half of the processor that the others have."},
+		{name: "ways", title: "Other ways", what: "As many machines of the same quota, used in other ways. One of those behind haproxy and nginx is the dispatcher, so they have one server less."},
+	}
+	most := 0
+	for _, s := range r.setups() {
+		if s.Way == HAProxy || s.Way == NGINX {
+			most = max(most, s.Machines)
+		}
+	}
+	for _, s := range r.setups() {
+		plain := s.Way == Plain
+		ours := s.Way == Clone
+		for i, in := range []bool{
+			plain || ours && s.Policy == "byRandom" && !s.Uneven,
+			plain || ours && s.Machines == 2 && !s.Uneven,
+			s.Uneven,
+			plain || s.Machines == most && !s.Uneven && (!ours || s.Policy == "byRandom"),
+		} {
+			if in {
+				all[i].setups = append(all[i].setups, s)
+			}
+		}
+	}
+	for _, g := range all {
+		if len(g.setups) > 1 {
+			groups = append(groups, g)
+		}
+	}
+	return groups
+}
+
+// Files are the report and its drawings, by their names.
+func (r *Report) Files() (map[string][]byte, error) {
+	if len(r.Runs) == 0 && len(r.Failovers) == 0 {
+		return nil, fmt.Errorf("the results have no run")
+	}
+	files := map[string][]byte{}
+	files[Document] = r.markdown(files)
+	return files, nil
+}
+
+func (r *Report) markdown(files map[string][]byte) []byte {
+	var b strings.Builder
+	say := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	p := r.Plan
+	say("# Evaluation")
+	say("")
+	say("The published experiment, done again: WebStone's load on one server, on clusters, and on what else there is to share a load.")
+	say("Measured by `make evaluation` on %s on %s, %d processors, Linux %s; written from its results, build/evaluation.json,", r.Date, cmp.Or(r.Machine, "a processor without a name"), r.Processors, r.Kernel)
+	say("by `clonectl bench --report build/evaluation.json`. %s", versions(r.Versions))
+	say("")
+	say("## What was measured, and what that is worth")
+	say("")
+	say("- Every machine is a network namespace whose programs may take %.1f %% of a processor (%.1f ms in each %.0f ms), so that one is", 100*p.Quota, p.Quota*p.PeriodMS, p.PeriodMS)
+	say("  full long before this real machine is; a machine at half speed has as much in twice the time. Nothing is scaled by arithmetic. Cables are veth, the switch is a Linux bridge.")
+	say("- %s", r.Accounting)
+	say("- A node's engine, and a dispatcher, live on the same quota as the web server would. The server is nginx with one process;")
+	say("  files are in memory. Every request has its own connection (HTTP/1.0) unless it says keep-alive.")
+	say("- The load of a node, which byLoad goes by, is that of its quota: its engine sees a /proc/stat of its own, as in a container")
+	say("  with lxcfs. That of the real machine says nothing about one of its namespaces.")
+	say("- The clients are one program (`clonectl bench`) with no quota. Its share of the processors is in the tables, as is what the")
+	say("  machine had left (*idle*): where that is less than 0.10 processors, or others took more than 0.30, or where by Little's law")
+	say("  not all clients had a request under way, the run is marked † and judges nothing.")
+	say("- A cluster is that of config/demo.yaml, but `detect: normal`, the policy that is named, and a health check by TCP: a full server")
+	say("  answers, but not within the half second of a check by HTTP. The datapath is bpf.")
+	say("- Each run is %.3g s of warm-up and %.3g s that count (with more than 500 clients four times that), in %d rounds. Figures are medians", p.WarmUp, p.Window, p.Rounds)
+	say("  of the rounds, percentiles are those of all requests. A request that takes longer than %.0f s has failed.", p.Timeout)
+	say("- What was published was measured on other machines, with an unknown file mix: its runs have about 2 kB for a request. Compare")
+	say("  the shapes of the curves, not their heights. Where a published figure is not known, nothing is drawn.")
+	say("")
+	say("`make evaluation` measures all of it; `EVALUATION_ONLY='2 nodes, byLoad'` those set-ups alone whose names match that regular")
+	say("expression, and keeps the other results; `make evaluation-short` does a few of them in some minutes.")
+
+	if claims := r.Claims(); len(claims) > 0 {
+		say("")
+		say("## What it was to show")
+		say("")
+		say("| | measured | wanted | |")
+		say("|---|--:|--:|---|")
+		var lost []string
+		for _, c := range claims {
+			sign := "≤"
+			if c.AtLeast {
+				sign = "≥"
+			}
+			say("| %s | %.2f | %s %.2f | %s |", c.What, c.Value, sign, c.Limit, c.Verdict())
+			if c.Verdict() == "**does not hold**" {
+				lost = append(lost, c.What)
+			}
+		}
+		say("")
+		if len(lost) > 0 {
+			say("Of these %d do not hold: %s.", len(lost), strings.Join(lost, "; "))
+		}
+	}
+	for _, w := range r.workloads() {
+		r.sayWorkload(say, w, files)
+	}
+	r.sayEvents(say)
+	r.sayFailovers(say)
+	if len(r.Rest) > 0 {
+		say("")
+		say("## At rest")
+		say("")
+		say("What the busiest machine of a set-up takes when nobody asks. It is a part of its quota that a real machine, which has a whole")
+		say("processor or more, would not miss; here it is one of the reasons why machines of a cluster do less than a server alone.")
+		say("")
+		say("| set-up | of a processor | of the quota |")
+		say("|---|--:|--:|")
+		for _, name := range slices.Sorted(maps.Keys(r.Rest)) {
+			say("| %s | %.2f %% | %.0f %% |", name, 100*r.Rest[name], 100*r.Rest[name]/r.Plan.Quota)
+		}
+	}
+	if len(r.Missing) > 0 {
+		say("")
+		say("## Not measured")
+		say("")
+		for _, name := range slices.Sorted(maps.Keys(r.Missing)) {
+			say("- %s: %s", name, r.Missing[name])
+		}
+	}
+	if len(r.Configs) > 0 {
+		say("")
+		say("## The others' configurations")
+		for _, name := range slices.Sorted(maps.Keys(r.Configs)) {
+			say("")
+			say("%s:", name)
+			say("")
+			say("```\n%s\n```", strings.TrimSpace(r.Configs[name]))
+		}
+	}
+	return []byte(b.String())
+}
+
+func (r *Report) sayWorkload(say func(string, ...any), name string, files map[string][]byte) {
+	title := name
+	if w, err := webstone.WorkloadNamed(name); err == nil {
+		title = w.Title
+	}
+	say("")
+	say("## %s", title)
+	for _, g := range r.groups() {
+		var lines []Line
+		var points [][]*Point
+		for _, s := range g.setups {
+			ps := r.points(s, name, false)
+			if len(ps) == 0 {
+				continue
+			}
+			l := Line{Name: s.String()}
+			for _, p := range ps {
+				// More would press what was published into a corner; they are in the table.
+				if p.Clients <= slices.Max(webstone.PublishedClients()) {
+					l.Points = append(l.Points, LinePoint{p.Clients, p.Mbit, p.Total.Latency.Mean().Seconds()})
+				}
+			}
+			lines, points = append(lines, l), append(points, ps)
+		}
+		if len(lines) == 0 || len(lines) == 1 && g.name != "nodes" {
+			continue
+		}
+		drawing := fmt.Sprintf("evaluation-%s-%s.svg", name, g.name)
+		files[drawing] = Drawing(g.title+": "+title, lines)
+		say("")
+		say("### %s", g.title)
+		say("")
+		say("%s", g.what)
+		say("")
+		say("![%s](%s)", g.title, drawing)
+		say("")
+		say("Throughput in Mbit/s, and the mean response time in seconds:")
+		say("")
+		header, rule := "| clients |", "|--:|"
+		for _, l := range lines {
+			header, rule = header+" "+l.Name+" |", rule+"--:|"
+		}
+		say("%s\n%s", header, rule)
+		for _, n := range r.clients() {
+			row, any := fmt.Sprintf("| %d |", n), false
+			for _, ps := range points {
+				cell := "–"
+				for _, p := range ps {
+					if p.Clients == n {
+						cell, any = fmt.Sprintf("%.2f / %.3f%s", p.Mbit, p.Total.Latency.Mean().Seconds(), dagger(p.Disturbed)), true
+					}
+				}
+				row += " " + cell + " |"
+			}
+			if any {
+				say("%s", row)
+			}
+		}
+	}
+	say("")
+	say("### All figures")
+	say("")
+	say("Times in milliseconds. *Load* is Little's: what was under way on average. *Generator* and *idle* are processors. *Full* is how many")
+	say("of the machines took all that they may.")
+	for _, keep := range []bool{false, true} {
+		r.sayAll(say, name, keep)
+	}
+}
+
+func (r *Report) sayAll(say func(string, ...any), name string, keep bool) {
+	begun := false
+	for _, s := range r.setups() {
+		for _, p := range r.points(s, name, keep) {
+			if !begun {
+				begun = true
+				if keep {
+					say("")
+					say("With keep-alive:")
+				}
+				say("")
+				say("| set-up | clients | Mbit/s | requests/s | mean | p50 | p90 | p99 | p99.9 | max | load | errors | generator | idle | full |")
+				say("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|--:|--:|--:|")
+			}
+			say("%s", p.row())
+		}
+	}
+}
+
+func (p *Point) row() string {
+	l := &p.Total.Latency
+	ms := func(d time.Duration) string { return fmt.Sprintf("%.1f", float64(d.Microseconds())/1e3) }
+	return fmt.Sprintf("| %s%s | %d | %.2f (%.2f–%.2f) | %.1f | %s | %s | %s | %s | %s | %s | %.1f | %s | %.2f | %.2f | %d |", p.Setup, dagger(p.Disturbed), p.Clients,
+		p.Mbit, p.Least, p.Most, p.Rate, ms(l.Mean()), ms(l.Quantile(.5)), ms(l.Quantile(.9)), ms(l.Quantile(.99)), ms(l.Quantile(.999)), ms(l.Max()),
+		p.Total.Load(), Errors(p.Total), p.Generator, p.Idle, p.Full)
+}
+
+// sayEvents are the runs that are in no closed loop, or in which a server was lost.
+func (r *Report) sayEvents(say func(string, ...any)) {
+	seen := map[Run]bool{}
+	for _, m := range r.Runs {
+		if m.Share == 0 && !m.Kill || seen[m.Run] {
+			continue
+		}
+		if len(seen) == 0 {
+			say("")
+			say("## At a rate, and with a server killed")
+			say("")
+			say("Requests that begin at a rate, whatever becomes of those before: their time counts from when they should have begun. *Killed* is")
+			say("a server whose power was cut after a third of the time, and given back after two thirds.")
+			say("")
+			say("*Rate* is in requests a second, and in what one plain server had at best; *clients* how many could be under way.")
+			say("")
+			say("| run | rate | set-up | clients | Mbit/s | requests/s | mean | p50 | p90 | p99 | p99.9 | max | load | errors | generator | idle | full |")
+			say("|---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|--:|--:|--:|")
+		}
+		seen[m.Run] = true
+		if p := r.point(m.Run); p != nil {
+			what := m.Workload
+			if m.Kill {
+				what += ", killed"
+			}
+			rate := "–"
+			if m.Share > 0 {
+				rate = fmt.Sprintf("%.0f = %.1f ×", m.Result.Rate, m.Share)
+			}
+			say("| %s | %s %s", what, rate, p.row())
+		}
+	}
+}
+
+func (r *Report) sayFailovers(say func(string, ...any)) {
+	if len(r.Failovers) == 0 {
+		return
+	}
+	say("")
+	say("## Fail-over")
+	say("")
+	say("The power of a server is cut (the active one of keepalived's two). A connection is tried every 5 ms and given up after 50 ms: the")
+	say("time is from the cut to the beginning of the last one that failed before fifty that did not. Of a cluster's two nodes only half of the connections are concerned.")
+	say("")
+	say("| | trials | median s | least | most |")
+	say("|---|--:|--:|--:|--:|")
+	for _, f := range r.Failovers {
+		if len(f.Seconds) == 0 {
+			say("| %s | 0: %s | | | |", f.Way, cmp.Or(f.Why, "none"))
+			continue
+		}
+		say("| %s | %d | %.3f | %.3f | %.3f |", f.Way, len(f.Seconds), median(f.Seconds), slices.Min(f.Seconds), slices.Max(f.Seconds))
+	}
+}
+
+func dagger(disturbed bool) string {
+	if disturbed {
+		return " †"
+	}
+	return ""
+}
+
+func versions(v map[string]string) string {
+	var all []string
+	for _, name := range slices.Sorted(maps.Keys(v)) {
+		all = append(all, name+" "+v[name])
+	}
+	if len(all) == 0 {
+		return ""
+	}
+	return "With " + strings.Join(all, ", ") + "."
+}

@@ -1,0 +1,539 @@
+package evaluation
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"clonecluster/netcore/webstone"
+)
+
+// TestEvaluation is "make evaluation".
+func TestEvaluation(t *testing.T) {
+	results := os.Getenv("CLONECLUSTER_EVALUATION")
+	if results == "" {
+		t.Skip("takes up to two hours, and a machine with nothing else to do: make evaluation")
+	}
+	plan := planOf(t, os.Getenv("EVALUATION_PLAN"))
+	only, err := regexp.Compile(os.Getenv("EVALUATION_ONLY"))
+	if err != nil {
+		t.Fatalf("EVALUATION_ONLY: %v", err)
+	}
+	r := &Report{}
+	if only.String() != "" {
+		data, err := os.ReadFile(results)
+		if err == nil {
+			err = json.Unmarshal(data, r)
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+		if was := r.Plan; len(r.Runs) > 0 && (was.Quota != plan.Quota || was.PeriodMS != plan.PeriodMS || was.Window != plan.Window) {
+			t.Fatalf("%s is of another plan: what EVALUATION_ONLY adds would not be comparable; move it away", results)
+		}
+	}
+	measure(t, plan, r, only, func() {
+		data, err := json.MarshalIndent(r, "", " ")
+		if err == nil {
+			err = os.WriteFile(results, data, 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// planOf is one of the two, or a file with another.
+func planOf(t *testing.T, name string) (p Plan) {
+	t.Helper()
+	switch name {
+	case "", "full":
+		return Full()
+	case "short":
+		return Short()
+	}
+	data, err := os.ReadFile(name)
+	if err == nil {
+		err = json.Unmarshal(data, &p)
+	}
+	if err != nil {
+		t.Fatalf("EVALUATION_PLAN is full, short or a file: %v", err)
+	}
+	return p
+}
+
+func interruptible() (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+}
+
+// measure does all runs whose set-ups have a name that matches, and tells save after each.
+func measure(t *testing.T, p Plan, r *Report, only *regexp.Regexp, save func()) {
+	ctx, stop := interruptible()
+	defer stop()
+	r.Plan, r.Date, r.Machine, r.Kernel, r.Processors = p, time.Now().UTC().Format(time.DateOnly), processor(t), kernel(t), runtime.NumCPU()
+	r.Versions = programs()
+	if r.Missing == nil {
+		r.Missing, r.Configs = map[string]string{}, map[string]string{}
+	}
+	content := contentFolder(t)
+	done, all := 0, 0
+	for _, run := range p.Runs {
+		if only.MatchString(run.Setup.String()) {
+			all += p.Rounds
+		}
+	}
+	// A set-up is built once in a round; in the next one they come the other way round.
+	setups := (&Report{Runs: runsOf(p)}).setups()
+	for round := range p.Rounds {
+		if round > 0 {
+			slices.Reverse(setups)
+		}
+		for _, s := range setups {
+			if !only.MatchString(s.String()) || r.Missing[s.String()] != "" || ctx.Err() != nil {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s/%d", s, round+1), func(t *testing.T) {
+				b, err := newBed(t, p, s, content, "normal")
+				if errors.As(err, new(missing)) {
+					r.Missing[s.String()] = err.Error()
+					save()
+					return
+				} else if err != nil {
+					t.Fatal(err)
+				}
+				r.Accounting = b.accounting()
+				if r.Rest == nil {
+					r.Rest = map[string]float64{}
+				}
+				r.Rest[s.String()] = b.rest(ctx)
+				for name, text := range b.configs {
+					r.Configs[name] = text
+				}
+				for _, run := range p.Runs {
+					if run.Setup != s || ctx.Err() != nil {
+						continue
+					}
+					done++
+					progress("%d of %d: %s, %s, %d clients", done, all, s, run.Workload, run.Clients)
+					rate := run.Share * r.best(run.Workload)
+					if run.Share > 0 && rate == 0 {
+						t.Logf("at %.1f times the rate of a plain server: that was not measured, so it is left out", run.Share)
+						continue
+					}
+					m := b.measure(ctx, run, rate)
+					if ctx.Err() == nil {
+						m.Round = round
+						r.Enter(m)
+						save()
+					}
+				}
+			})
+		}
+	}
+	if p.Failovers > 0 && ctx.Err() == nil && only.MatchString("failover") {
+		r.Failovers = nil
+		for _, way := range []string{CloneFailover, CloneFast, KeepalivedDefault, KeepalivedTuned} {
+			f := Failover{Way: way}
+			for i := range p.Failovers {
+				if f.Why != "" || ctx.Err() != nil {
+					break
+				}
+				t.Run(fmt.Sprintf("failover/%s/%d", way, i+1), func(t *testing.T) {
+					progress("fail-over %d of %d: %s", i+1, p.Failovers, way)
+					seconds, err := failover(t, p, way, content, r.Configs)
+					if errors.As(err, new(missing)) {
+						f.Why = err.Error()
+					} else if err != nil {
+						t.Fatal(err)
+					} else {
+						f.Seconds = append(f.Seconds, seconds)
+					}
+				})
+			}
+			r.Failovers = append(r.Failovers, f)
+			save()
+		}
+	}
+	progress("")
+	if ctx.Err() != nil {
+		t.Fatal("interrupted: the runs that were complete are in the results, and all that was set up is taken back")
+	}
+}
+
+func runsOf(p Plan) (all []*Measured) {
+	for _, run := range p.Runs {
+		all = append(all, &Measured{Run: run})
+	}
+	return all
+}
+
+// measure does one run; at a rate, if it is not 0.
+func (b *bed) measure(ctx context.Context, run Run, rate float64) *Measured {
+	b.t.Helper()
+	p := b.plan
+	warmUp, window := p.Times(run)
+	w, err := webstone.WorkloadNamed(run.Workload)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	cfg := webstone.Config{Target: netip.AddrPortFrom(netip.MustParseAddr(b.target), 80), Prefix: "/", Workload: w, Clients: run.Clients, KeepAlive: run.KeepAlive,
+		Rate: rate, Timeout: time.Duration(p.Timeout * float64(time.Second)), WarmUp: warmUp, Window: window, Windows: 1, Seed: uint64(run.Clients)}
+	for i := range sources {
+		cfg.Sources = append(cfg.Sources, netip.MustParseAddr(source(i)))
+	}
+	in, out := filepath.Join(b.net.Dir, "clients.in"), filepath.Join(b.net.Dir, "clients.out")
+	data, err := json.Marshal(cfg)
+	if err == nil {
+		err = os.WriteFile(in, data, 0o600)
+	}
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	process := b.client.Start("clients", in, out)
+	if err := b.clients.take(process.PID()); err != nil {
+		b.t.Fatal(err)
+	}
+	stopped := context.AfterFunc(ctx, process.Kill)
+	defer stopped()
+
+	sleep(ctx, cfg.WarmUp)
+	before, at := b.sample(), time.Now()
+	if run.Kill {
+		b.kill(ctx, cfg.Window)
+	}
+	sleep(ctx, time.Until(at.Add(cfg.Window)))
+	after, wall := b.sample(), time.Since(at)
+	if err := process.Wait(); ctx.Err() != nil {
+		return nil
+	} else if err != nil {
+		b.t.Fatalf("the clients: %v\n%s", err, process.Output())
+	}
+	m := &Measured{Run: run}
+	if data, err = os.ReadFile(out); err == nil {
+		err = json.Unmarshal(data, &m.Result)
+	}
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	own := 0.
+	for i, g := range b.all() {
+		n := g.group.use(g.name, before.groups[i], after.groups[i], wall)
+		own += n.CPU
+		if g.group.quota > 0 {
+			m.Nodes = append(m.Nodes, n)
+		}
+	}
+	m.Idle = (after.idle - before.idle).Seconds() / wall.Seconds()
+	m.Others = max(0, (after.busy-before.busy).Seconds()/wall.Seconds()-own)
+	return m
+}
+
+// rest gives what the busiest machine takes of a processor when nobody asks.
+func (b *bed) rest(ctx context.Context) (most float64) {
+	b.t.Helper()
+	before, at := b.sample(), time.Now()
+	sleep(ctx, time.Second)
+	after, wall := b.sample(), time.Since(at)
+	for i, g := range b.all() {
+		if g.group.quota > 0 {
+			most = max(most, g.group.use(g.name, before.groups[i], after.groups[i], wall).CPU)
+		}
+	}
+	return most
+}
+
+// kill cuts the power of the last server for the second third of a while.
+func (b *bed) kill(ctx context.Context, while time.Duration) {
+	b.t.Helper()
+	m := b.servers[len(b.servers)-1]
+	sleep(ctx, while/3)
+	m.PowerOff()
+	sleep(ctx, while/3)
+	m.PowerOn()
+	b.wire(m)
+	m.start()
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// A named group is one whose time is a part of the bed's.
+type named struct {
+	name  string
+	group *cgroup
+}
+
+func (b *bed) all() []named {
+	all := []named{{"clients", b.clients}, {"switch", b.wires}}
+	for _, m := range b.machines {
+		all = append(all, named{m.Name, m.group})
+	}
+	return all
+}
+
+// sample is what was taken of the processors so far.
+type sample struct {
+	groups     []used
+	busy, idle time.Duration // of the real machine
+}
+
+func (b *bed) sample() (s sample) {
+	b.t.Helper()
+	for _, n := range b.all() {
+		s.groups = append(s.groups, n.group.used(b.t))
+	}
+	data, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	line, _, _ := strings.Cut(string(data), "\n")
+	for i, field := range strings.Fields(line)[1:] {
+		n, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		switch i {
+		case 3, 4: // idle, and waiting for a disk
+			s.idle += time.Duration(n) * 10 * time.Millisecond
+		case 8, 9: // guests, which are user time already
+		default:
+			s.busy += time.Duration(n) * 10 * time.Millisecond
+		}
+	}
+	return s
+}
+
+// failover gives how long connections failed after the power of a machine was cut.
+func failover(t *testing.T, p Plan, way, content string, configs map[string]string) (seconds float64, err error) {
+	t.Helper()
+	s := Setup{Way: Clone, Machines: 2, Policy: "byRandom"}
+	detect := "normal"
+	switch way {
+	case CloneFailover:
+	case CloneFast:
+		detect = "fast"
+	default:
+		if err := lacks("keepalived"); err != nil {
+			return 0, missing{fmt.Errorf("%w (Debian package keepalived)", err)}
+		}
+		s = Setup{Way: Plain, Machines: 2}
+	}
+	p.Quota = 0.25 // no load: the time is that of the protocols
+	b, err := newBed(t, p, s, content, detect)
+	if err != nil {
+		return 0, err
+	}
+	victim := b.servers[0]
+	if s.Way != Clone {
+		b.keepalived(way, configs)
+	}
+	b.client.Run("curl", "-sSf", "--max-time", "20", "--retry", "20", "--retry-all-errors", "--retry-delay", "1", "-o", "/dev/null", "http://"+vip+"/2000")
+	probes := b.client.Start("probe", vip+":80")
+	probes.Await(0, "probing")
+	time.Sleep(700 * time.Millisecond)
+	// The cable first: a part of keepalived that outlives another says goodbye.
+	cut := time.Now()
+	b.net.Unplug(victim.Host)
+	victim.PowerOff()
+	time.Sleep(6 * time.Second)
+	probes.Signal(syscall.SIGINT)
+	probes.Await(0, "(?m)^end$")
+	var tries []try
+	for line := range strings.Lines(probes.Output()) {
+		var ns int64
+		var ok bool
+		if n, _ := fmt.Sscanf(line, "try %d %t", &ns, &ok); n == 2 {
+			tries = append(tries, try{time.Unix(0, ns).Sub(cut), ok})
+		}
+	}
+	away, back := outage(tries)
+	if !back || away == 0 {
+		return 0, fmt.Errorf("of %d connections the last that failed was %v after the cut", len(tries), away)
+	}
+	return away.Seconds(), nil
+}
+
+// A try is a connection that began at a time after the cut.
+type try struct {
+	at time.Duration
+	ok bool
+}
+
+// enoughTries without a failure are the end of an outage: of a cluster of two, where half of
+// them are another node's anyway, so many do not succeed by chance.
+const enoughTries = 50
+
+// outage gives the beginning of the last try that failed before it was over, and whether it
+// was over. What fails before the cut, or later, is not of it.
+func outage(tries []try) (last time.Duration, over bool) {
+	slices.SortFunc(tries, func(a, b try) int { return cmp.Compare(a.at, b.at) })
+	good := 0
+	for _, t := range tries {
+		switch {
+		case t.at < 0:
+		case !t.ok:
+			last, good = t.at, 0
+		default:
+			if good++; good == enoughTries {
+				return last, true
+			}
+		}
+	}
+	return last, false
+}
+
+func TestOutage(t *testing.T) {
+	var tries []try
+	add := func(from, to int, ok func(i int) bool) {
+		for i := from; i < to; i++ {
+			tries = append(tries, try{time.Duration(i) * 5 * time.Millisecond, ok(i)})
+		}
+	}
+	add(-10, 0, func(int) bool { return false })
+	add(0, 60, func(i int) bool { return i%3 == 0 })
+	if _, over := outage(tries); over {
+		t.Error("an outage without an end is over")
+	}
+	add(60, 200, func(i int) bool { return i != 150 })
+	if last, over := outage(tries); !over || last != 295*time.Millisecond {
+		t.Errorf("the outage is %v, over %v; want 295ms", last, over)
+	}
+}
+
+// keepalived gives the servers one address by VRRP, of which the first is the master.
+func (b *bed) keepalived(way string, configs map[string]string) {
+	b.t.Helper()
+	for i, m := range b.servers {
+		advert := "advert_int 1"
+		if way == KeepalivedTuned {
+			advert = "advert_int 0.1"
+		}
+		text := fmt.Sprintf("global_defs {\n  vrrp_version 3\n  router_id server%d\n}\nvrrp_instance web {\n  state %s\n  interface eth0\n  virtual_router_id 51\n  priority %d\n  %s\n  virtual_ipaddress {\n    %s/24\n  }\n}\n",
+			i+1, []string{"MASTER", "BACKUP"}[i], 150-50*i, advert, vip)
+		configs[way] = text
+		conf := filepath.Join(b.net.Dir, m.Name+".keepalived")
+		if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+			b.t.Fatal(err)
+		}
+		m.command(b.t, "keepalived", "--dont-fork", "--log-console", "--vrrp", "--use-file", conf,
+			"--pid", conf+".pid", "--vrrp_pid", conf+".vrrp.pid")
+	}
+	// Until the first has the address, and the second knows that.
+	for range 100 {
+		if out, err := b.servers[0].Try("ip", "-br", "addr", "show", "eth0"); err == nil && strings.Contains(out, vip+"/") {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	time.Sleep(1500 * time.Millisecond)
+}
+
+func progress(format string, args ...any) {
+	if _, err := unix.IoctlGetTermios(int(os.Stderr.Fd()), unix.TCGETS); err == nil {
+		fmt.Fprintf(os.Stderr, "\r\x1b[K"+format, args...)
+	} else if format != "" {
+		fmt.Fprintf(os.Stderr, format+"\n", args...)
+	}
+}
+
+// contentFolder has the files of all workloads, in memory.
+func contentFolder(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if shm, err := os.MkdirTemp("/dev/shm", "clonecluster-evaluation"); err == nil {
+		t.Cleanup(func() { _ = os.RemoveAll(shm) })
+		dir = shm
+	}
+	if err := errors.Join(os.Chmod(dir, 0o755), webstone.WriteContent(dir)); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func kernel(t *testing.T) string {
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		t.Fatal(err)
+	}
+	return unix.ByteSliceToString(uts.Release[:])
+}
+
+// processor is what the processor calls itself; empty if it does not.
+func processor(t *testing.T) string {
+	info, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := regexp.MustCompile(`(?m)^model name\s*: (.*)$`).FindSubmatch(info)
+	if name == nil {
+		return ""
+	}
+	return strings.TrimSpace(string(name[1]))
+}
+
+// programs are the versions of those that take part, as they say them.
+func programs() map[string]string {
+	v := map[string]string{"Go": strings.TrimPrefix(runtime.Version(), "go")}
+	number := regexp.MustCompile(`\d+(\.\d+)+`)
+	for name, flag := range map[string]string{"nginx": "-v", "haproxy": "-v", "keepalived": "--version", "iptables": "--version"} {
+		if out, err := exec.Command(name, flag).CombinedOutput(); err == nil {
+			if n := number.Find(out); n != nil {
+				v[name] = string(n)
+			}
+		}
+	}
+	if out, err := exec.Command("git", "describe", "--always", "--dirty").Output(); err == nil {
+		v["clonecluster"] = strings.TrimSpace(string(out))
+	}
+	return v
+}
+
+// TestSmoke: every way serves all that its clients ask for, and a report comes out.
+func TestSmoke(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds: not with -short")
+	}
+	if err := lacks("nginx", "curl", "ethtool"); err != nil {
+		t.Skipf("%v: make deps-test", err)
+	}
+	p := Plan{Quota: 0.2, PeriodMS: 20, WarmUp: 0.3, Window: 0.7, Timeout: 10, Rounds: 1, Failovers: 0}
+	for _, s := range []Setup{{Way: Plain, Machines: 1}, {Way: Clone, Machines: 2, Policy: "byLoad"}, {Way: XtCluster, Machines: 2}, {Way: HAProxy, Machines: 2}, {Way: NGINX, Machines: 2}} {
+		p.Runs = append(p.Runs, Run{Setup: s, Workload: "2k", Clients: 10})
+	}
+	r := &Report{}
+	measure(t, p, r, regexp.MustCompile(""), func() {})
+	for _, m := range r.Runs {
+		w := m.Result.Total()
+		t.Logf("%s: %.0f requests/s, p99 %v, %s errors, %+v, idle %.2f", m.Setup, w.Rate(), w.Latency.Quantile(.99), Errors(w), m.Nodes, m.Idle)
+		if w.Requests == 0 || w.Failed() > 0 {
+			t.Errorf("%s: %d answers, %s errors: %v", m.Setup, w.Requests, Errors(w), w.Examples)
+		}
+	}
+	if len(r.Runs)+len(r.Missing) != len(p.Runs) {
+		t.Errorf("%d runs and %v; want %d", len(r.Runs), r.Missing, len(p.Runs))
+	}
+	if files, err := r.Files(); err != nil || !strings.Contains(string(files[Document]), "clone, 2 nodes, byLoad") {
+		t.Errorf("%v:\n%s", err, files[Document])
+	}
+}
