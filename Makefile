@@ -78,7 +78,7 @@ test: deps-test image ## all tests; those that need root, namespaces or QEMU say
 	  { echo "$$busy tests found this machine too busy to judge: run them again when it has less to do" >&2; exit 1; }
 	CGO_ENABLED=1 $(GO) test -count=1 -p 1 -race -short -timeout 20m $(RACE)
 
-test-boot: deps-test stub-arm64 ## every way to boot, arm64 included, whose kernel is built if it is not in the cache (half an hour)
+test-boot: deps-test stub-arm ## every way to boot, arm64 included, whose kernel is built if it is not in the cache (half an hour)
 	@$(MAKE) --no-print-directory deps kernel BOARD=generic-arm64
 	CLONECLUSTER_TEST_KERNEL_ARM64=$(CURDIR)/$(OUT)/generic-arm64/bzImage $(GO) run $(GOTESTSUM) -- -count=1 -p 1 -timeout 40m ./qemu/... ./image/...
 
@@ -120,7 +120,7 @@ deps-test: ## the same for the tests
 	@$(call install,$(DEPS_BUILD) $(DEPS_TEST))
 
 # The stub of unified kernel images for Arm: unpacked, not installed, and apt's own lists stay as they are.
-stub-arm64: ## systemd's UEFI stub for arm64, into the cache (needs no root)
+stub-arm: ## systemd's UEFI stub for arm64, into the cache (needs no root)
 	@command -v apt-get >/dev/null || { echo "This is not Debian: put linuxaa64.efi.stub of systemd into $(CACHE)/stub" >&2; exit 1; }
 	@tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; cd "$$tmp"; mkdir -p lists/partial archives/partial; touch status; \
 	apt() { apt-get -q -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o APT::Sandbox::User= -o Dir::State="$$tmp" -o Dir::State::status="$$tmp/status" -o Dir::Cache="$$tmp" "$$@"; }; \
@@ -153,4 +153,4 @@ $$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive $$cmd -q \
 endef
 
 FORCE:
-.PHONY: help demo image kernel deb sizes test test-boot lint bench bench-go figures fuzz clean deps deps-test stub-arm64 FORCE
+.PHONY: help demo image kernel deb sizes test test-boot lint bench bench-go figures fuzz clean deps deps-test stub-arm FORCE

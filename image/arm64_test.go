@@ -9,7 +9,9 @@ import (
 	"testing"
 
 	"clonecluster/boards"
+	"clonecluster/config"
 	"clonecluster/image"
+	"clonecluster/image/disk"
 	"clonecluster/image/uki"
 	"clonecluster/qemu"
 	"clonecluster/qemu/lab"
@@ -18,7 +20,7 @@ import (
 
 // The arm64 image answers at the VIP, by the datapath of the patched kernel: its
 // BPF programs are the same little-endian objects. QEMU puts kernel and initramfs
-// into memory, or Debian's UEFI runs the unified image, which has all it needs.
+// into memory, or Debian's UEFI runs the unified image from a USB stick.
 func TestBootARM64(t *testing.T) {
 	board, err := boards.Get("generic-arm64")
 	if err != nil {
@@ -46,10 +48,27 @@ func TestBootARM64(t *testing.T) {
 	})
 	t.Run("uefi", func(t *testing.T) {
 		qemutest.Firmware(t, qemu.Virt, qemu.UEFI)
-		file := filepath.Join(t.TempDir(), "clonecluster.efi")
-		unified(t, "arm64", file, kernel, initrd, cmdline)
-		boots(t, lab.Boot{Firmware: qemu.UEFI, Kernel: file}, "")
+		dir := t.TempDir()
+		efi, _, _ := unified(t, board.Arch, filepath.Join(dir, "clonecluster.efi"), kernel, initrd, cmdline)
+		stick := filepath.Join(dir, "usb.img")
+		if err := disk.Write(stick, disk.Options{UKI: efi, Arch: board.Arch, Config: config.DemoYAML}); err != nil {
+			t.Fatal(err)
+		}
+		boots(t, lab.Boot{Firmware: qemu.UEFI, Disks: []qemu.Disk{{Path: stick, Bus: qemu.USB, Snapshot: true}}}, "")
 	})
+}
+
+// Sticks have the unified image where the board says that its UEFI looks.
+func TestEFINames(t *testing.T) {
+	all, err := boards.All()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range all {
+		if got := disk.BootFile(b.Arch); b.Boot.Has(boards.UEFI) && got != "EFI/BOOT/"+b.Boot.EFIName {
+			t.Errorf("%s: a stick has %s; the board says %s", b.Name, got, b.Boot.EFIName)
+		}
+	}
 }
 
 // unified makes a unified kernel image.

@@ -304,7 +304,7 @@ var stubs = map[string]struct {
 	file, how string
 }{
 	"amd64": {0x8664, "linuxx64.efi.stub", "apt-get install systemd-boot-efi"},
-	"arm64": {0xaa64, "linuxaa64.efi.stub", "make stub-arm64, or: dpkg --add-architecture arm64 && apt-get update && apt-get install systemd-boot-efi:arm64"},
+	"arm64": {0xaa64, "linuxaa64.efi.stub", "make stub-arm, or: dpkg --add-architecture arm64 && apt-get update && apt-get install systemd-boot-efi:arm64"},
 }
 
 // stubDirs are where the stubs are.

@@ -232,7 +232,7 @@ func TestStubErrors(t *testing.T) {
 		t.Errorf("Stub = %v; want another machine", err)
 	}
 	stubDirs = nil
-	if _, _, err := Stub("arm64", t.TempDir()); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "make stub-arm64") {
+	if _, _, err := Stub("arm64", t.TempDir()); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "make stub-arm") {
 		t.Errorf("Stub = %v; want the command", err)
 	}
 	more := t.TempDir()
