@@ -18,6 +18,23 @@ import (
 // in kernel parameters, _ may stand for -.
 const Prefix = "clonecluster."
 
+// StickParameter is about the boot and no value of the file. 1 says that the
+// machine was booted from a stick, whose file is to be waited for; 0 that no
+// stick is to be looked for.
+const StickParameter = Prefix + "stick"
+
+// Stick is the value of StickParameter on a kernel command line, "" without
+// one; the last counts.
+func Stick(cmdline string) string {
+	value := ""
+	for _, o := range parameters(cmdline) {
+		if o.parameter == StickParameter {
+			value = o.text
+		}
+	}
+	return value
+}
+
 // override is one parameter: the path below Prefix, and the text after "=".
 type override struct {
 	parameter string // as written, without the value
@@ -90,10 +107,15 @@ func (p *Problem) of(o override) *Problem {
 	return &Problem{Where: o.parameter, Path: p.Path, Message: p.Message, related: p.related}
 }
 
-// parseCmdline finds our parameters. Quoting is the kernel's (lib/cmdline.c,
+// parseCmdline finds the parameters that are about values of the file.
+func parseCmdline(cmdline string) []override {
+	return slices.DeleteFunc(parameters(cmdline), func(o override) bool { return o.parameter == StickParameter })
+}
+
+// parameters finds our parameters. Quoting is the kernel's (lib/cmdline.c,
 // next_arg): spaces end a parameter except between double quotes, and quotes
 // around a value or around the whole are taken off. "--" ends the kernel's part.
-func parseCmdline(cmdline string) []override {
+func parameters(cmdline string) []override {
 	var found []override
 	quoted := false
 	words := strings.FieldsFunc(cmdline, func(r rune) bool {

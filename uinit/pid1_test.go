@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"clonecluster/config"
+	"clonecluster/image/disk"
 	"clonecluster/netcore/nic"
 )
 
@@ -184,6 +185,12 @@ type machine struct {
 
 func boot(t *testing.T, configuration, cmdline string) *machine {
 	t.Helper()
+	return bootWith(t, configuration, cmdline, nil)
+}
+
+// bootWith boots where stickConfig, if it is not nil, is the cluster.yaml on one.
+func bootWith(t *testing.T, configuration, cmdline string, stickConfig []byte) *machine {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root, to be PID 1 of new namespaces")
 	}
@@ -201,6 +208,22 @@ func boot(t *testing.T, configuration, cmdline string) *machine {
 			continue
 		}
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if stickConfig != nil {
+		o := disk.Options{UKI: []byte("x"), Arch: "amd64", Config: stickConfig}
+		if err := disk.Write(filepath.Join(dir, "dev/sda"), o); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.MkdirAll(filepath.Join(dir, "sys/class/block/sda"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		fi, err := os.Stat(filepath.Join(dir, "dev/sda"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "sys/class/block/sda/size"), fmt.Appendln(nil, fi.Size()/512), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -566,6 +589,32 @@ func TestBrokenConfiguration(t *testing.T) {
 	m.cmd.Process.Signal(syscall.SIGTERM)
 	if sig := m.ends(); sig != syscall.SIGINT {
 		t.Errorf("ended by %v", sig)
+	}
+}
+
+// TestStick: the stick's configuration goes before the one that was built in.
+func TestStick(t *testing.T) {
+	m := bootWith(t, header, "clonecluster.stick=1 clonecluster.cluster.name=both", []byte(strings.Replace(header, "name: test", "name: edited", 1)))
+	m.line("the configuration is the stick's disk=sda")
+	s := m.until("a status", func(s Status) bool { return s.Cluster != "" })
+	if s.Cluster != "both" || s.Config.Stick != "sda" || s.Config.StickError != "" || s.Config.File != "cluster.yaml" || len(s.Config.Ignored) != 0 {
+		t.Errorf("status %+v", s)
+	}
+	m = bootWith(t, header, "clonecluster.stick=0", []byte(strings.Replace(header, "name: test", "name: edited", 1)))
+	if s := m.until("a status", func(s Status) bool { return s.Cluster != "" }); s.Cluster != "test" {
+		t.Errorf("clonecluster.stick=0: cluster %q; want the one built in", s.Cluster)
+	}
+}
+
+// TestBrokenStick: every mistake is told, and the node serves.
+func TestBrokenStick(t *testing.T) {
+	m := bootWith(t, header, "clonecluster.stick=1", []byte(header+"sytem: {}\nservices: 7\n"))
+	m.line("the stick's configuration cannot be used: this node takes the one that was built in disk=sda")
+	m.line(`unknown key "sytem"`)
+	s := m.until("a status", func(s Status) bool { return s.Cluster != "" })
+	if s.Cluster != "test" || s.Config.Stick != "sda" || !strings.Contains(s.Config.StickError, "sytem") || !strings.Contains(s.Config.StickError, "services") ||
+		s.Config.Error != "" || s.Config.File == "cluster.yaml" || len(s.Children) == 0 {
+		t.Errorf("status %+v", s)
 	}
 }
 

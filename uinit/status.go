@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"clonecluster/config"
+	"clonecluster/uinit/stick"
 )
 
 // Status is what GET /v1/status answers. Times are seconds since the kernel
@@ -85,10 +86,14 @@ type MemoryStatus struct {
 
 // ConfigStatus is the configuration with where each value came from.
 type ConfigStatus struct {
-	File    string         `json:"file"`
-	Error   string         `json:"error,omitempty"`
-	Ignored []string       `json:"ignored_parameters,omitempty"`
-	Values  []config.Entry `json:"values,omitempty"`
+	File string `json:"file"`
+	// Stick is the disk whose cluster.yaml is looked at before File, StickError
+	// why that is not used: then File is.
+	Stick      string         `json:"stick,omitempty"`
+	StickError string         `json:"stick_error,omitempty"`
+	Error      string         `json:"error,omitempty"`
+	Ignored    []string       `json:"ignored_parameters,omitempty"`
+	Values     []config.Entry `json:"values,omitempty"`
 }
 
 func (p *pid1) status() Status {
@@ -104,6 +109,15 @@ func (p *pid1) status() Status {
 	}
 	if p.sup.phase != phaseRun {
 		s.Ending = p.sup.how.String()
+	}
+	if p.stick != nil {
+		s.Config.Stick = p.stick.Disk
+		if p.stickErr == nil {
+			s.Config.File = stick.ConfigFile
+		}
+	}
+	if p.stickErr != nil {
+		s.Config.StickError = p.stickErr.Error()
 	}
 	if p.configErr != nil {
 		s.Config.Error = p.configErr.Error()

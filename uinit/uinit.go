@@ -34,6 +34,7 @@ import (
 	"clonecluster/config"
 	"clonecluster/netcore/health/probe"
 	"clonecluster/netcore/nic"
+	"clonecluster/uinit/stick"
 )
 
 // Where things are in the appliance.
@@ -130,6 +131,8 @@ type pid1 struct {
 	timeline   timeline
 	config     *config.Config // nil: none that can be used
 	configErr  error
+	stick      *stick.Found // nil: there is none
+	stickErr   error        // why the stick's configuration is not used
 	ignored    config.Problems
 	sup        *supervisor
 	programs   map[string]program
@@ -242,10 +245,20 @@ func (p *pid1) boot() {
 	p.step("starting the network", p.startNetwork)
 }
 
+// stickWait is how long a node that was booted from a stick waits for it: hubs
+// and slow sticks take up to 10 s to be there.
+const stickWait = 15 * time.Second
+
+// readConfig takes the configuration of the stick if there is one that can be
+// used, and else the one that was built in.
 func (p *pid1) readConfig() {
 	cmdline, err := os.ReadFile(p.env.cmdline)
 	if err != nil {
 		cmdline = nil
+	}
+	p.step("reading the stick", func() { p.readStick(string(cmdline)) })
+	if p.config != nil {
+		return
 	}
 	data, err := config.ReadFile(p.env.configFile)
 	if err != nil {
@@ -256,6 +269,32 @@ func (p *pid1) readConfig() {
 	if p.config != nil {
 		p.level.Set(p.config.System.Level())
 	}
+}
+
+func (p *pid1) readStick(cmdline string) {
+	wait := time.Duration(0)
+	switch config.Stick(cmdline) {
+	case "0":
+		return
+	case "1":
+		wait = stickWait
+	}
+	p.stick = stick.Find(filepath.Join(p.env.sys, "class/block"), p.env.dev, wait, config.MaxBytes)
+	if p.stick == nil {
+		if wait > 0 {
+			p.stickErr = fmt.Errorf("this machine was booted from a stick, which did not appear within %v", wait)
+		}
+		return
+	}
+	if p.stickErr = p.stick.Err; p.stickErr != nil {
+		return
+	}
+	c, ignored, err := config.LoadWithCmdline(p.stick.Config, stick.ConfigFile, cmdline)
+	if p.stickErr = err; err != nil {
+		return
+	}
+	p.config, p.ignored, p.stick.Config = c, ignored, nil
+	p.level.Set(c.System.Level())
 }
 
 func (p *pid1) startConsole() {
@@ -276,6 +315,7 @@ func (p *pid1) startConsole() {
 // reportConfig tells what is wrong with the configuration. Without a usable one
 // it is told again every minute: whoever plugs a screen in must see it.
 func (p *pid1) reportConfig() {
+	p.reportStick()
 	for _, problem := range p.ignored {
 		p.log.Warn(problem.Error() + " (parameter ignored)")
 	}
@@ -299,6 +339,23 @@ func (p *pid1) reportConfig() {
 			time.Sleep(time.Minute)
 		}
 	})
+}
+
+func (p *pid1) reportStick() {
+	disk := "?"
+	if p.stick != nil {
+		disk = p.stick.Disk
+		if len(p.stick.Others) > 0 {
+			p.log.Warn("several sticks: only the first is read", "disk", disk, "others", p.stick.Others)
+		}
+	}
+	switch {
+	case p.stickErr != nil:
+		p.log.Error("the stick's configuration cannot be used: this node takes the one that was built in", "disk", disk)
+		p.log.Error(p.stickErr.Error())
+	case p.stick != nil:
+		p.log.Info("the configuration is the stick's", "disk", disk, "file", stick.ConfigFile)
+	}
 }
 
 func (p *pid1) startNotify() {

@@ -79,6 +79,7 @@ normal end of "serve" and of a live "qemu up": 0).`,
 	root.AddCommand(
 		grouped("build", newKernelCmd()),
 		grouped("build", newImageCmd()),
+		grouped("build", newFlashCmd()),
 		grouped("build", newSizesCmd()),
 		grouped("run", newQEMUCmd()),
 		grouped("run", newServeCmd()),

@@ -55,9 +55,9 @@ type BIOS struct {
 	BootImg, CoreImg []byte // as GRUB gives them
 }
 
-// StickParameter on the kernel's command line says that the machine was booted
-// from a disk of this package, and has it wait for the disk to appear: a USB
-// stick can come seconds after init.
+// StickParameter belongs on the kernel's command line of an image that boots
+// from a disk of this package: it has the node wait for the disk, as a USB stick
+// can appear seconds after init.
 const StickParameter = "clonecluster.stick=1"
 
 //go:embed readme.txt
