@@ -3,6 +3,7 @@ package image_test
 import (
 	"context"
 	"encoding/json"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -28,23 +29,32 @@ func TestBootARM64(t *testing.T) {
 	}
 	kernel := qemutest.KernelARM64(t)
 	qemutest.Emulator(t, qemu.Virt)
-	initrd := members(t, "arm64", false)
-	cmdline := "console=" + board.Serial() + " quiet panic=10"
-	boots := func(t *testing.T, boot lab.Boot, cmdline string) {
-		boot.Machine, boot.MemoryMB = qemu.Virt, board.QEMU.MemoryMiB
+	waysARM64(t, board, kernel, members(t, "arm64", false), "", "native", true)
+}
+
+// waysARM64 boots a node in both ways and expects its answer and its datapath. The
+// power button must work: ACPI's with UEFI, and without firmware the GPIO key, if
+// the kernel has a driver for that.
+func waysARM64(t *testing.T, board boards.Board, kernel string, initrd []string, more, datapath string, gpio bool) {
+	t.Helper()
+	cmdline := "console=" + board.Serial() + " quiet panic=10" + more
+	boots := func(t *testing.T, boot lab.Boot, cmdline string, button bool) {
+		boot.Machine, boot.MemoryMB = qemu.Virt, 2*board.QEMU.MemoryMiB
 		cfg := lab.Demo(1)
 		cfg.Accel, cfg.Cmdline = qemu.TCG, cmdline
 		cfg.Nodes[0].Boot = &boot
 		l := qemutest.Lab(t, cfg)
-		answersARM64(t, l, "native")
+		answersARM64(t, l, datapath)
 		ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
 		defer cancel()
-		if err := l.Shutdown(ctx); err != nil { // a GPIO key, or ACPI's button
-			t.Error(err)
+		if button {
+			if err := l.Shutdown(ctx); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 	t.Run("kernel", func(t *testing.T) {
-		boots(t, lab.Boot{Kernel: kernel, Initrd: initrd}, cmdline)
+		boots(t, lab.Boot{Kernel: kernel, Initrd: initrd}, cmdline, gpio)
 	})
 	t.Run("uefi", func(t *testing.T) {
 		qemutest.Firmware(t, qemu.Virt, qemu.UEFI)
@@ -54,8 +64,55 @@ func TestBootARM64(t *testing.T) {
 		if err := disk.Write(stick, disk.Options{UKI: efi, Arch: board.Arch, Config: config.DemoYAML}); err != nil {
 			t.Fatal(err)
 		}
-		boots(t, lab.Boot{Firmware: qemu.UEFI, Disks: []qemu.Disk{{Path: stick, Bus: qemu.USB, Snapshot: true}}}, "")
+		boots(t, lab.Boot{Firmware: qemu.UEFI, Disks: []qemu.Disk{{Path: stick, Bus: qemu.USB, Snapshot: true}}}, "", true)
 	})
+}
+
+// stockModules are what a node needs of a distribution's kernel on a virtual
+// machine; of some kernels they are built in.
+var stockModules = []string{"failover", "net_failover", "virtio_net", "macvlan", "tun", "evdev"}
+
+// The same image on the kernel of a distribution, as Debian's package has it
+// (CLONECLUSTER_TEST_STOCK_ARM64 is the folder where linux-image-cloud-arm64 has
+// been unpacked): without the wire address, so by the datapath bpf.
+func TestBootARM64Stock(t *testing.T) {
+	dir := os.Getenv("CLONECLUSTER_TEST_STOCK_ARM64")
+	if dir == "" {
+		t.Skip("CLONECLUSTER_TEST_STOCK_ARM64 names no folder with Debian's linux-image-cloud-arm64 (dpkg -x)")
+	}
+	board, err := boards.Get("generic-arm64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	qemutest.Emulator(t, qemu.Virt)
+	kernel := only(t, filepath.Join(dir, "boot/vmlinuz-*"))
+	var modules []string
+	for _, m := range stockModules {
+		found := ""
+		err := filepath.WalkDir(only(t, filepath.Join(dir, "lib/modules/*")), func(path string, d fs.DirEntry, err error) error {
+			if d != nil && strings.TrimSuffix(d.Name(), ".xz") == m+".ko" {
+				found = path
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if found != "" {
+			modules = append(modules, found)
+		}
+	}
+	initrd := append(members(t, "arm64", false), qemutest.Modules(t, "arm64", modules...))
+	waysARM64(t, board, kernel, initrd, " rdinit=/preinit", "bpf", false)
+}
+
+func only(t *testing.T, pattern string) string {
+	t.Helper()
+	names, err := filepath.Glob(pattern)
+	if err != nil || len(names) != 1 {
+		t.Fatalf("%s: %q, %v; want one file", pattern, names, err)
+	}
+	return names[0]
 }
 
 // Sticks have the unified image where the board says that its UEFI looks.

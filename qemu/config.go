@@ -189,8 +189,8 @@ func (c Config) Args() []string {
 	a = append(a, c.bootArgs()...)
 	for i, n := range c.NICs {
 		device := fmt.Sprintf("virtio-net-%s,id=nic%d,netdev=net%d,mac=%s", bus, i, i, n.MAC)
-		if c.Machine != MicroVM {
-			device += ",romfile=" + c.rom()
+		if c.Machine != MicroVM && c.rom() == "" {
+			device += ",romfile="
 		}
 		if c.NetBoot != NoNetBoot {
 			device += fmt.Sprintf(",bootindex=%d", len(c.Disks)+i)

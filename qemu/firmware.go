@@ -90,8 +90,10 @@ var firmwares = map[Machine]map[Firmware]firmwareFiles{
 	},
 }
 
-// biosPXE is the option ROM by which SeaBIOS boots from the network.
-const biosPXE = "/usr/lib/ipxe/qemu/pxe-virtio.rom"
+// biosPXE is the option ROM by which SeaBIOS boots from the network: QEMU's default.
+// It is not given as romfile: only in its default ROM does QEMU write the device's
+// identity, without which SeaBIOS does not run it.
+const biosPXE = "/usr/lib/ipxe/qemu/efi-virtio.rom"
 
 func (c Config) validateFirmware() error {
 	_, uefi := firmwares[c.Machine][c.Firmware]
@@ -176,8 +178,9 @@ func FirmwareInstalled(m Machine, f Firmware) error {
 	return errors.Join(installed(files.code, files.pkg), installed(files.vars, files.pkg))
 }
 
-// rom is the NICs' option ROM. UEFI has a driver and a network stack of its own,
-// and a ROM only costs time where nobody boots by it.
+// rom is the option ROM that the NICs need, QEMU's default; empty means that they
+// get none: UEFI has a driver and a network stack of its own, and a ROM only costs
+// time where nobody boots by it.
 func (c Config) rom() string {
 	if _, uefi := firmwares[c.Machine][c.Firmware]; c.NetBoot == PXE && !uefi {
 		return biosPXE

@@ -51,7 +51,7 @@ func start(t *testing.T, cfg qemu.Config) *qemu.VM {
 
 func waitLine(t *testing.T, vm *qemu.VM, text string) qemu.Line {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 120*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 240*time.Second)
 	defer cancel()
 	l, err := vm.WaitLine(ctx, func(s string) bool { return strings.Contains(s, text) })
 	if err != nil {
@@ -99,6 +99,31 @@ func TestFirmwareBoots(t *testing.T) {
 			}
 			if want := " firmware=" + string(f); !strings.Contains(l.Text, want) {
 				t.Errorf("the guest says %q; want%s", l.Text, want)
+			}
+		})
+	}
+}
+
+// An Arm kernel, put into memory by QEMU and loaded by UEFI.
+func TestVirt(t *testing.T) {
+	kernel := qemutest.KernelARM64(t)
+	qemutest.Emulator(t, qemu.Virt)
+	for _, f := range []qemu.Firmware{qemu.DefaultFirmware, qemu.UEFI} {
+		t.Run("firmware="+string(f), func(t *testing.T) {
+			qemutest.Firmware(t, qemu.Virt, f)
+			vm := start(t, qemu.Config{
+				Name: "test", Machine: qemu.Virt, Accel: qemu.TCG, Firmware: f, MemoryMB: 512, Dir: t.TempDir(),
+				Kernel: kernel, Initrd: qemutest.InitrdFor(t, qemu.Virt), Cmdline: "console=ttyAMA0 quiet panic=1 guest.then=poweroff",
+			})
+			l := waitLine(t, vm, "stage=ready")
+			t.Logf("ready after %v", l.Since)
+			if uefi := strings.Contains(l.Text, " firmware=uefi"); uefi != (f == qemu.UEFI) {
+				t.Errorf("the guest says %q", l.Text)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+			defer cancel()
+			if err := vm.Wait(ctx); err != nil {
+				t.Error(err)
 			}
 		})
 	}

@@ -92,7 +92,7 @@ func TestBootArgs(t *testing.T) {
 			noKernel(c)
 			c.Firmware, c.NetBoot = BIOS, PXE
 			c.Disks = []Disk{{Path: "/d", Bus: SATA}, {Path: "/e", Bus: Virtio, ReadOnly: true}}
-		}, []string{"ide-hd,drive=disk0,bootindex=0", "file=/e,readonly=on", "drive=disk1,bootindex=1", "romfile=/usr/lib/ipxe/qemu/pxe-virtio.rom,bootindex=2"}, []string{"pflash", "xhci"}},
+		}, []string{"ide-hd,drive=disk0,bootindex=0", "file=/e,readonly=on", "drive=disk1,bootindex=1", ",bootindex=2"}, []string{"pflash", "xhci", "romfile"}},
 		{"PXE by UEFI", func(c *Config) { noKernel(c); c.Firmware, c.NetBoot = UEFI, PXE }, []string{"romfile=,bootindex=0"}, []string{"fw_cfg"}},
 		{"HTTP", func(c *Config) { noKernel(c); c.Firmware, c.NetBoot = UEFI, HTTPBoot },
 			[]string{"IPv4PXESupport,string=no", "IPv6PXESupport,string=no"}, nil},

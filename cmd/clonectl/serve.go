@@ -166,7 +166,11 @@ func (o *serveOptions) options() (pxe.Options, error) {
 
 // unified is a unified kernel image of a folder that has none, in memory.
 func unified(b bootable, cmdline string) ([]byte, error) {
-	stub, _, err := uki.Stub(b.board.Arch)
+	var more []string // where make stub-arm puts that of another architecture
+	if cache, err := cacheDir(); err == nil {
+		more = append(more, filepath.Join(cache, "stub"))
+	}
+	stub, _, err := uki.Stub(b.board.Arch, more...)
 	if err != nil {
 		return nil, err
 	}

@@ -11,11 +11,13 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
+	"github.com/insomniacslk/dhcp/dhcpv4"
 
 	"clonecluster/image/pxe"
 	"clonecluster/qemu"
@@ -24,9 +26,9 @@ import (
 	"clonecluster/qemu/vswitch"
 )
 
-// TestNetworkBoot boots three machines from the network, each in its own way, by
+// TestNetworkBoot boots machines from the network, each in its own way, by
 // firmware that is Debian's: iPXE in the ROM of QEMU's network card, OVMF by PXE,
-// OVMF by HTTP. Their network has a DHCP server, beside which the server for their
+// OVMF by HTTP, and with CLONECLUSTER_FULL one as if its BIOS had no iPXE. Their network has a DHCP server, beside which the server for their
 // files stands. Each is followed until its node answers; then they are a cluster.
 func TestNetworkBoot(t *testing.T) {
 	img := testImage(t)
@@ -46,17 +48,21 @@ func TestNetworkBoot(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
-	cfg := lab.Demo(3)
+	boots := []lab.Boot{
+		{Firmware: qemu.BIOS, NetBoot: qemu.PXE},
+		{Firmware: qemu.UEFI, NetBoot: qemu.PXE},
+		{Firmware: qemu.UEFI, NetBoot: qemu.HTTPBoot},
+	}
+	ways := []string{"iPXE, amd64", "UEFI PXE, amd64", "UEFI HTTP boot, amd64"}
+	if os.Getenv("CLONECLUSTER_FULL") != "" {
+		boots, ways = append(boots, boots[0]), append(ways, "BIOS PXE, amd64")
+	}
+	cfg := lab.Demo(len(boots))
 	cfg.Cmdline, cfg.ManualStart, cfg.MemoryMB = "", true, 512
 	if cfg.CacheDir, err = cacheDir(); err != nil {
 		t.Fatal(err)
 	}
-	ways := []string{"iPXE, amd64", "UEFI PXE, amd64", "UEFI HTTP boot, amd64"}
-	for i, b := range []lab.Boot{
-		{Firmware: qemu.BIOS, NetBoot: qemu.PXE},
-		{Firmware: qemu.UEFI, NetBoot: qemu.PXE},
-		{Firmware: qemu.UEFI, NetBoot: qemu.HTTPBoot},
-	} {
+	for i, b := range boots {
 		cfg.Nodes[i].Boot = &b
 	}
 	l, err := lab.Start(ctx, cfg)
@@ -81,10 +87,18 @@ func TestNetworkBoot(t *testing.T) {
 	defer host.Close()
 	var mu sync.Mutex
 	var seen []pxe.Event
+	network := oldBIOS{host, net.HardwareAddr{0x52, 0x54, 0, 0x77, 0, 4}, new(atomic.Bool)}
 	s, err := pxe.New(pxe.Options{
-		Network: host, Addr: netip.MustParsePrefix("10.77.0.2/24"), Health: healthURL(img.config),
-		Images:  []pxe.Image{{Arch: "amd64", Folder: img.dir, Cmdline: "console=ttyS0 quiet panic=10 tsc=unstable", EFI: efi}},
-		OnEvent: func(e pxe.Event) { mu.Lock(); defer mu.Unlock(); seen = append(seen, e) },
+		Network: network, Addr: netip.MustParsePrefix("10.77.0.2/24"), Undionly: undionlyPath, Health: healthURL(img.config),
+		Images: []pxe.Image{{Arch: "amd64", Folder: img.dir, Cmdline: "console=ttyS0 quiet panic=10 tsc=unstable", EFI: efi}},
+		OnEvent: func(e pxe.Event) {
+			mu.Lock()
+			defer mu.Unlock()
+			seen = append(seen, e)
+			if e.File == "undionly.kpxe" && e.Event == pxe.File {
+				network.loaded.Store(true)
+			}
+		},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -135,12 +149,12 @@ func TestNetworkBoot(t *testing.T) {
 			}
 		}
 	}
-	// They share the VIP: some thirty flows meet all three.
+	// They share the VIP: with enough flows one meets all.
 	answered := map[string]int{}
 	client := l.Client().HTTPClient()
 	client.Transport.(*http.Transport).DisableKeepAlives = true
 	vip := netip.AddrPortFrom(img.config.VIP.IPv4.Addr(), 80)
-	for end := time.Now().Add(time.Minute); len(answered) < 3 && time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); len(answered) < len(boots) && time.Now().Before(end); {
 		req, _ := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%v/whoami", vip), nil)
 		resp, err := client.Do(req)
 		if err != nil {
@@ -155,10 +169,44 @@ func TestNetworkBoot(t *testing.T) {
 			}
 		}
 	}
-	if len(answered) != 3 {
-		t.Errorf("of the three nodes these answer at the VIP: %v", answered)
+	if len(answered) != len(boots) {
+		t.Errorf("of %d nodes these answer at the VIP: %v", len(boots), answered)
 	}
 	t.Logf("answers at the VIP: %v", answered)
+}
+
+// oldBIOS is a network on which one machine's iPXE looks like a BIOS's own PXE, of
+// which QEMU has none, until it has loaded undionly.kpxe: so it goes the way of a
+// machine without iPXE.
+type oldBIOS struct {
+	*nethost.Host
+	mac    net.HardwareAddr
+	loaded *atomic.Bool
+}
+
+func (o oldBIOS) ListenPacket(a netip.AddrPort) (net.PacketConn, error) {
+	c, err := o.Host.ListenPacket(a)
+	if err != nil || a.Port() != dhcpv4.ServerPort {
+		return c, err
+	}
+	return plainPXE{c, o}, nil
+}
+
+type plainPXE struct {
+	net.PacketConn
+	oldBIOS
+}
+
+func (p plainPXE) ReadFrom(b []byte) (int, net.Addr, error) {
+	n, from, err := p.PacketConn.ReadFrom(b)
+	if err != nil || p.loaded.Load() {
+		return n, from, err
+	}
+	if m, perr := dhcpv4.FromBytes(b[:n]); perr == nil && slices.Equal(m.ClientHWAddr, p.mac) {
+		m.Options.Del(dhcpv4.OptionUserClassInformation)
+		n = copy(b, m.ToBytes())
+	}
+	return n, from, err
 }
 
 // advertise says twice a second that there is an IPv6 router, and that it is not

@@ -10,6 +10,7 @@
 package uki
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -95,7 +96,7 @@ func (m *Image) append(sections []Section) ([]byte, error) {
 		}
 		va = (va + pageSize - 1) &^ (pageSize - 1)
 		header := m.sectionTable + number*sectionHeaderSize
-		if header+sectionHeaderSize > m.sizeOfHeaders || !zero(out[header:header+sectionHeaderSize]) {
+		if header+sectionHeaderSize > m.sizeOfHeaders || !unused(out[header:header+sectionHeaderSize]) {
 			return nil, fmt.Errorf("the stub's header has no room for a section %s", s.Name)
 		}
 		size := len(s.Data) + padding(len(s.Data), m.fileAlignment)
@@ -103,6 +104,7 @@ func (m *Image) append(sections []Section) ([]byte, error) {
 			return nil, fmt.Errorf("section %s makes it larger than %d MiB", s.Name, maxImage>>20)
 		}
 		h := out[header:]
+		clear(h[:sectionHeaderSize])
 		copy(h, s.Name)
 		le.PutUint32(h[8:], uint32(len(s.Data)))
 		le.PutUint32(h[12:], uint32(va))
@@ -296,6 +298,12 @@ func padding(size, alignment int) int { return -size & (alignment - 1) }
 
 func zero(b []byte) bool {
 	return !slices.ContainsFunc(b, func(c byte) bool { return c != 0 })
+}
+
+// unused says whether a place in the headers is padding: zeros, or the
+// instructions (nop) with which the assembler fills up an arm64 stub's.
+func unused(b []byte) bool {
+	return zero(b) || len(b)%4 == 0 && bytes.Equal(b, bytes.Repeat([]byte{0x1f, 0x20, 0x03, 0xd5}, len(b)/4))
 }
 
 // stubs are the architectures that can be built for.

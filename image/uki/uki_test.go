@@ -433,3 +433,32 @@ func FuzzRead(f *testing.F) {
 		}
 	})
 }
+
+// The assembler pads an arm64 stub's headers with nops; whatever else is there is
+// somebody's.
+func TestHeaderPadding(t *testing.T) {
+	nops := bytes.Repeat([]byte{0x1f, 0x20, 0x03, 0xd5}, 10)
+	for _, tt := range []struct {
+		name string
+		pad  []byte
+		ok   bool
+	}{{"zeros", make([]byte, 40), true}, {"nops", nops, true}, {"data", append([]byte{1}, nops[1:]...), false}} {
+		stub := tiny()
+		table := 88 + 240
+		if want := table + 2*sectionHeaderSize; want > 512 {
+			t.Fatal("tiny's headers have no room for a second section")
+		}
+		copy(stub[table+sectionHeaderSize:], tt.pad)
+		out, err := Build(Options{Stub: stub, Linux: []byte("kernel")})
+		if (err == nil) != tt.ok {
+			t.Errorf("%s: Build = %v", tt.name, err)
+			continue
+		}
+		if err != nil {
+			continue
+		}
+		if h := out[table+sectionHeaderSize:][:sectionHeaderSize]; !bytes.Equal(h[24:36], make([]byte, 12)) || string(h[:8]) != ".linux\x00\x00" {
+			t.Errorf("%s: header %x; want no relocations in it", tt.name, h)
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -104,50 +105,57 @@ func Accel(t testing.TB) qemu.Accel {
 	return c.Accel
 }
 
-var guest struct {
-	sync.Once
-	cpio []byte
-	err  error
+var guests = map[string]func() ([]byte, error){
+	"amd64": sync.OnceValues(func() ([]byte, error) { return buildGuest("amd64") }),
+	"arm64": sync.OnceValues(func() ([]byte, error) { return buildGuest("arm64") }),
 }
 
 // Initrd writes an initramfs with the test guest's init to a file of its own. See
 // the guest command for what it does.
 func Initrd(t testing.TB) string {
 	t.Helper()
-	guest.Do(func() { guest.cpio, guest.err = buildGuest() })
-	if guest.err != nil {
-		t.Fatalf("building the test guest: %v", guest.err)
+	return InitrdFor(t, qemu.Q35)
+}
+
+// InitrdFor is Initrd for a machine type.
+func InitrdFor(t testing.TB, m qemu.Machine) string {
+	t.Helper()
+	archive, err := guests[m.Arch()]()
+	if err != nil {
+		t.Fatalf("building the test guest: %v", err)
 	}
 	file := filepath.Join(t.TempDir(), "guest.cpio")
-	if err := os.WriteFile(file, guest.cpio, 0o644); err != nil {
+	if err := os.WriteFile(file, archive, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return file
 }
 
-func buildGuest() ([]byte, error) {
+func buildGuest(arch string) ([]byte, error) {
 	dir, err := os.MkdirTemp("", "clonecluster-guest-")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
 	init := filepath.Join(dir, "init")
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", init, "clonecluster/qemu/qemutest/guest")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("%w: %s", err, out)
+	if err := buildProgram("clonecluster/qemu/qemutest/guest", arch, init); err != nil {
+		return nil, err
 	}
 	b, err := os.ReadFile(init)
 	if err != nil {
 		return nil, err
 	}
-	var out bytes.Buffer
-	w := cpio.Newc.Writer(&out)
 	records := []cpio.Record{
 		cpio.Directory("dev", 0o755),
 		cpio.CharDev("dev/console", 0o600, 5, 1),
 		cpio.StaticFile("init", string(b), 0o755),
 	}
+	return pack(records)
+}
+
+func pack(records []cpio.Record) ([]byte, error) {
+	var out bytes.Buffer
+	w := cpio.Newc.Writer(&out)
 	for _, r := range records {
 		if err := w.WriteRecord(cpio.MakeReproducible(r)); err != nil {
 			return nil, err
@@ -157,4 +165,56 @@ func buildGuest() ([]byte, error) {
 		return nil, err
 	}
 	return out.Bytes(), nil
+}
+
+func buildProgram(pkg, arch, file string) error {
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", file, pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
+}
+
+// Modules writes an initramfs that loads kernel modules, from files as Debian's
+// packages have them, and goes on with /init of another. The kernel must be given
+// rdinit=/preinit.
+func Modules(t testing.TB, arch string, files ...string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := buildProgram("clonecluster/qemu/qemutest/modules", arch, filepath.Join(dir, "preinit")); err != nil {
+		t.Fatal(err)
+	}
+	records := []cpio.Record{cpio.Directory("modules", 0o755)}
+	add := func(name, file string, mode uint64) {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		records = append(records, cpio.StaticFile(name, string(b), mode))
+	}
+	add("preinit", filepath.Join(dir, "preinit"), 0o755)
+	for _, file := range files {
+		name := filepath.Base(file)
+		if plain, ok := strings.CutSuffix(name, ".xz"); ok {
+			out, err := exec.Command("xz", "-dc", file).Output()
+			if err != nil {
+				t.Fatalf("unpacking %s: %v (apt-get install xz-utils)", file, err)
+			}
+			name, file = plain, filepath.Join(dir, plain)
+			if err := os.WriteFile(file, out, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		add("modules/"+name, file, 0o644)
+	}
+	archive, err := pack(records)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := filepath.Join(dir, "modules.cpio")
+	if err := os.WriteFile(out, archive, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return out
 }

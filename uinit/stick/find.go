@@ -27,53 +27,53 @@ type Found struct {
 // several disks it takes the first by name and tells the others. A file of more
 // than most bytes is an error.
 //
-// A disk that does not answer holds nothing up for longer than a second; it is
-// then left alone.
+// A disk that has not answered after three seconds holds nothing up any longer,
+// but while there is time its answer is still taken: a slow machine's is.
 func Find(classDir, devDir string, wait time.Duration, most int64) *Found {
 	end := time.Now().Add(wait)
-	looked := map[string]bool{} // disks that are no such stick, or hang
+	asked := map[string]time.Time{} // disks, and since when
+	open := map[string]bool{}       // those that have not answered
+	answers := make(chan *Found, 64)
+	var sticks []*Found
 	for {
-		var found *Found
 		for _, name := range disks(classDir) {
-			if looked[name] {
-				continue
+			if _, err := os.Stat(filepath.Join(devDir, name)); err != nil {
+				continue // sysfs shows a disk a moment before it has a device file
 			}
-			f := within(time.Second, func() *Found { return look(filepath.Join(classDir, name), devDir, name, most) })
-			switch {
-			case f == nil:
-				looked[name] = true
-			case found == nil:
-				found = f
-			default:
-				found.Others = append(found.Others, name)
+			if asked[name].IsZero() && len(asked) < cap(answers) {
+				asked[name], open[name] = time.Now(), true
+				go func() { answers <- look(filepath.Join(classDir, name), devDir, name, most) }()
 			}
 		}
-		if found != nil || !time.Now().Before(end) {
-			return found
+		pending := false
+		for name := range open {
+			pending = pending || time.Since(asked[name]) < patience
 		}
-		time.Sleep(50 * time.Millisecond)
+		if !pending && (len(sticks) > 0 || !time.Now().Before(end)) {
+			return first(sticks)
+		}
+		select {
+		case f := <-answers:
+			delete(open, f.Disk)
+			if f.Config != nil || f.Err != nil {
+				sticks = append(sticks, f)
+			}
+		case <-time.After(50 * time.Millisecond):
+		}
 	}
 }
 
-func within(most time.Duration, f func() *Found) *Found {
-	answer := make(chan *Found, 1)
-	go func() {
-		// A panic here must not be the end of init.
-		defer func() {
-			if r := recover(); r != nil {
-				answer <- &Found{Err: fmt.Errorf("panic: %v", r)}
-			}
-		}()
-		answer <- f()
-	}()
-	t := time.NewTimer(most)
-	defer t.Stop()
-	select {
-	case found := <-answer:
-		return found
-	case <-t.C:
+const patience = 3 * time.Second
+
+func first(sticks []*Found) *Found {
+	if len(sticks) == 0 {
 		return nil
 	}
+	slices.SortFunc(sticks, func(a, b *Found) int { return strings.Compare(a.Disk, b.Disk) })
+	for _, other := range sticks[1:] {
+		sticks[0].Others = append(sticks[0].Others, other.Disk)
+	}
+	return sticks[0]
 }
 
 // disks are the kernel's whole disks that could be a stick, by name.
@@ -111,18 +111,24 @@ func size(dir string) int64 {
 	return n * 512
 }
 
-// look gives nil for a disk that is no stick of ours, or cannot be read at all.
-func look(dir, devDir, name string, most int64) *Found {
+// look gives neither a configuration nor an error for a disk that is no stick of
+// ours, or cannot be read at all.
+func look(dir, devDir, name string, most int64) (found *Found) {
+	found = &Found{Disk: name}
+	defer func() { // a panic here must not be the end of init
+		if r := recover(); r != nil {
+			found.Err = fmt.Errorf("panic: %v", r)
+		}
+	}()
 	f, err := os.Open(filepath.Join(devDir, name))
 	if err != nil {
-		return nil
+		return found
 	}
 	defer f.Close()
 	parts, err := Partitions(f, size(dir))
 	if err != nil || !slices.ContainsFunc(parts, func(p Partition) bool { return p.Name == PartitionName }) {
-		return nil
+		return found
 	}
-	found := &Found{Disk: name}
 	disk, err := Open(f, size(dir))
 	if err == nil {
 		disk, err = disk.In(PartitionName)
@@ -132,6 +138,9 @@ func look(dir, devDir, name string, most int64) *Found {
 	}
 	if errors.Is(err, os.ErrNotExist) {
 		err = fmt.Errorf("there is no %s on it%s", ConfigFile, instead(disk))
+	}
+	if err == nil && len(found.Config) == 0 {
+		err = fmt.Errorf("%s is empty", ConfigFile)
 	}
 	found.Err = err
 	return found

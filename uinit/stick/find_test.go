@@ -100,9 +100,36 @@ func TestFindHangs(t *testing.T) {
 	}
 	f.stick(t, "sdc", "hello")
 	begin := time.Now()
-	found := stick.Find(f.class, f.dev, 5*time.Second, 1<<20)
-	if found == nil || found.Disk != "sdc" || time.Since(begin) > 4*time.Second {
-		t.Errorf("found %+v after %v; want sdc after 1 s", found, time.Since(begin))
+	found := stick.Find(f.class, f.dev, 15*time.Second, 1<<20)
+	if found == nil || found.Disk != "sdc" || time.Since(begin) > 10*time.Second {
+		t.Errorf("found %+v after %v; want sdc after 3 s", found, time.Since(begin))
+	}
+}
+
+// TestFindLateBesideHanging: a disk that hangs does not end the waiting for
+// others.
+func TestFindLateBesideHanging(t *testing.T) {
+	f := newFakes(t)
+	f.stick(t, "sdb", "slow")
+	slow := filepath.Join(f.dev, "sdb")
+	real := filepath.Join(t.TempDir(), "real")
+	if err := os.Rename(slow, real); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(slow, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f.size(t, "sdc", 0)
+	go func() {
+		time.Sleep(3500 * time.Millisecond)
+		if err := os.Symlink(real, filepath.Join(f.dev, "sdc")); err != nil {
+			t.Error(err)
+		}
+		fi, _ := os.Stat(real)
+		os.WriteFile(filepath.Join(f.class, "sdc", "size"), fmt.Appendln(nil, fi.Size()/512), 0o600)
+	}()
+	if found := stick.Find(f.class, f.dev, 20*time.Second, 1<<20); found == nil || string(found.Config) != "slow" {
+		t.Errorf("found %+v; want the one that came while another hung", found)
 	}
 }
 

@@ -93,7 +93,8 @@ func run() error {
 	}))
 }
 
-// firmware is what the kernel was started by, as far as it can tell.
+// firmware is what the kernel was started by, as far as it can tell: on Arm "bios"
+// means that there is none.
 func firmware() string {
 	if _, err := os.Stat("/sys/firmware/efi"); err == nil {
 		return "uefi"
