@@ -20,6 +20,7 @@ VERSION  ?= $(shell git log -1 --date=format-local:%Y%m%d --format=0.1~git%cd.%h
 DEB_DATE := $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null),1767225600)
 DEB_ARCH := $(or $(GOARCH),amd64)
 CLONECTL := $(OUT)/bin/clonectl
+CACHE    := $(or $(CLONECLUSTER_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/clonecluster)
 KERNEL_FLAGS := --board $(BOARD) --out $(OUT)/$(BOARD) $(if $(KERNEL_SOURCE),--kernel-source $(KERNEL_SOURCE)) $(if $(LOCKED),--locked)
 # Pinned (release 2026.2.2): a linter that changes by itself breaks builds by itself.
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -34,7 +35,11 @@ MAX_BUSY    := 3
 export CGO_ENABLED := 0
 
 DEPS_BUILD := gcc libc6-dev binutils make flex bison bc libelf-dev zstd xz-utils qemu-system-x86 ca-certificates systemd-boot-efi grub-pc-bin $(if $(KERNEL_SOURCE),,linux-source-6.12)
-DEPS_TEST  := clang llvm linux-libc-dev git iproute2 tshark curl iputils-ping iputils-arping ethtool ndisc6 procps nginx-light nftables haproxy wrk iptables sbsigntool gdisk dosfstools mtools ovmf
+DEPS_TEST  := clang llvm linux-libc-dev git iproute2 tshark curl iputils-ping iputils-arping ethtool ndisc6 procps nginx-light nftables haproxy wrk iptables sbsigntool gdisk dosfstools mtools ovmf ipxe-qemu qemu-system-arm qemu-efi-aarch64
+# For boards of another architecture, whose machine is emulated.
+ifneq (,$(filter %-arm64,$(BOARD)))
+DEPS_BUILD += qemu-system-arm qemu-efi-aarch64 $(if $(filter aarch64,$(shell uname -m)),,gcc-aarch64-linux-gnu binutils-aarch64-linux-gnu)
+endif
 # What stands for them on a host without dpkg.
 PROGRAMS   := gcc ld make flex bison bc zstd xz qemu-system-x86_64
 
@@ -73,6 +78,10 @@ test: deps-test image ## all tests; those that need root, namespaces or QEMU say
 	  { echo "$$busy tests found this machine too busy to judge: run them again when it has less to do" >&2; exit 1; }
 	CGO_ENABLED=1 $(GO) test -count=1 -p 1 -race -short -timeout 20m $(RACE)
 
+test-boot: deps-test stub-arm ## every way to boot, arm64 included, whose kernel is built if it is not in the cache (half an hour)
+	@$(MAKE) --no-print-directory deps kernel BOARD=generic-arm64
+	CLONECLUSTER_TEST_KERNEL_ARM64=$(CURDIR)/$(OUT)/generic-arm64/bzImage $(GO) run $(GOTESTSUM) -- -count=1 -p 1 -timeout 40m ./qemu/... ./image/...
+
 # The packages with goroutines that run without a kernel of their own.
 RACE := ./config/... ./netcore/filter/... ./netcore/membership/... ./netcore/health/... ./netcore/load/... ./qemu/vswitch/... ./qemu/nethost/... ./uinit/... ./cmd/internal/...
 
@@ -110,6 +119,14 @@ deps: ## install what building and the demo need, or print the one command that 
 deps-test: ## the same for the tests
 	@$(call install,$(DEPS_BUILD) $(DEPS_TEST))
 
+# The stub of unified kernel images for Arm: unpacked, not installed, and apt's own lists stay as they are.
+stub-arm: ## systemd's UEFI stub for arm64, into the cache (needs no root)
+	@command -v apt-get >/dev/null || { echo "This is not Debian: put linuxaa64.efi.stub of systemd into $(CACHE)/stub" >&2; exit 1; }
+	@tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; cd "$$tmp"; mkdir -p lists/partial archives/partial; touch status; \
+	apt() { apt-get -q -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o APT::Sandbox::User= -o Dir::State="$$tmp" -o Dir::State::status="$$tmp/status" -o Dir::Cache="$$tmp" "$$@"; }; \
+	apt update; apt download systemd-boot-efi; dpkg -x systemd-boot-efi_*.deb tree; mkdir -p "$(CACHE)/stub"; \
+	cp tree/usr/lib/systemd/boot/efi/linuxaa64.efi.stub "$(CACHE)/stub/"; echo "$(CACHE)/stub/linuxaa64.efi.stub"
+
 $(CLONECTL): FORCE
 	@mkdir -p $(@D)
 	@GOOS= GOARCH= $(GO) build -trimpath -buildvcs=false -o $@ ./cmd/clonectl
@@ -136,4 +153,4 @@ $$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive $$cmd -q \
 endef
 
 FORCE:
-.PHONY: help demo image kernel deb sizes test lint bench bench-go figures fuzz clean deps deps-test FORCE
+.PHONY: help demo image kernel deb sizes test test-boot lint bench bench-go figures fuzz clean deps deps-test stub-arm FORCE

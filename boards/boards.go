@@ -31,11 +31,38 @@ type Board struct {
 	Description string   `yaml:"description"`
 	Arch        string   `yaml:"arch"`     // as Go says it: amd64, arm64
 	Consoles    []string `yaml:"consoles"` // devices for console=; the last becomes /dev/console
+	Boot        Boot     `yaml:"boot"`
 	Kernel      Kernel   `yaml:"kernel"`
 	QEMU        QEMU     `yaml:"qemu"`
 
 	fsys fs.FS
 }
+
+// Firmware is what a board runs before the kernel, as qemu.Firmware says it.
+type Firmware string
+
+// The firmware kinds.
+const (
+	BIOS Firmware = "bios"
+	UEFI Firmware = "uefi"
+)
+
+// Boot says what the board's boot media have to look like.
+type Boot struct {
+	// Firmware are the kinds that machines of this board have; one image is laid
+	// out for all of them. With uefi, a stick has an EFI system partition with the
+	// unified kernel image; with bios, also a boot loader and a partition for it.
+	Firmware []Firmware `yaml:"firmware"`
+	// EFIName is the unified kernel image's file in \EFI\BOOT, where UEFI looks on
+	// removable media (UEFI specification 2.10, section 3.5.1.1).
+	EFIName string `yaml:"efi-name"`
+}
+
+// Has says whether machines of this board can have a firmware.
+func (b Boot) Has(f Firmware) bool { return slices.Contains(b.Firmware, f) }
+
+// efiNames are the names that UEFI gives the file, by architecture.
+var efiNames = map[string]string{"amd64": "BOOTX64.EFI", "arm64": "BOOTAA64.EFI"}
 
 // Kernel says how the board's kernel is built.
 type Kernel struct {
@@ -127,8 +154,20 @@ func (b Board) Validate() error {
 	need(b.Description != "", "description: is empty")
 	need(slices.Contains([]string{"amd64", "arm64"}, b.Arch), "arch: %q is neither amd64 nor arm64", b.Arch)
 	need(len(b.Consoles) > 0, "consoles: names none")
+	need(len(b.Consoles) == 0 || b.Serial() != "", "consoles: %s: none is a serial line, so nobody could watch a test", b.Consoles)
 	for _, c := range b.Consoles {
 		need(c != "" && !strings.ContainsAny(c, " \t/\""), "consoles: %q is no console device", c)
+	}
+	need(len(b.Boot.Firmware) > 0, "boot.firmware: names none")
+	for i, f := range b.Boot.Firmware {
+		need(f == BIOS || f == UEFI, "boot.firmware: %q is neither bios nor uefi", f)
+		need(f != BIOS || b.Arch == "amd64", "boot.firmware: only amd64 has a bios")
+		need(!slices.Contains(b.Boot.Firmware[:i], f), "boot.firmware: %s is there twice", f)
+	}
+	if b.Boot.Has(UEFI) {
+		need(b.Boot.EFIName == efiNames[b.Arch], "boot.efi-name: %q is not what UEFI looks for on %s, %s", b.Boot.EFIName, b.Arch, efiNames[b.Arch])
+	} else {
+		need(b.Boot.EFIName == "", "boot.efi-name: without uefi nothing reads %s", b.Boot.EFIName)
 	}
 	need(b.Kernel.Arch != "", "kernel.arch: is empty")
 	need(fs.ValidPath(b.Kernel.Image) && b.Kernel.Image != ".", "kernel.image: %q is no path below the build folder", b.Kernel.Image)
@@ -145,6 +184,17 @@ func (b Board) Validate() error {
 		errs = append(errs, fmt.Errorf("kernel.fragments: %w", err))
 	}
 	return errors.Join(errs...)
+}
+
+// Serial is the board's first serial console, which is what a virtual machine
+// shows; empty if all its consoles are screens.
+func (b Board) Serial() string {
+	for _, c := range b.Consoles {
+		if n := strings.TrimPrefix(c, "tty"); n == c || strings.Trim(n, "0123456789") != "" {
+			return c
+		}
+	}
+	return ""
 }
 
 // KernelConfig returns the board's kernel configuration: its fragments laid

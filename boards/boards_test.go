@@ -41,6 +41,7 @@ const goodBoard = `name: b
 description: A board
 arch: amd64
 consoles: [ttyS0]
+boot: {firmware: [bios, uefi], efi-name: BOOTX64.EFI}
 kernel:
   arch: x86_64
   image: arch/x86/boot/bzImage
@@ -73,6 +74,16 @@ func TestBoardsOwnFragmentOverrides(t *testing.T) {
 	}
 }
 
+func TestSerial(t *testing.T) {
+	for want, consoles := range map[string][]string{
+		"ttyS0": {"ttyS0", "tty0"}, "ttyAMA0": {"tty0", "ttyAMA0"}, "hvc0": {"tty", "hvc0", "ttyS1"}, "": {"tty0", "tty12"},
+	} {
+		if got := (Board{Consoles: consoles}).Serial(); got != want {
+			t.Errorf("Serial of %q = %q; want %q", consoles, got, want)
+		}
+	}
+}
+
 func TestBadBoards(t *testing.T) {
 	for _, c := range []struct{ old, new, want string }{
 		{"arch: amd64", "arch: vax", `"vax" is neither`},
@@ -84,6 +95,13 @@ func TestBadBoards(t *testing.T) {
 		{"[tcg]", "[xen]", "qemu.accel"},
 		{"[ttyS0]", "[]", "consoles"},
 		{"[ttyS0]", "['ttyS0 init=/x']", "consoles"},
+		{"[ttyS0]", "[tty0, tty1]", "serial"},
+		{"[bios, uefi]", "[]", "boot.firmware"},
+		{"[bios, uefi]", "[openfirmware]", "openfirmware"},
+		{"[bios, uefi]", "[uefi, uefi]", "twice"},
+		{"[bios, uefi]", "[bios]", "boot.efi-name"}, // that nothing reads
+		{"BOOTX64.EFI", "BOOTIA32.EFI", "BOOTX64.EFI"},
+		{"arch: amd64", "arch: arm64", "bios"},
 		{"memory-mib: 64", "memory-mib: 1", "qemu.memory-mib"},
 	} {
 		_, err := get(withBoard(c.old, c.new), "b")

@@ -25,8 +25,14 @@ func cluster(t *testing.T, debug bool) (kernel string, initrd []string) {
 	t.Helper()
 	kernel = qemutest.Kernel(t)
 	qemutest.Accel(t) // skips where no guest can run
+	return kernel, members(t, "amd64", debug)
+}
+
+// members builds the initramfs of a node of the demo.
+func members(t *testing.T, arch string, debug bool) []string {
+	t.Helper()
 	dir := t.TempDir()
-	base, err := image.BuildBase(t.Context(), image.BaseOptions{OutDir: dir, Debug: debug, Progress: t.Output()})
+	base, err := image.BuildBase(t.Context(), image.BaseOptions{OutDir: dir, Arch: arch, Debug: debug, Progress: t.Output()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +54,28 @@ func cluster(t *testing.T, debug bool) (kernel string, initrd []string) {
 	if err := image.WriteFile(file, member, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return kernel, []string{base.Path, file}
+	return []string{base.Path, file}
+}
+
+// fetch asks at the VIP.
+func fetch(ctx context.Context, t *testing.T, l *lab.Lab, path string) (string, http.Header) {
+	t.Helper()
+	client := l.Client().HTTPClient()
+	defer client.CloseIdleConnections()
+	r, err := http.NewRequestWithContext(ctx, "GET", "http://"+lab.VIP4.String()+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := client.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != 200 {
+		t.Fatalf("GET %s = %s, %v", path, resp.Status, err)
+	}
+	return string(b), resp.Header
 }
 
 // The kernel unpacks both members, init finds the configuration, and the
@@ -69,24 +96,7 @@ func TestBoot(t *testing.T) {
 	if ready.Attrs["node"] != l.Node(0).MAC().String() {
 		t.Errorf("ready = %v", ready)
 	}
-	client := l.Client().HTTPClient()
-	defer client.CloseIdleConnections()
-	get := func(path string) (string, http.Header) {
-		r, err := http.NewRequestWithContext(ctx, "GET", "http://"+lab.VIP4.String()+path, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp, err := client.Do(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		b, err := io.ReadAll(resp.Body)
-		if err != nil || resp.StatusCode != 200 {
-			t.Fatalf("GET %s = %s, %v", path, resp.Status, err)
-		}
-		return string(b), resp.Header
-	}
+	get := func(path string) (string, http.Header) { return fetch(ctx, t, l, path) }
 	var who struct{ Node, Hostname string }
 	text, _ := get("/whoami")
 	if err := json.Unmarshal([]byte(text), &who); err != nil || who.Node != l.Node(0).MAC().String() || who.Hostname != "demo-770001" {

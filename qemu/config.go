@@ -21,6 +21,9 @@ const (
 	// MicroVM has virtio over MMIO, no PCI, and a firmware that only loads the
 	// kernel. Under TCG it has no power button and cannot power itself off.
 	MicroVM Machine = "microvm"
+	// Virt is QEMU's 64-bit Arm machine, which resembles no board but has PCI
+	// Express, a PL011 console, and UEFI with ACPI.
+	Virt Machine = "virt"
 )
 
 // Accel is how the guest's instructions are executed. The zero value is invalid;
@@ -45,16 +48,24 @@ type Config struct {
 	Name    string
 	Machine Machine
 	Accel   Accel
-	// Binary is the program; empty means qemu-system-x86_64 from the path.
+	// Binary is the program; empty means qemu-system-x86_64 from the path, for
+	// Virt qemu-system-aarch64.
 	Binary string
 
-	// Kernel is a bzImage. It may be empty if Firmware or Extra boot something
-	// else.
+	// Firmware is what runs first; empty means QEMU's own choice.
+	Firmware Firmware
+	// Vars is a file with the UEFI variables of a new machine (boot entries,
+	// Secure Boot keys); empty means Debian's, without any. The machine gets a
+	// copy of its own in Dir and keeps it for later starts.
+	Vars string
+	// Kernel is a bzImage, for Virt an Image, that is loaded without a boot
+	// medium. Without it the firmware boots Disks, in order, and then the
+	// network if NetBoot is set.
 	Kernel  string
 	Initrd  string
 	Cmdline string
-	// Firmware is a file for -bios (OVMF); empty means the machine's own.
-	Firmware string
+	Disks   []Disk
+	NetBoot NetBoot
 
 	MemoryMB int // 0 means 256
 	CPUs     int // 0 means 1
@@ -81,7 +92,7 @@ type Config struct {
 
 func (c Config) withDefaults() Config {
 	if c.Binary == "" {
-		c.Binary = "qemu-system-x86_64"
+		c.Binary, _ = c.Machine.Emulator()
 	}
 	if c.MemoryMB == 0 {
 		c.MemoryMB = 256
@@ -102,16 +113,26 @@ func (c Config) Validate() error {
 	switch {
 	case c.Name == "" || name != "" || c.Name[0] == '.':
 		return fmt.Errorf("machine name %q: want letters, digits, '-', '_' and '.'", c.Name)
-	case c.Machine != MicroVM && c.Machine != Q35:
-		return fmt.Errorf("machine type %q: want %s or %s", c.Machine, MicroVM, Q35)
+	case c.Machine != MicroVM && c.Machine != Q35 && c.Machine != Virt:
+		return fmt.Errorf("machine type %q: want %s, %s or %s", c.Machine, Q35, MicroVM, Virt)
 	case c.Accel != KVM && c.Accel != TCG:
 		return fmt.Errorf("accelerator %q: want %s or %s", c.Accel, KVM, TCG)
+	case c.Accel == KVM && c.Machine.Foreign():
+		return fmt.Errorf("accelerator %s: machine %s has another architecture than this computer", c.Accel, c.Machine)
 	case c.Kernel == "" && (c.Initrd != "" || c.Cmdline != ""):
 		return errors.New("an initrd or a command line needs a kernel")
 	case c.MemoryMB < 0 || c.CPUs < 0:
 		return errors.New("negative memory or number of CPUs")
 	case c.Dir == "":
 		return errors.New("no directory for the control socket")
+	}
+	if err := c.validateFirmware(); err != nil {
+		return err
+	}
+	for i, d := range c.Disks {
+		if err := d.validate(c.Machine); err != nil {
+			return fmt.Errorf("disk %d: %w", i, err)
+		}
 	}
 	for i, n := range c.NICs {
 		if len(n.MAC) != 6 || n.MAC[0]&1 != 0 {
@@ -123,7 +144,7 @@ func (c Config) Validate() error {
 	}
 	// A comma in an option's value starts the next option; QEMU wants it twice.
 	// That would be easy for us and hard to read back, so no path has one.
-	for _, p := range append([]string{c.Dir}, sockets(c.NICs)...) {
+	for _, p := range c.optionPaths() {
 		if strings.Contains(p, ",") {
 			return fmt.Errorf("path %q: QEMU does not take a comma", p)
 		}
@@ -131,10 +152,14 @@ func (c Config) Validate() error {
 	return nil
 }
 
-func sockets(nics []NIC) []string {
-	var s []string
-	for _, n := range nics {
+// optionPaths are the paths that become part of an option's value.
+func (c Config) optionPaths() []string {
+	s := []string{c.Dir}
+	for _, n := range c.NICs {
 		s = append(s, n.Socket)
+	}
+	for _, d := range c.Disks {
+		s = append(s, d.Path)
 	}
 	return s
 }
@@ -161,10 +186,18 @@ func (c Config) Args() []string {
 		bus = "device"
 	}
 	a = append(a, "-device", "virtio-rng-"+bus)
+	a = append(a, c.bootArgs()...)
 	for i, n := range c.NICs {
+		device := fmt.Sprintf("virtio-net-%s,id=nic%d,netdev=net%d,mac=%s", bus, i, i, n.MAC)
+		if c.Machine != MicroVM {
+			device += ",romfile=" + c.rom()
+		}
+		if c.NetBoot != NoNetBoot {
+			device += fmt.Sprintf(",bootindex=%d", len(c.Disks)+i)
+		}
 		a = append(a,
 			"-netdev", fmt.Sprintf("stream,id=net%d,server=off,addr.type=unix,addr.path=%s", i, n.Socket),
-			"-device", fmt.Sprintf("virtio-net-%s,id=nic%d,netdev=net%d,mac=%s", bus, i, i, n.MAC))
+			"-device", device)
 	}
 	if c.Kernel != "" {
 		a = append(a, "-kernel", c.Kernel)
@@ -174,9 +207,6 @@ func (c Config) Args() []string {
 	}
 	if c.Cmdline != "" {
 		a = append(a, "-append", c.Cmdline)
-	}
-	if c.Firmware != "" {
-		a = append(a, "-bios", c.Firmware)
 	}
 	if c.NoReboot {
 		a = append(a, "-no-reboot")
@@ -191,12 +221,21 @@ func (c Config) machine() string {
 	if c.Machine == MicroVM && c.Accel == TCG {
 		return "microvm,acpi=off"
 	}
+	if c.Machine == Virt {
+		return "virt,gic-version=3" // as servers have; 2 ends at 8 processors
+	}
+	if c.Firmware == SecureUEFI {
+		return string(c.Machine) + ",smm=on"
+	}
 	return string(c.Machine)
 }
 
 func (c Config) cpu() string {
 	if c.Accel == KVM {
 		return "host"
+	}
+	if c.Machine == Virt {
+		return "cortex-a72" // "max" spends much of its time on pointer authentication
 	}
 	return "max"
 }

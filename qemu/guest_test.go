@@ -82,6 +82,28 @@ func TestBootAndPowerButton(t *testing.T) {
 	}
 }
 
+// The same kernel, loaded by two firmwares.
+func TestFirmwareBoots(t *testing.T) {
+	for _, f := range []qemu.Firmware{qemu.BIOS, qemu.UEFI} {
+		t.Run(string(f), func(t *testing.T) {
+			qemutest.Firmware(t, qemu.Q35, f)
+			cfg := config(t, qemu.Q35, "")
+			cfg.Firmware = f
+			vm := start(t, cfg)
+			l := waitLine(t, vm, "stage=ready")
+			t.Logf("ready after %v", l.Since)
+			ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+			defer cancel()
+			if err := vm.Shutdown(ctx); err != nil {
+				t.Error(err)
+			}
+			if want := " firmware=" + string(f); !strings.Contains(l.Text, want) {
+				t.Errorf("the guest says %q; want%s", l.Text, want)
+			}
+		})
+	}
+}
+
 func TestMicroVM(t *testing.T) {
 	cfg := config(t, qemu.MicroVM, "reboot=t guest.then=reboot")
 	cfg.NoReboot = true

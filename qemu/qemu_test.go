@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -43,12 +45,124 @@ func TestValidate(t *testing.T) {
 		{"no socket", func(c *Config) { c.NICs[0].Socket = "" }, "no socket"},
 		{"a comma", func(c *Config) { c.NICs[0].Socket = "/a,b" }, "comma"},
 		{"negative", func(c *Config) { c.MemoryMB = -1 }, "negative"},
+		{"no such firmware", func(c *Config) { c.Firmware = "coreboot" }, "coreboot"},
+		{"UEFI on a microvm", func(c *Config) { c.Machine, c.Firmware = MicroVM, UEFI }, "microvm"},
+		{"BIOS on Arm", func(c *Config) { c.Machine, c.Firmware = Virt, BIOS }, "virt has none"},
+		{"Secure Boot on Arm", func(c *Config) { c.Machine, c.Firmware = Virt, SecureUEFI }, "none for machine virt"},
+		{"variables without UEFI", func(c *Config) { c.Vars = "/v" }, "for UEFI"},
+		{"KVM for another architecture", func(c *Config) {
+			c.Accel, c.Machine = KVM, map[string]Machine{"amd64": Virt, "arm64": Q35}[runtime.GOARCH]
+		}, "architecture"},
+		{"two systems", func(c *Config) { c.NetBoot = PXE }, "always win"},
+		{"no such network boot", func(c *Config) { c.NetBoot = "bootp" }, "bootp"},
+		{"HTTP by BIOS", func(c *Config) { noKernel(c); c.NetBoot = HTTPBoot }, "UEFI"},
+		{"network boot without firmware", func(c *Config) { noKernel(c); c.Machine, c.NetBoot = Virt, PXE }, "without UEFI"},
+		{"network boot without a network", func(c *Config) { noKernel(c); c.NICs, c.NetBoot = nil, PXE }, "needs a NIC"},
+		{"disk without a bus", func(c *Config) { c.Disks = []Disk{{Path: "/d"}} }, "bus"},
+		{"disk without a path", func(c *Config) { c.Disks = []Disk{{Bus: USB}} }, "no path"},
+		{"disk of a microvm", func(c *Config) { c.Machine, c.Disks = MicroVM, []Disk{{Path: "/d", Bus: Virtio}} }, "q35"},
+		{"SATA on Arm", func(c *Config) { c.Machine, c.Disks = Virt, []Disk{{Path: "/d", Bus: SATA}} }, "no SATA"},
+		{"disk that both refuses and forgets", func(c *Config) { c.Disks = []Disk{{Path: "/d", Bus: USB, ReadOnly: true, Snapshot: true}} }, "snapshot"},
+		{"a comma in a disk's name", func(c *Config) { c.Disks = []Disk{{Path: "/d,e", Bus: USB}} }, "comma"},
 	} {
 		c := valid()
 		tt.mod(&c)
 		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: Validate = %v; want it to mention %q", tt.name, err, tt.want)
 		}
+	}
+}
+
+func noKernel(c *Config) { c.Kernel, c.Initrd, c.Cmdline = "", "", "" }
+
+// The arguments that decide what boots.
+func TestBootArgs(t *testing.T) {
+	for _, tt := range []struct {
+		name      string
+		mod       func(*Config)
+		want, not []string
+	}{
+		{"a kernel only", func(c *Config) {}, []string{"-kernel /k", "romfile= "}, []string{"pflash", "bootindex", "xhci"}},
+		{"a stick by UEFI", func(c *Config) {
+			noKernel(c)
+			c.Firmware, c.Disks = UEFI, []Disk{{Path: "/d", Bus: USB, Snapshot: true}}
+		}, []string{"unit=0,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd", "unit=1,format=raw,file=/run/x/node1.vars",
+			"qemu-xhci", "file=/d,snapshot=on", "usb-storage,removable=on,drive=disk0,bootindex=0"}, []string{"-kernel", "fw_cfg", "smm"}},
+		{"disks before the network", func(c *Config) {
+			noKernel(c)
+			c.Firmware, c.NetBoot = BIOS, PXE
+			c.Disks = []Disk{{Path: "/d", Bus: SATA}, {Path: "/e", Bus: Virtio, ReadOnly: true}}
+		}, []string{"ide-hd,drive=disk0,bootindex=0", "file=/e,readonly=on", "drive=disk1,bootindex=1", "romfile=/usr/lib/ipxe/qemu/pxe-virtio.rom,bootindex=2"}, []string{"pflash", "xhci"}},
+		{"PXE by UEFI", func(c *Config) { noKernel(c); c.Firmware, c.NetBoot = UEFI, PXE }, []string{"romfile=,bootindex=0"}, []string{"fw_cfg"}},
+		{"HTTP", func(c *Config) { noKernel(c); c.Firmware, c.NetBoot = UEFI, HTTPBoot },
+			[]string{"IPv4PXESupport,string=no", "IPv6PXESupport,string=no"}, nil},
+		{"Secure Boot", func(c *Config) { c.Firmware = SecureUEFI }, []string{"q35,smm=on", "secboot", "property=secure,value=on"}, nil},
+		{"Arm", func(c *Config) { c.Machine, c.Firmware = Virt, UEFI }, []string{"virt,gic-version=3", "AAVMF_CODE.fd", "-cpu cortex-a72"}, nil},
+		{"no ROM without PCI", func(c *Config) { c.Machine = MicroVM }, nil, []string{"romfile"}},
+	} {
+		c := valid()
+		tt.mod(&c)
+		if err := c.Validate(); err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+			continue
+		}
+		args := strings.Join(c.Args(), " ") + " "
+		for _, w := range tt.want {
+			if !strings.Contains(args, w) {
+				t.Errorf("%s: %s\nlacks %q", tt.name, args, w)
+			}
+		}
+		for _, w := range tt.not {
+			if strings.Contains(args, w) {
+				t.Errorf("%s: %s\nhas %q", tt.name, args, w)
+			}
+		}
+	}
+}
+
+// A machine keeps its variables; a missing firmware names its package.
+func TestFirmwareFiles(t *testing.T) {
+	saved := firmwares
+	t.Cleanup(func() { firmwares = saved })
+	dir := t.TempDir()
+	code, vars := filepath.Join(dir, "code"), filepath.Join(dir, "vars")
+	firmwares = map[Machine]map[Firmware]firmwareFiles{Q35: {UEFI: {code, vars, "some-package"}}}
+	c := valid()
+	c.Dir, c.Firmware = t.TempDir(), UEFI
+	for _, file := range []string{code, vars} {
+		for _, err := range []error{c.prepareFirmware(), FirmwareInstalled(Q35, UEFI)} {
+			if err == nil || !strings.Contains(err.Error(), "apt-get install some-package") || !strings.Contains(err.Error(), file) {
+				t.Errorf("without %s: %v; want an error that names it and its package", file, err)
+			}
+		}
+		if err := os.WriteFile(file, []byte("empty"), 0o444); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(c.prepareFirmware(), FirmwareInstalled(Q35, UEFI)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(c.vars(), []byte("written by the guest"), 0o600); err != nil {
+		t.Fatalf("the machine's variables cannot be written: %v", err)
+	}
+	if err := c.prepareFirmware(); err != nil {
+		t.Fatal(err)
+	}
+	if b, _ := os.ReadFile(c.vars()); string(b) != "written by the guest" {
+		t.Errorf("the second start has the variables %q; want those that the guest wrote", b)
+	}
+	c.Name, c.Vars = "other", filepath.Join(dir, "enrolled")
+	if err := c.prepareFirmware(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("variables from a missing file: %v; want %v", err, fs.ErrNotExist)
+	}
+	if err := os.WriteFile(c.Vars, []byte("keys"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.prepareFirmware(); err != nil {
+		t.Fatal(err)
+	}
+	if b, _ := os.ReadFile(c.vars()); string(b) != "keys" {
+		t.Errorf("variables %q; want the given ones", b)
 	}
 }
 

@@ -64,9 +64,18 @@ func Start(ctx context.Context, cfg Config) (_ *VM, err error) {
 	}()
 	binary, err := exec.LookPath(cfg.Binary)
 	if err != nil {
-		return nil, fmt.Errorf("%w (Debian: apt-get install qemu-system-x86)", err)
+		_, pkg := cfg.Machine.Emulator()
+		return nil, fmt.Errorf("%w (Debian: apt-get install %s)", err, pkg)
 	}
 	cfg.Binary = binary
+	if err := cfg.prepareFirmware(); err != nil {
+		return nil, err
+	}
+	for _, d := range cfg.Disks {
+		if _, err := os.Stat(d.Path); err != nil {
+			return nil, fmt.Errorf("disk: %w", err)
+		}
+	}
 	for _, n := range cfg.NICs {
 		// QEMU only prints a warning when it cannot connect.
 		if _, err := os.Stat(n.Socket); err != nil {

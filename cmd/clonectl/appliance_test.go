@@ -19,6 +19,7 @@ import (
 	"clonecluster/image"
 	"clonecluster/image/bundle"
 	"clonecluster/image/kernel"
+	"clonecluster/netcore/netnstest"
 	"clonecluster/qemu/lab"
 )
 
@@ -31,7 +32,8 @@ var built struct {
 }
 
 func TestMain(m *testing.M) {
-	code := m.Run()
+	// Clonectl is also a program of its own in network namespaces.
+	code := netnstest.Main(m, map[string]func([]string) int{"clonectl": run})
 	if built.dir != "" {
 		os.RemoveAll(built.dir)
 	}

@@ -25,27 +25,33 @@ type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
-func main() {
+func main() { os.Exit(run(os.Args[1:])) }
+
+// run is clonectl with those arguments; the result is its exit code.
+func run(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
 	// A second Ctrl-C does not wait for a tidy end.
 	context.AfterFunc(ctx, stop)
 
-	err := newRoot().ExecuteContext(ctx)
+	root := newRoot()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
 	switch {
 	case err == nil:
-		return
+		return 0
 	case ctx.Err() != nil && errors.Is(err, context.Canceled):
 		fmt.Fprintln(os.Stderr, "clonectl: interrupted")
-		os.Exit(exitInterrupted)
+		return exitInterrupted
 	}
 	fmt.Fprintln(os.Stderr, "clonectl:", err)
 	switch {
 	case errors.As(err, new(usageError)):
-		os.Exit(exitUsage)
+		return exitUsage
 	case errors.Is(err, errDiffers):
-		os.Exit(exitDiffers)
+		return exitDiffers
 	}
-	os.Exit(exitFailure)
+	return exitFailure
 }
 
 func newRoot() *cobra.Command {
@@ -56,8 +62,8 @@ func newRoot() *cobra.Command {
 for one IP address with one MAC address, with nothing in front of them), runs
 it in QEMU, and checks its configuration.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 "verify" found a difference, 130 interrupted (but Ctrl-C is the
-normal end of a live "qemu up": 0).`,
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 "verify" found a difference,
+130 interrupted (but Ctrl-C is the normal end of "serve" and of a live "qemu up": 0).`,
 		Example: `  clonectl build --config cluster.yaml   # everything that boots, for every way to boot
   clonectl image                         # kernel and initramfs for QEMU
   clonectl qemu up --nodes 3             # boot a cluster, answer on http://127.0.0.1:8080/
@@ -83,6 +89,7 @@ normal end of a live "qemu up": 0).`,
 		grouped("build", newKeyCmd()),
 		grouped("build", newSizesCmd()),
 		grouped("run", newQEMUCmd()),
+		grouped("run", newServeCmd()),
 		grouped("run", newSimCmd()),
 		grouped("configure", newConfigCmd()),
 		newManCmd(),

@@ -104,7 +104,7 @@ what must hold, stops the nodes by their power buttons, and ends: with exit code
 	f.StringVar(&o.pcap, "pcap", "", "write every frame that crosses the switch to `FILE`: pcapng, each frame once, on the port where it came in")
 	f.StringVar(&o.logs, "logs", "", "keep the nodes' console logs in `FOLDER`")
 	f.StringVar(&o.accel, "accel", "auto", "kvm, tcg, or auto: KVM if a trial guest runs under it")
-	f.StringVar(&o.machine, "machine", "", "q35 or microvm (default: the board's)")
+	f.StringVar(&o.machine, "machine", "", "q35, microvm or virt (default: the board's)")
 	f.StringVar(&o.append, "append", "", "more for the nodes' kernel command line, `WORDS` such as clonecluster.system.log-level=debug")
 	f.BoolVar(&o.once, "once", false, "check, then end; exit code 0 if every check held")
 	f.IntVar(&o.requests, "requests", 30, "with --once: how many requests to each address")
@@ -113,7 +113,7 @@ what must hold, stops the nodes by their power buttons, and ends: with exit code
 	f.BoolVar(&o.verbose, "verbose", false, "print the QEMU command lines")
 	cmd.MarkFlagDirname("image")
 	cmd.MarkFlagDirname("logs")
-	for flag, values := range map[string][]string{"accel": {"auto", "kvm", "tcg"}, "machine": {"q35", "microvm"}} {
+	for flag, values := range map[string][]string{"accel": {"auto", "kvm", "tcg"}, "machine": {"q35", "microvm", "virt"}} {
 		cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 	}
 	return cmd
@@ -179,7 +179,7 @@ func configIn(path string) ([]byte, error) {
 func labConfig(b bootable, o upOptions, cache string) (lab.Config, error) {
 	c := lab.Demo(o.nodes)
 	c.Kernel, c.Initrd = b.path(kernelName), []string{b.path(initrdName)}
-	c.Cmdline = "console=" + b.board.Consoles[0] + " quiet panic=10"
+	c.Cmdline = "console=" + b.board.Serial() + " quiet panic=10"
 	if o.append != "" {
 		c.Cmdline += " " + o.append
 	}

@@ -41,7 +41,10 @@ type stage struct {
 	at   time.Duration
 }
 
-// view shows snapshots: on a terminal as a picture that is drawn over, at most
+// picture is what a view can show, in lines that are at most so wide.
+type picture interface{ render(width int) []string }
+
+// view shows pictures: on a terminal each is drawn over the last, at most
 // a few times per second. Without a terminal it shows nothing; the lines that
 // the demo prints are enough then.
 type view struct {
@@ -55,7 +58,7 @@ func newView(f *os.File) *view {
 }
 
 // draw replaces the last picture.
-func (v *view) draw(s snapshot) {
+func (v *view) draw(s picture) {
 	if !v.tty {
 		return
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -261,6 +262,14 @@ func TestSourceErrorsNameTheFix(t *testing.T) {
 	_, err = Build(t.Context(), o)
 	if err == nil || !strings.Contains(err.Error(), "apt-get install gcc binutils zstd make") {
 		t.Errorf("without tools: %v; want the packages", err)
+	}
+	if runtime.GOARCH != "arm64" {
+		o = fakeOptions(t, fake())
+		o.Board, o.path = board(t, "generic-arm64"), []string{t.TempDir()}
+		_, err = Build(t.Context(), o)
+		if err == nil || !strings.Contains(err.Error(), "apt-get install gcc-aarch64-linux-gnu gcc binutils-aarch64-linux-gnu binutils zstd make") {
+			t.Errorf("without cross tools: %v; want their packages, and the host's", err)
+		}
 	}
 	o = fakeOptions(t, map[string]string{"README": "no kernel"})
 	if _, err = Build(t.Context(), o); err == nil || !strings.Contains(err.Error(), "is no kernel source") {

@@ -42,15 +42,16 @@ func findTools(ctx context.Context, o Options) (tools, error) {
 		t.prefix = o.Board.Kernel.CrossCompile
 	}
 	var missing, packages []string
-	for i, n := range needed {
-		program, pkg := n.program, n.pkg
-		if t.prefix != "" && i < 2 {
-			program = t.prefix + program
-			pkg += "-" + strings.ReplaceAll(strings.TrimSuffix(t.prefix, "-"), "_", "-")
-		}
+	look := func(program, pkg string) {
 		if t.look(program) == "" {
 			missing, packages = append(missing, program), append(packages, pkg)
 		}
+	}
+	for i, n := range needed {
+		if t.prefix != "" && i < 2 { // besides the host's, which the kernel's own tools are built with
+			look(t.prefix+n.program, n.pkg+"-"+strings.ReplaceAll(strings.TrimSuffix(t.prefix, "-"), "_", "-"))
+		}
+		look(n.program, n.pkg)
 	}
 	if missing != nil {
 		return tools{}, fmt.Errorf("missing %s: apt-get install %s", strings.Join(missing, ", "), strings.Join(packages, " "))

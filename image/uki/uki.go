@@ -304,20 +304,21 @@ var stubs = map[string]struct {
 	file, how string
 }{
 	"amd64": {0x8664, "linuxx64.efi.stub", "apt-get install systemd-boot-efi"},
-	"arm64": {0xaa64, "linuxaa64.efi.stub", "dpkg --add-architecture arm64 && apt-get update && apt-get install systemd-boot-efi:arm64"},
+	"arm64": {0xaa64, "linuxaa64.efi.stub", "make stub-arm, or: dpkg --add-architecture arm64 && apt-get update && apt-get install systemd-boot-efi:arm64"},
 }
 
 // stubDirs are where the stubs are.
 var stubDirs = []string{"/usr/lib/systemd/boot/efi"}
 
 // Stub reads systemd's stub for an architecture as Go calls it, and says where
-// it was.
-func Stub(arch string) (stub []byte, path string, err error) {
+// it was. It is looked for where Debian's package puts it and then in more, since
+// the package of another architecture need not be installed.
+func Stub(arch string, more ...string) (stub []byte, path string, err error) {
 	s, ok := stubs[arch]
 	if !ok {
 		return nil, "", fmt.Errorf("no UEFI stub for the architecture %q: amd64 and arm64 are known", arch)
 	}
-	for _, dir := range stubDirs {
+	for _, dir := range slices.Concat(stubDirs, more) {
 		path := filepath.Join(dir, s.file)
 		data, err := os.ReadFile(path)
 		if errors.Is(err, os.ErrNotExist) {

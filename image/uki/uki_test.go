@@ -231,6 +231,17 @@ func TestStubErrors(t *testing.T) {
 	if _, _, err := Stub("arm64"); err == nil || !strings.Contains(err.Error(), "another machine") {
 		t.Errorf("Stub = %v; want another machine", err)
 	}
+	stubDirs = nil
+	if _, _, err := Stub("arm64", t.TempDir()); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "make stub-arm") {
+		t.Errorf("Stub = %v; want the command", err)
+	}
+	more := t.TempDir()
+	if err := os.WriteFile(filepath.Join(more, "linuxx64.efi.stub"), tiny(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, path, err := Stub("amd64", t.TempDir(), more); err != nil || filepath.Dir(path) != more {
+		t.Errorf("Stub = %s, %v; want that of %s", path, err, more)
+	}
 }
 
 // tiny is a PE image with one section, for tests without a stub.

@@ -27,11 +27,11 @@ type Config struct {
 	Accel    qemu.Accel
 	CacheDir string
 
-	// Kernel is the bzImage of every node, and Initrd the files that make up its
-	// initramfs, joined in order.
+	// Kernel is the bzImage of every node that has no Boot of its own, and Initrd
+	// the files that make up its initramfs, joined in order.
 	Kernel   string
 	Initrd   []string
-	Cmdline  string // of every node; under TCG on q35, tsc=unstable is added
+	Cmdline  string // of every node with a kernel; under TCG on q35, tsc=unstable is added
 	MemoryMB int    // of every node; 0 means 256
 	CPUs     int    // of every node; 0 means 1
 	Extra    []string
@@ -59,8 +59,24 @@ type Config struct {
 type Node struct {
 	Name    string // of letters, digits, '-', '_' and '.'; also its port's name
 	MAC     net.HardwareAddr
-	Cmdline string   // added to the kernel command line
+	Cmdline string   // added to the kernel command line, if it is QEMU that gives the kernel
 	Extra   []string // added to QEMU's arguments
+	// Boot is how this node boots; nil means by the lab's Kernel and Initrd.
+	Boot *Boot
+}
+
+// Boot is how one node boots, as [qemu.Config] explains it field by field. So
+// nodes of one laboratory can come up by a stick, from the network and by a kernel
+// given directly, and even on another architecture.
+type Boot struct {
+	Machine  qemu.Machine // empty means the lab's
+	Firmware qemu.Firmware
+	Vars     string
+	Kernel   string // empty means that the firmware finds one
+	Initrd   []string
+	Disks    []qemu.Disk
+	NetBoot  qemu.NetBoot
+	MemoryMB int // 0 means the lab's
 }
 
 // Forward carries TCP from an address of this computer into the segment, through
@@ -78,10 +94,8 @@ func (c Config) Validate() error {
 		return errors.New("lab: no nodes")
 	case len(c.Nodes) > 64:
 		return fmt.Errorf("lab: %d nodes; at most 64", len(c.Nodes))
-	case c.Kernel == "" && (c.Cmdline != "" || len(c.Initrd) > 0):
+	case c.Kernel == "" && slices.ContainsFunc(c.Nodes, func(n Node) bool { return n.Boot == nil }) && (c.Cmdline != "" || len(c.Initrd) > 0):
 		return errors.New("lab: no kernel")
-	case c.Machine != "" && c.Machine != qemu.Q35 && c.Machine != qemu.MicroVM:
-		return fmt.Errorf("lab: machine type %q: want %s or %s", c.Machine, qemu.Q35, qemu.MicroVM)
 	case c.Accel != "" && c.Accel != qemu.KVM && c.Accel != qemu.TCG:
 		return fmt.Errorf("lab: accelerator %q: want %s or %s, or nothing", c.Accel, qemu.KVM, qemu.TCG)
 	case c.PCAP != "" && c.Switch.Mirror != nil:
@@ -104,6 +118,9 @@ func (c Config) Validate() error {
 			return fmt.Errorf("lab: the address %v is taken twice", n.MAC)
 		}
 		names[n.Name], macs[n.MAC.String()] = true, true
+		if b := c.boot(i); b.Kernel == "" && len(b.Initrd) > 0 {
+			return fmt.Errorf("lab: node %d: an initramfs needs a kernel", i)
+		}
 		if err := c.machine(i, "/", "/").Validate(); err != nil {
 			return fmt.Errorf("lab: node %d: %w", i, err)
 		}
@@ -116,30 +133,62 @@ func (c Config) Validate() error {
 	return c.Switch.Validate()
 }
 
-// machine is the configuration of one node's virtual machine.
+// boot is how node i boots.
+func (c Config) boot(i int) Boot {
+	b := Boot{Kernel: c.Kernel, Initrd: c.Initrd}
+	if c.Nodes[i].Boot != nil {
+		b = *c.Nodes[i].Boot
+	}
+	if b.Machine == "" {
+		b.Machine = c.Machine
+	}
+	if b.Machine == "" {
+		b.Machine = qemu.Q35
+	}
+	if b.MemoryMB == 0 {
+		b.MemoryMB = c.MemoryMB
+	}
+	return b
+}
+
+// allForeign says whether every node can only be emulated.
+func (c Config) allForeign() bool {
+	for i := range c.Nodes {
+		if !c.boot(i).Machine.Foreign() {
+			return false
+		}
+	}
+	return true
+}
+
+// machine is the configuration of one node's virtual machine. Of its initramfs it
+// only knows whether there is one.
 func (c Config) machine(i int, dir, socket string) qemu.Config {
-	n := c.Nodes[i]
+	n, b := c.Nodes[i], c.boot(i)
 	m := qemu.Config{
 		Name:     n.Name,
-		Machine:  c.Machine,
+		Machine:  b.Machine,
 		Accel:    c.Accel,
-		Kernel:   c.Kernel,
-		Cmdline:  c.Cmdline,
-		MemoryMB: c.MemoryMB,
+		Firmware: b.Firmware,
+		Vars:     b.Vars,
+		Kernel:   b.Kernel,
+		Disks:    b.Disks,
+		NetBoot:  b.NetBoot,
+		MemoryMB: b.MemoryMB,
 		CPUs:     c.CPUs,
 		NICs:     []qemu.NIC{{MAC: n.MAC, Socket: socket}},
 		Extra:    slices.Concat(c.Extra, n.Extra),
 		Dir:      dir,
 		Log:      c.Log,
 	}
-	if m.Machine == "" {
-		m.Machine = qemu.Q35
-	}
-	if m.Accel == "" {
+	if m.Accel == "" || m.Machine.Foreign() {
 		m.Accel = qemu.TCG
 	}
+	if b.Kernel == "" {
+		return m
+	}
 	words := []string{c.Cmdline, n.Cmdline}
-	if m.Accel == qemu.TCG && m.Machine == qemu.Q35 && c.Kernel != "" {
+	if m.Accel == qemu.TCG && m.Machine == qemu.Q35 {
 		// On a busy computer the kernel may measure the TSC against an emulated
 		// timer that is late, and then its clock runs at a wrong speed (up to 2.4
 		// times was seen). The HPET, which it then uses, is always right, and costs

@@ -32,7 +32,7 @@ type Lab struct {
 	cancel   context.CancelFunc
 	work     string // sockets, and what else goes away
 	logs     string
-	initrd   string
+	initrds  map[string]string // joined initramfs by the parts' names
 	sw       *vswitch.Switch
 	capture  *os.File
 	client   *nethost.Host
@@ -56,7 +56,7 @@ func Start(ctx context.Context, cfg Config) (_ *Lab, err error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	l := &Lab{cfg: cfg}
+	l := &Lab{cfg: cfg, initrds: map[string]string{}}
 	l.ctx, l.cancel = context.WithCancel(ctx)
 	defer func() {
 		if err != nil {
@@ -64,12 +64,15 @@ func Start(ctx context.Context, cfg Config) (_ *Lab, err error) {
 			err = fmt.Errorf("setting up the lab: %w", err)
 		}
 	}()
-	if cfg.Accel == "" {
+	switch {
+	case cfg.allForeign():
+		l.accel = qemu.Choice{Accel: qemu.TCG, Reason: "the nodes have another architecture than this computer"}
+	case cfg.Accel == "":
 		if l.accel, err = qemu.ChooseAccel(ctx, qemu.AccelOptions{CacheDir: cfg.CacheDir, Log: cfg.Log}); err != nil {
 			return nil, err
 		}
 		l.cfg.Accel = l.accel.Accel
-	} else {
+	default:
 		l.accel = qemu.Choice{Accel: cfg.Accel, Reason: "as configured"}
 	}
 	if err := l.folders(); err != nil {
@@ -107,15 +110,24 @@ func (l *Lab) folders() (err error) {
 	} else if err := os.MkdirAll(l.logs, 0o755); err != nil {
 		return err
 	}
-	switch len(l.cfg.Initrd) {
-	case 0:
-	case 1:
-		l.initrd = l.cfg.Initrd[0]
-	default:
-		l.initrd = filepath.Join(l.work, "initrd")
-		return joinInitrd(l.initrd, l.cfg.Initrd)
-	}
 	return nil
+}
+
+// initrd is one file with the parts joined.
+func (l *Lab) initrd(parts []string) (string, error) {
+	switch len(parts) {
+	case 0:
+		return "", nil
+	case 1:
+		return parts[0], nil
+	}
+	key := strings.Join(parts, "\x00")
+	if file, ok := l.initrds[key]; ok {
+		return file, nil
+	}
+	file := filepath.Join(l.work, fmt.Sprintf("initrd%d", len(l.initrds)))
+	l.initrds[key] = file
+	return file, joinInitrd(file, parts)
 }
 
 // joinInitrd joins archives. The kernel wants each to begin at a multiple of four

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"clonecluster/qemu"
 	"clonecluster/qemu/lab"
 	"clonecluster/qemu/qemutest"
 	"clonecluster/qemu/vswitch"
@@ -323,6 +325,8 @@ func TestValidate(t *testing.T) {
 		{"forward to nowhere", func(c *lab.Config) { c.Forwards = make([]lab.Forward, 1) }, "no target"},
 		{"the client", func(c *lab.Config) { c.Client.MAC = nil }, "unicast"},
 		{"the switch", func(c *lab.Config) { c.Switch = vswitch.Config{Ageing: -1} }, "negative"},
+		{"an initramfs alone", func(c *lab.Config) { c.Nodes[1].Boot = &lab.Boot{Initrd: []string{"/i"}} }, "node 1: an initramfs needs"},
+		{"a node's firmware", func(c *lab.Config) { c.Nodes[2].Boot = &lab.Boot{Firmware: "x"} }, "node 2: firmware"},
 		{"too many", func(c *lab.Config) { c.Nodes = lab.Demo(65).Nodes }, "at most 64"},
 	} {
 		c := good()
@@ -330,6 +334,31 @@ func TestValidate(t *testing.T) {
 		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: Validate = %v; want it to mention %q", tt.name, err, tt.want)
 		}
+	}
+}
+
+// Nodes that boot by themselves need no kernel, and one of another architecture
+// no accelerator.
+func TestOwnBoots(t *testing.T) {
+	c := lab.Demo(3)
+	c.Accel = qemu.KVM
+	stick := []qemu.Disk{{Path: "/usb.img", Bus: qemu.USB, Snapshot: true}}
+	for i, b := range []lab.Boot{
+		{Firmware: qemu.UEFI, Disks: stick},
+		{Firmware: qemu.BIOS, NetBoot: qemu.PXE},
+		{Machine: qemu.Virt, Kernel: "/Image", Initrd: []string{"/a", "/b"}},
+	} {
+		c.Nodes[i].Boot = &b
+	}
+	if runtime.GOARCH != "amd64" {
+		c.Accel = qemu.TCG
+	}
+	if err := c.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	c.Nodes[0].Boot = nil
+	if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "no kernel") {
+		t.Errorf("Validate with one node that needs the lab's kernel = %v; want an error", err)
 	}
 }
 

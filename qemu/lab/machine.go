@@ -43,7 +43,9 @@ func (l *Lab) addMachine(i int) error {
 	}
 	m := &Machine{lab: l, node: n, port: port, changed: make(chan struct{})}
 	m.cfg = l.cfg.machine(i, l.work, port.Socket())
-	m.cfg.Initrd = l.initrd
+	if m.cfg.Initrd, err = l.initrd(l.cfg.boot(i).Initrd); err != nil {
+		return err
+	}
 	m.cfg.ConsoleLog = filepath.Join(l.logs, n.Name+".console.log")
 	m.cfg.OnLine = m.onLine
 	m.cfg.OnEvent = m.onEvent

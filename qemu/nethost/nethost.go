@@ -40,6 +40,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 	"gvisor.dev/gvisor/pkg/waiter"
 
+	"clonecluster/netcore/dhcpd"
 	"clonecluster/qemu/vswitch"
 )
 
@@ -71,7 +72,7 @@ func (c Config) Validate() error {
 		}
 	}
 	if c.DHCP != nil {
-		return c.DHCP.validate(c.first(true))
+		return c.DHCP.on(c.first(true)).Validate()
 	}
 	return nil
 }
@@ -98,7 +99,7 @@ type Host struct {
 	cancel context.CancelFunc
 
 	dhcpMu sync.Mutex
-	leases *leases
+	dhcp   *dhcpd.Server
 }
 
 // link is the lower end of the stack: a port of the switch.

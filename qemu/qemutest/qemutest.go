@@ -22,24 +22,58 @@ import (
 // (CLONECLUSTER_CACHE, else clonecluster in the user's cache folder).
 func Kernel(t testing.TB) string {
 	t.Helper()
-	if k := os.Getenv("CLONECLUSTER_TEST_KERNEL"); k != "" {
+	return findKernel(t, "CLONECLUSTER_TEST_KERNEL", "qemu-*", "make kernel")
+}
+
+// KernelARM64 returns the path of the generic-arm64 board's kernel: the file that
+// CLONECLUSTER_TEST_KERNEL_ARM64 names, else the newest in the cache folder. It
+// takes half an hour to build, so tests boot it only where somebody has built it.
+func KernelARM64(t testing.TB) string {
+	t.Helper()
+	return findKernel(t, "CLONECLUSTER_TEST_KERNEL_ARM64", "generic-arm64-*", "make kernel BOARD=generic-arm64")
+}
+
+func findKernel(t testing.TB, variable, boards, build string) string {
+	t.Helper()
+	if k := os.Getenv(variable); k != "" {
 		if _, err := os.Stat(k); err != nil {
-			t.Fatalf("CLONECLUSTER_TEST_KERNEL: %v", err)
+			t.Fatalf("%s: %v", variable, err)
 		}
 		return k
 	}
 	var newest string
 	var found time.Time
-	names, _ := filepath.Glob(filepath.Join(CacheDir(), "kernel", "qemu-*", "bzImage"))
+	names, _ := filepath.Glob(filepath.Join(CacheDir(), "kernel", boards, "bzImage"))
 	for _, n := range names {
 		if fi, err := os.Stat(n); err == nil && fi.ModTime().After(found) {
 			newest, found = n, fi.ModTime()
 		}
 	}
 	if newest == "" {
-		t.Skip("no kernel for guests: run make kernel, or set CLONECLUSTER_TEST_KERNEL to a bzImage")
+		t.Skipf("no kernel for guests: run %s, or set %s to one", build, variable)
 	}
 	return newest
+}
+
+// Emulator skips the test if QEMU lacks the machine type, whose accelerator is TCG,
+// or if tests are to be short.
+func Emulator(t testing.TB, m qemu.Machine) {
+	t.Helper()
+	program, pkg := m.Emulator()
+	if _, err := exec.LookPath(program); err != nil {
+		t.Skipf("%s is not installed (apt-get install %s)", program, pkg)
+	}
+	if testing.Short() {
+		t.Skip("boots a guest: not with -short")
+	}
+}
+
+// Firmware skips the test if a firmware is not installed, with its package's name.
+func Firmware(t testing.TB, m qemu.Machine, f qemu.Firmware) {
+	t.Helper()
+	if err := qemu.FirmwareInstalled(m, f); err != nil {
+		t.Skip(err)
+	}
 }
 
 // CacheDir is where builds are cached.

@@ -64,9 +64,9 @@ func run() error {
 	}
 	if link != nil {
 		go carrier()
-		stage("ready", fmt.Sprintf(" node=%s mgmt=%s", link.Attrs().HardwareAddr, mgmt))
+		stage("ready", fmt.Sprintf(" node=%s mgmt=%s firmware=%s", link.Attrs().HardwareAddr, mgmt, firmware()))
 	} else {
-		stage("ready", " node=- mgmt=-")
+		stage("ready", " node=- mgmt=- firmware="+firmware())
 	}
 	switch value(args, "guest.then") {
 	case "poweroff":
@@ -91,6 +91,14 @@ func run() error {
 		}
 		fmt.Fprintf(w, "hello %s from %s\n", r.RemoteAddr, link.Attrs().HardwareAddr)
 	}))
+}
+
+// firmware is what the kernel was started by, as far as it can tell.
+func firmware() string {
+	if _, err := os.Stat("/sys/firmware/efi"); err == nil {
+		return "uefi"
+	}
+	return "bios"
 }
 
 func network(link netlink.Link, args []string) (mgmt string, err error) {

@@ -1,4 +1,4 @@
-package nethost
+package dhcpd
 
 import (
 	"net"
@@ -9,8 +9,9 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4"
 )
 
-func pool(first, last string) *leases {
-	return newLeases(DHCP{First: netip.MustParseAddr(first), Last: netip.MustParseAddr(last)}, netip.MustParsePrefix("10.77.0.1/24"))
+func pool(first, last string) *Server {
+	server := netip.MustParsePrefix("10.77.0.1/24")
+	return New(Config{Server: server, First: netip.MustParseAddr(first), Last: netip.MustParseAddr(last), Router: server.Addr()})
 }
 
 func ask(t *testing.T, kind dhcpv4.MessageType, mac byte, mods ...dhcpv4.Modifier) *dhcpv4.DHCPv4 {
@@ -32,7 +33,7 @@ func from(server string) dhcpv4.Modifier {
 	return dhcpv4.WithOption(dhcpv4.OptServerIdentifier(net.ParseIP(server)))
 }
 
-func TestDHCPAnswers(t *testing.T) {
+func TestAnswer(t *testing.T) {
 	type step struct {
 		after time.Duration
 		ask   *dhcpv4.DHCPv4
@@ -89,7 +90,7 @@ func TestDHCPAnswers(t *testing.T) {
 			l, now := pool("10.77.0.100", "10.77.0.102"), time.Unix(1e9, 0)
 			for i, s := range tt.steps {
 				now = now.Add(s.after)
-				r := l.answer(s.ask, now)
+				r := l.Answer(s.ask, now)
 				if r == nil {
 					if s.want != none {
 						t.Fatalf("step %d: no answer; want %v", i, s.want)
@@ -110,19 +111,32 @@ func TestDHCPAnswers(t *testing.T) {
 	}
 }
 
-func TestDHCPDestination(t *testing.T) {
+func TestDestination(t *testing.T) {
 	l := pool("10.77.0.100", "10.77.0.102")
 	discover := ask(t, dhcpv4.MessageTypeDiscover, 1)
-	if to := destination(discover, l.answer(discover, time.Now())); to.String() != "255.255.255.255:68" {
+	if to := Destination(discover, l.Answer(discover, time.Now())); to.String() != "255.255.255.255:68" {
 		t.Errorf("an offer goes to %v; want a broadcast", to)
 	}
 	renew := ask(t, dhcpv4.MessageTypeRequest, 1, dhcpv4.WithClientIP(net.ParseIP("10.77.0.100")))
-	if to := destination(renew, l.answer(renew, time.Now())); to.String() != "10.77.0.100:68" {
+	if to := Destination(renew, l.Answer(renew, time.Now())); to.String() != "10.77.0.100:68" {
 		t.Errorf("the answer to a renewal goes to %v; want the client's address", to)
 	}
 }
 
-func FuzzDHCP(f *testing.F) {
+func TestPolite(t *testing.T) {
+	unknown := ask(t, dhcpv4.MessageTypeRequest, 2, requested("192.0.2.1"))
+	named := ask(t, dhcpv4.MessageTypeRequest, 2, requested("192.0.2.1"), from("10.77.0.1"))
+	l := pool("10.77.0.100", "10.77.0.102")
+	l.Polite = true
+	if r := l.Answer(unknown, time.Now()); r != nil {
+		t.Errorf("a client of somebody else is told %v; want silence", r.MessageType())
+	}
+	if r := l.Answer(named, time.Now()); r == nil || r.MessageType() != dhcpv4.MessageTypeNak {
+		t.Errorf("a client that asks this server gets %v; want a NAK", r)
+	}
+}
+
+func FuzzAnswer(f *testing.F) {
 	m, _ := dhcpv4.NewDiscovery(net.HardwareAddr{0x52, 0x54, 0, 0x77, 0, 1})
 	f.Add(m.ToBytes())
 	m.UpdateOption(dhcpv4.OptMessageType(dhcpv4.MessageTypeRequest))
@@ -136,8 +150,8 @@ func FuzzDHCP(f *testing.F) {
 			return
 		}
 		l := pool("10.77.0.100", "10.77.0.102")
-		if r := l.answer(m, time.Unix(1e9, 0)); r != nil {
-			destination(m, r)
+		if r := l.Answer(m, time.Unix(1e9, 0)); r != nil {
+			Destination(m, r)
 			if a, _ := netip.AddrFromSlice(r.YourIPAddr.To4()); !a.IsUnspecified() && (a.Less(l.First) || l.Last.Less(a)) {
 				t.Errorf("gave out %v", a)
 			}

@@ -1,0 +1,384 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"clonecluster/config"
+	"clonecluster/image/pxe"
+)
+
+// serveOptions are the flags of "serve".
+type serveOptions struct {
+	folders             []string
+	iface, dhcp, router string
+	machines            []string
+	httpPort            int
+	ipxe, append        string
+	asJSON              bool
+}
+
+// undionlyPath is where Debian's package ipxe has iPXE for BIOSes.
+const undionlyPath = "/usr/lib/ipxe/undionly.kpxe"
+
+func newServeCmd() *cobra.Command {
+	var o serveOptions
+	cmd := &cobra.Command{
+		Use:   "serve [FOLDER...]",
+		Short: "Boot machines from the network (PXE, UEFI HTTP boot, iPXE)",
+		Long: `Serve hands out the image in FOLDER (default build/pc-x86_64) to machines that
+boot from the network, and shows how far each has come until its node answers.
+For machines of several architectures name a folder for each.
+
+It stands beside the network's own DHCP server, which goes on giving out the
+addresses. On a segment without one, --dhcp makes it the DHCP server; it does
+not begin if it hears another.
+
+The machines need nothing but network boot, first in their boot order: BIOS or
+UEFI, PXE or HTTP boot. This computer needs UDP ports 67, 69 and 4011 and the
+HTTP port, open in its firewall, on the segment of the machines.
+
+initrd.img and clonecluster.efi hold the cluster's key, and network boot sends
+them in the clear: whoever can listen on the segment, or pretend to be one of
+the machines, has the key then. --machine narrows who is answered, but a MAC
+address is no secret.
+
+Ctrl-C ends it; machines that run need it no more.`,
+		Example: `  clonectl image --board pc-x86_64 --config cluster.yaml
+  sudo build/bin/clonectl serve                              # beside the network's DHCP server
+  sudo build/bin/clonectl serve --interface eno2 --dhcp 10.9.0.100-10.9.0.150
+  sudo build/bin/clonectl serve --machine 52:54:00:77:00:01 --machine 52:54:00:77:00:02
+  sudo build/bin/clonectl serve --json | tee boots.jsonl     # an object for each event`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.folders = args
+			if len(args) == 0 {
+				o.folders = []string{filepath.Join("build", "pc-x86_64")}
+			}
+			return runServe(cmd.Context(), o, cmd.OutOrStdout())
+		},
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return nil, cobra.ShellCompDirectiveFilterDirs
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.iface, "interface", "", "network `INTERFACE` of the machines' segment (default: the only one with an IPv4 address)")
+	f.StringVar(&o.dhcp, "dhcp", "", "be the segment's DHCP server, and give out the addresses of `RANGE`, as 10.9.0.100-10.9.0.150")
+	f.StringVar(&o.router, "router", "", "with --dhcp: the `ADDRESS` of the machines' gateway (default: none)")
+	f.StringArrayVar(&o.machines, "machine", nil, "answer only the machine with that `MAC` address; may be repeated")
+	f.IntVar(&o.httpPort, "http-port", pxe.DefaultHTTPPort, "TCP `PORT` for files")
+	f.StringVar(&o.ipxe, "ipxe", undionlyPath, "`FILE` that BIOSes without iPXE of their own load first (Debian package ipxe)")
+	f.StringVar(&o.append, "append", "", "more for the kernel command line of machines that boot by BIOS, `WORDS` such as clonecluster.system.log-level=debug")
+	f.BoolVar(&o.asJSON, "json", false, "print each event as a JSON object, one per line")
+	cmd.RegisterFlagCompletionFunc("interface", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		all, _ := net.Interfaces()
+		var names []string
+		for _, i := range all {
+			if i.Flags&net.FlagLoopback == 0 {
+				names = append(names, i.Name)
+			}
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	})
+	for _, name := range []string{"dhcp", "router", "machine", "http-port", "append"} {
+		cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
+	}
+	return cmd
+}
+
+// options is the server that the flags ask for, but for where its events go.
+func (o serveOptions) options() (pxe.Options, error) {
+	var s pxe.Options
+	if o.httpPort < 1 || o.httpPort > 65535 {
+		return s, usageError{fmt.Errorf("--http-port %d: want 1 to 65535", o.httpPort)}
+	}
+	s.HTTPPort = uint16(o.httpPort)
+	var err error
+	if s.Allow, err = parseMACs(o.machines); err != nil {
+		return s, usageError{err}
+	}
+	if s.Pool, err = parsePool(o.dhcp, o.router); err != nil {
+		return s, usageError{err}
+	}
+	var cfg *config.Config
+	for _, dir := range o.folders {
+		b, err := openImage(dir, o.append)
+		if err != nil {
+			return s, err
+		}
+		var words []string
+		for _, c := range b.board.Consoles {
+			words = append(words, "console="+c)
+		}
+		cmdline := strings.TrimSpace(strings.Join(append(words, "quiet", "panic=10", o.append), " "))
+		s.Images = append(s.Images, pxe.Image{Arch: b.board.Arch, Folder: dir, Cmdline: cmdline})
+		if cfg == nil {
+			cfg = b.config
+		}
+	}
+	s.Health = healthURL(cfg)
+	switch cfg.Management.Mode {
+	case config.ManagementStatic:
+		s.Static = func(mac net.HardwareAddr) netip.Addr {
+			p, _ := cfg.ManagementAddress(mac)
+			return p.Addr()
+		}
+		s.Silent = s.Health == ""
+	case config.ManagementLinkLocal:
+		s.Silent = true
+	}
+	if _, err := os.Stat(o.ipxe); err == nil {
+		s.Undionly = o.ipxe
+	} else if o.ipxe != undionlyPath {
+		return s, err
+	}
+	i, err := pxe.FindInterface(o.iface)
+	if err != nil {
+		return s, err
+	}
+	s.Network, s.Addr = i, i.Addr
+	return s, nil
+}
+
+func parseMACs(words []string) ([]net.HardwareAddr, error) {
+	var all []net.HardwareAddr
+	for _, w := range words {
+		mac, err := net.ParseMAC(w)
+		if err != nil || len(mac) != 6 {
+			return nil, fmt.Errorf("--machine %q: want a MAC address, as 52:54:00:77:00:01", w)
+		}
+		all = append(all, mac)
+	}
+	return all, nil
+}
+
+func parsePool(words, router string) (*pxe.Pool, error) {
+	if words == "" {
+		if router != "" {
+			return nil, errors.New("--router goes with --dhcp")
+		}
+		return nil, nil
+	}
+	first, last, _ := strings.Cut(words, "-")
+	var p pxe.Pool
+	var err error
+	if p.First, err = netip.ParseAddr(strings.TrimSpace(first)); err == nil {
+		p.Last, err = netip.ParseAddr(strings.TrimSpace(last))
+	}
+	if err != nil || !p.First.Is4() || !p.Last.Is4() {
+		return nil, fmt.Errorf("--dhcp %q: want two IPv4 addresses, as 10.9.0.100-10.9.0.150", words)
+	}
+	if router != "" {
+		if p.Router, err = netip.ParseAddr(router); err != nil || !p.Router.Is4() {
+			return nil, fmt.Errorf("--router %q: want an IPv4 address", router)
+		}
+	}
+	return &p, nil
+}
+
+// healthURL is where a node is asked whether it is up, on its own address: the
+// port and path of the first HTTP check of its services; "" if there is none.
+func healthURL(c *config.Config) string {
+	for _, s := range c.Services {
+		u, err := url.Parse(s.Health.HTTP)
+		if s.Health.HTTP == "" || err != nil || u.Scheme != "http" {
+			continue
+		}
+		port := u.Port()
+		if port == "" {
+			port = "80"
+		}
+		if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+			continue
+		}
+		return ":" + port + u.RequestURI()
+	}
+	return ""
+}
+
+func runServe(ctx context.Context, o serveOptions, stdout io.Writer) error {
+	opts, err := o.options()
+	if err != nil {
+		return err
+	}
+	show := &serveView{stdout: stdout, asJSON: o.asJSON, view: newView(os.Stderr), begin: time.Now()}
+	opts.OnEvent = show.event
+	s, err := pxe.New(opts)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	show.title = serveTitle(opts)
+	show.start(opts)
+	stop := show.follow(ctx, s)
+	err = pxe.Explain(ctx, s.Run(ctx))
+	stop()
+	return err
+}
+
+func serveTitle(o pxe.Options) string {
+	how := "beside the network's DHCP server"
+	if o.Pool != nil {
+		how = fmt.Sprintf("as its DHCP server, %v to %v", o.Pool.First, o.Pool.Last)
+	}
+	where := o.Addr.String()
+	if i, ok := o.Network.(pxe.Interface); ok {
+		where += " on " + i.Name
+	}
+	return fmt.Sprintf("network boot from %s, %s", where, how)
+}
+
+// serveView shows events: as lines, or on a terminal as a picture of all machines
+// with the lines that say what to do above it.
+type serveView struct {
+	stdout io.Writer
+	asJSON bool
+	title  string
+	begin  time.Time
+
+	mu   sync.Mutex
+	view *view
+}
+
+func (v *serveView) live() bool { return v.view.tty && !v.asJSON }
+
+// say prints a line for people that stays.
+func (v *serveView) say(format string, args ...any) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.view.erase()
+	fmt.Fprintf(v.view.f, format+"\n", args...)
+}
+
+// start says what is served, and what an operator has to know before.
+func (v *serveView) start(o pxe.Options) {
+	v.say("%s", v.title)
+	for _, img := range o.Images {
+		v.say("  %s: %s", img.Arch, img.Folder)
+		if _, err := os.Stat(filepath.Join(img.Folder, "clonecluster.efi")); err != nil {
+			v.say("  it has no clonecluster.efi: machines with UEFI get nothing; \"clonectl build\" makes it")
+		}
+	}
+	if o.Undionly == "" {
+		v.say("  there is no %s: BIOSes without iPXE of their own get nothing; apt-get install ipxe brings it", undionlyPath)
+	}
+	v.say("the image holds the cluster's key, and is sent in the clear: whoever listens on this segment can read it")
+}
+
+func (v *serveView) event(e pxe.Event) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch {
+	case v.asJSON:
+		json.NewEncoder(v.stdout).Encode(e)
+	case !v.live():
+		fmt.Fprintf(v.stdout, "%s %s\n", e.Time.Format(time.TimeOnly), e)
+	case e.Event == pxe.Refused || e.Event == pxe.Stuck || e.Event == pxe.Rival || e.Event == pxe.Note || e.Event == pxe.Aborted:
+		v.view.erase()
+		fmt.Fprintf(v.view.f, "%s %s\n", e.Time.Format(time.TimeOnly), e)
+	}
+}
+
+// follow draws until the end of ctx or the call of what it returns, which waits.
+func (v *serveView) follow(ctx context.Context, s *pxe.Server) func() {
+	if !v.live() {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		tick := time.NewTicker(drawInterval)
+		defer tick.Stop()
+		for {
+			machines := s.Machines()
+			v.mu.Lock()
+			v.view.draw(servePicture{v.title, time.Since(v.begin), machines})
+			v.mu.Unlock()
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	})
+	return func() { cancel(); wg.Wait() }
+}
+
+type servePicture struct {
+	title    string
+	elapsed  time.Duration
+	machines []pxe.Machine
+}
+
+func (p servePicture) render(width int) []string {
+	var out []string
+	add := func(style, format string, args ...any) {
+		line := clip(fmt.Sprintf(format, args...), width-1)
+		if style != "" {
+			line = style + line + plain
+		}
+		out = append(out, line)
+	}
+	add(bold, "%s  %s", p.title, seconds(p.elapsed))
+	add("", "")
+	if len(p.machines) == 0 {
+		add("", "  no machine has asked yet; switch one on that boots from the network first")
+	}
+	for _, m := range p.machines {
+		style, state := "", string(m.Stage)
+		switch {
+		case m.Refused != "":
+			style, state = red, "gets nothing: "+m.Refused
+		case m.Stuck != "":
+			style, state = red, "stuck: "+m.Stuck
+		case m.Stage == pxe.Up:
+			style, state = green, "up"
+		case m.Loading != "":
+			state = fmt.Sprintf("loads %s, %.1f MB", m.Loading, megabytes(m.Loaded))
+		}
+		addr := ""
+		if m.Address.IsValid() {
+			addr = m.Address.String()
+		}
+		add(style, "  %s  %-15s %s", m.MAC, addr, state)
+		add(dim, "      %s: %s", m.Client, steps(m.Steps))
+	}
+	add("", "")
+	add(dim, "Ctrl-C ends it; machines that run need it no more")
+	return out
+}
+
+// steps writes a boot's stages, "discover 0.0s · offer 0.1s · bzImage 4.1s (7.2 MB)".
+func steps(all []pxe.Step) string {
+	var parts []string
+	for _, s := range all {
+		part := string(s.Stage)
+		switch {
+		case s.Stage == pxe.File:
+			part = s.File
+		case s.Stage == pxe.Discover && s.File != "":
+			part = s.File + " asks"
+		case s.Stage == pxe.Offer && s.File != "undionly.kpxe" && s.File != "boot.ipxe":
+			part = "offer"
+		}
+		part += " " + seconds(s.At)
+		if s.Stage == pxe.File {
+			part += fmt.Sprintf(" (%.1f MB)", megabytes(s.Bytes))
+		}
+		parts = append(parts, part)
+	}
+	return strings.Join(parts, " · ")
+}
