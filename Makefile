@@ -35,7 +35,7 @@ MAX_BUSY    := 3
 export CGO_ENABLED := 0
 
 DEPS_BUILD := gcc libc6-dev binutils make flex bison bc libelf-dev zstd xz-utils qemu-system-x86 ca-certificates systemd-boot-efi grub-pc-bin $(if $(KERNEL_SOURCE),,linux-source-6.12)
-DEPS_TEST  := clang llvm linux-libc-dev git iproute2 tshark curl iputils-ping iputils-arping ethtool ndisc6 procps nginx-light nftables haproxy wrk iptables sbsigntool gdisk dosfstools mtools ovmf ipxe-qemu qemu-system-arm qemu-efi-aarch64
+DEPS_TEST  := clang llvm linux-libc-dev git iproute2 tshark curl iputils-ping iputils-arping ethtool ndisc6 procps nginx-light nftables haproxy wrk iptables sbsigntool gdisk dosfstools mtools ovmf ipxe ipxe-qemu dnsmasq-base udhcpc tftp-hpa atftp qemu-system-arm qemu-efi-aarch64
 # For boards of another architecture, whose machine is emulated.
 ifneq (,$(filter %-arm64,$(BOARD)))
 DEPS_BUILD += qemu-system-arm qemu-efi-aarch64 $(if $(filter aarch64,$(shell uname -m)),,gcc-aarch64-linux-gnu binutils-aarch64-linux-gnu)
@@ -83,7 +83,7 @@ test-boot: deps-test stub-arm ## every way to boot, arm64 included, whose kernel
 	CLONECLUSTER_TEST_KERNEL_ARM64=$(CURDIR)/$(OUT)/generic-arm64/bzImage $(GO) run $(GOTESTSUM) -- -count=1 -p 1 -timeout 40m ./qemu/... ./image/...
 
 # The packages with goroutines that run without a kernel of their own.
-RACE := ./config/... ./netcore/filter/... ./netcore/membership/... ./netcore/health/... ./netcore/load/... ./qemu/vswitch/... ./qemu/nethost/... ./uinit/... ./cmd/internal/...
+RACE := ./config/... ./netcore/filter/... ./netcore/membership/... ./netcore/health/... ./netcore/load/... ./qemu/vswitch/... ./qemu/nethost/... ./netcore/dhcpd/... ./image/pxe/... ./uinit/... ./cmd/internal/...
 
 lint: ## gofmt, go vet, staticcheck
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "gofmt would change: $$out" >&2; exit 1; }

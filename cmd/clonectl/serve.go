@@ -20,6 +20,7 @@ import (
 
 	"clonecluster/config"
 	"clonecluster/image/pxe"
+	"clonecluster/image/uki"
 )
 
 // serveOptions are the flags of "serve".
@@ -30,7 +31,12 @@ type serveOptions struct {
 	httpPort            int
 	ipxe, append        string
 	asJSON              bool
+
+	noEFI error // why there is no unified image
 }
+
+// efiName is the unified kernel image's name in an output folder.
+const efiName = "clonecluster.efi"
 
 // undionlyPath is where Debian's package ipxe has iPXE for BIOSes.
 const undionlyPath = "/usr/lib/ipxe/undionly.kpxe"
@@ -81,7 +87,7 @@ Ctrl-C ends it; machines that run need it no more.`,
 	f.StringArrayVar(&o.machines, "machine", nil, "answer only the machine with that `MAC` address; may be repeated")
 	f.IntVar(&o.httpPort, "http-port", pxe.DefaultHTTPPort, "TCP `PORT` for files")
 	f.StringVar(&o.ipxe, "ipxe", undionlyPath, "`FILE` that BIOSes without iPXE of their own load first (Debian package ipxe)")
-	f.StringVar(&o.append, "append", "", "more for the kernel command line of machines that boot by BIOS, `WORDS` such as clonecluster.system.log-level=debug")
+	f.StringVar(&o.append, "append", "", "more for the kernel command line, `WORDS` such as clonecluster.system.log-level=debug; what clonecluster.efi has in it stays as it is")
 	f.BoolVar(&o.asJSON, "json", false, "print each event as a JSON object, one per line")
 	cmd.RegisterFlagCompletionFunc("interface", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		all, _ := net.Interfaces()
@@ -100,7 +106,7 @@ Ctrl-C ends it; machines that run need it no more.`,
 }
 
 // options is the server that the flags ask for, but for where its events go.
-func (o serveOptions) options() (pxe.Options, error) {
+func (o *serveOptions) options() (pxe.Options, error) {
 	var s pxe.Options
 	if o.httpPort < 1 || o.httpPort > 65535 {
 		return s, usageError{fmt.Errorf("--http-port %d: want 1 to 65535", o.httpPort)}
@@ -124,7 +130,12 @@ func (o serveOptions) options() (pxe.Options, error) {
 			words = append(words, "console="+c)
 		}
 		cmdline := strings.TrimSpace(strings.Join(append(words, "quiet", "panic=10", o.append), " "))
-		s.Images = append(s.Images, pxe.Image{Arch: b.board.Arch, Folder: dir, Cmdline: cmdline})
+		img := pxe.Image{Arch: b.board.Arch, Folder: dir, Cmdline: cmdline}
+		if _, err := os.Stat(b.path(efiName)); errors.Is(err, os.ErrNotExist) {
+			// Without the stub machines with UEFI get nothing, as they are told.
+			img.EFI, o.noEFI = unified(b, cmdline)
+		}
+		s.Images = append(s.Images, img)
 		if cfg == nil {
 			cfg = b.config
 		}
@@ -142,7 +153,7 @@ func (o serveOptions) options() (pxe.Options, error) {
 	}
 	if _, err := os.Stat(o.ipxe); err == nil {
 		s.Undionly = o.ipxe
-	} else if o.ipxe != undionlyPath {
+	} else if o.ipxe != undionlyPath && o.ipxe != "" {
 		return s, err
 	}
 	i, err := pxe.FindInterface(o.iface)
@@ -151,6 +162,25 @@ func (o serveOptions) options() (pxe.Options, error) {
 	}
 	s.Network, s.Addr = i, i.Addr
 	return s, nil
+}
+
+// unified is a unified kernel image of a folder that has none, in memory.
+func unified(b bootable, cmdline string) ([]byte, error) {
+	stub, _, err := uki.Stub(b.board.Arch)
+	if err != nil {
+		return nil, err
+	}
+	linux, err := os.ReadFile(b.path(kernelName))
+	if err != nil {
+		return nil, err
+	}
+	initrd, err := os.ReadFile(b.path(initrdName))
+	if err != nil {
+		return nil, err
+	}
+	return uki.Build(uki.Options{
+		Stub: stub, Linux: linux, Initrd: initrd, Cmdline: cmdline, OSRelease: "NAME=clonecluster\nID=clonecluster\n",
+	})
 }
 
 func parseMACs(words []string) ([]net.HardwareAddr, error) {
@@ -222,7 +252,7 @@ func runServe(ctx context.Context, o serveOptions, stdout io.Writer) error {
 	}
 	defer s.Close()
 	show.title = serveTitle(opts)
-	show.start(opts)
+	show.start(opts, o.noEFI)
 	stop := show.follow(ctx, s)
 	err = pxe.Explain(ctx, s.Run(ctx))
 	stop()
@@ -264,13 +294,13 @@ func (v *serveView) say(format string, args ...any) {
 }
 
 // start says what is served, and what an operator has to know before.
-func (v *serveView) start(o pxe.Options) {
+func (v *serveView) start(o pxe.Options, noEFI error) {
 	v.say("%s", v.title)
 	for _, img := range o.Images {
 		v.say("  %s: %s", img.Arch, img.Folder)
-		if _, err := os.Stat(filepath.Join(img.Folder, "clonecluster.efi")); err != nil {
-			v.say("  it has no clonecluster.efi: machines with UEFI get nothing; \"clonectl build\" makes it")
-		}
+	}
+	if noEFI != nil {
+		v.say("  without a unified image machines with UEFI get nothing: %v", noEFI)
 	}
 	if o.Undionly == "" {
 		v.say("  there is no %s: BIOSes without iPXE of their own get nothing; apt-get install ipxe brings it", undionlyPath)

@@ -495,8 +495,7 @@ func FuzzAnswer(f *testing.F) {
 		}
 		now := time.Now()
 		for _, s := range []*Server{full, proxy} {
-			s.replies, s.news = bucket{1000, 1000, 0, now}, bucket{1000, 1000, 0, now}
-			s.replies.last, s.news.last = time.Time{}, time.Time{}
+			s.replies, s.news = bucket{rate: 1000, size: 1000}, bucket{rate: 1000, size: 1000}
 			s.overhear(m, nil)
 			for _, r := range []*dhcpv4.DHCPv4{s.answer(m, now), s.answerBoot(m, now)} {
 				if r == nil {

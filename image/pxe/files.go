@@ -33,6 +33,8 @@ type Image struct {
 	Arch    string // as Go says it: amd64, arm64
 	Folder  string
 	Cmdline string // of the kernel, for BIOS; the unified image has its own
+	// EFI is a unified image for a folder that has none.
+	EFI []byte
 }
 
 // openImage is an image whose folder is open.
@@ -161,7 +163,7 @@ func (s *Server) available(img *openImage, c Client, name string) error {
 				return missing(img, f, err)
 			}
 		}
-	default:
+	case img.EFI == nil:
 		if err := img.has(efiFile); err != nil {
 			return missing(img, efiFile, err)
 		}
@@ -194,7 +196,12 @@ func (s *Server) open(mac [6]byte, arch, name string) (tftp.File, error) {
 			return nil, tftp.ErrNotFound
 		}
 		return regular(os.Open(s.opts.Undionly))
-	case kernelFile, initrdFile, efiFile:
+	case efiFile:
+		if img.EFI != nil {
+			return memFile{bytes.NewReader(img.EFI)}, nil
+		}
+		fallthrough
+	case kernelFile, initrdFile:
 		return regular(img.root.Open(name))
 	}
 	return nil, tftp.ErrNotFound
