@@ -45,7 +45,7 @@ func members(t *testing.T, arch string, debug bool) []string {
 	}
 	// A service of somebody else's besides, with content of its own.
 	yaml := []byte(strings.Replace(string(config.DemoYAML), "\nservices:\n",
-		"\nservices:\n  - {name: hello, run: [/bin/hello], build: ./testdata/hello, content: www, ports: [8082/tcp]}\n", 1))
+		"\nservices:\n  - {name: hello, run: [/bin/hello], build: ./testdata/hello, content: www, ports: [8082/tcp], health: {tcp: 127.0.0.1:8082}}\n", 1))
 	cfg, err := config.Load(yaml, "cluster.yaml")
 	if err != nil {
 		t.Fatal(err)
