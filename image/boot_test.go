@@ -43,7 +43,18 @@ func members(t *testing.T, arch string, debug bool) []string {
 	if err := image.WriteFile(filepath.Join(www, "large.bin"), []byte(strings.Repeat("0123456789abcdef", 1<<16)), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	member, err := image.ConfigCPIO(config.DemoYAML, www, time.Time{})
+	// A service of somebody else's besides, with content of its own.
+	yaml := []byte(strings.Replace(string(config.DemoYAML), "\nservices:\n",
+		"\nservices:\n  - {name: hello, run: [/bin/hello], build: ./testdata/hello, content: www, ports: [8082/tcp], health: {tcp: 127.0.0.1:8082}}\n", 1))
+	cfg, err := config.Load(yaml, "cluster.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	services, err := image.BuildServices(t.Context(), image.ServiceOptions{Config: cfg, Dir: ".", Arch: "amd64", Debug: debug, OutDir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	member, _, err := image.ConfigMember(yaml, map[string]string{image.ContentDir: www, "srv/hello": www}, time.Time{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +65,7 @@ func members(t *testing.T, arch string, debug bool) []string {
 	if err := image.WriteFile(file, member, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return []string{base.Path, file}
+	return []string{base.Path, services.Path, file}
 }
 
 // fetch asks at the VIP.
@@ -104,6 +115,12 @@ func TestBoot(t *testing.T) {
 	}
 	if page, header := get("/"); page != "<h1>the content of the image</h1>" || header.Get("ETag") == "" {
 		t.Errorf("/ = %q with %v", page, header)
+	}
+	if hello, _ := get(":8082/hello"); hello != "hello from "+l.Node(0).MAC().String()+"\n" {
+		t.Errorf("the service that was built says %q", hello)
+	}
+	if page, _ := get(":8082/"); page != "<h1>the content of the image</h1>" {
+		t.Errorf("its content: %q", page)
 	}
 	if large, _ := get("/large.bin"); large != strings.Repeat("0123456789abcdef", 1<<16) {
 		t.Errorf("/large.bin: %d bytes, not what was packed", len(large))

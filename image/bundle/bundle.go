@@ -160,7 +160,6 @@ func Build(ctx context.Context, o Options) (*image.Manifest, error) {
 	steps := b.steps()
 	for i, s := range steps {
 		begin := time.Now()
-		b.status(fmt.Sprintf("[%d/%d] %s", i+1, len(steps), s.name))
 		text, err := s.run(ctx)
 		if err == nil {
 			err = ctx.Err()

@@ -16,7 +16,6 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/u-root/u-root/pkg/cpio"
 
-	"clonecluster/config"
 	"clonecluster/image"
 	"clonecluster/image/uki"
 )
@@ -92,24 +91,6 @@ func unpackConfig(packed []byte, dir string) (yaml []byte, content map[string]st
 		return nil, nil, fmt.Errorf("has no %s", image.ConfigFile)
 	}
 	return yaml, content, nil
-}
-
-// ConfigIn is the cluster.yaml in a folder's config.cpio.
-func ConfigIn(dir string) ([]byte, error) {
-	packed, err := os.ReadFile(filepath.Join(dir, ConfigName))
-	if err != nil {
-		return nil, err
-	}
-	records, err := unpack(packed)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", ConfigName, err)
-	}
-	for _, r := range records {
-		if r.name == image.ConfigFile && len(r.data) <= config.MaxBytes {
-			return r.data, nil
-		}
-	}
-	return nil, fmt.Errorf("%s has no %s", ConfigName, image.ConfigFile)
 }
 
 // compare gives the first difference: of the inputs, which explains the others,

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 
+	"clonecluster/boards"
 	"clonecluster/config"
 	"clonecluster/image"
 	"clonecluster/image/disk"
@@ -28,7 +29,7 @@ func (b *builder) stickSteps() []step { return []step{{"usb", b.usb}} }
 // checkStick finds what the stick needs from Debian: GRUB, where there are
 // machines with a BIOS.
 func (b *builder) checkStick(ctx context.Context) (err error) {
-	if b.Board.Arch != "amd64" {
+	if !b.Board.Boot.Has(boards.BIOS) {
 		return nil
 	}
 	if b.boot, b.core, err = disk.GRUB(ctx); err != nil {

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"clonecluster/image"
+	"clonecluster/image/bundle"
+)
+
+// The exit codes that scripts go by.
+func TestVerifyExitCodes(t *testing.T) {
+	dir := t.TempDir()
+	kernel := []byte("a kernel")
+	m := &image.Manifest{Format: 1, Board: "qemu-x86_64", Outputs: []image.File{image.NewFile(bundle.KernelName, kernel)}}
+	text, err := m.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sums := fmt.Sprintf("%s  %s\n%s  %s\n", m.Outputs[0].SHA256, bundle.KernelName, image.NewFile("", text).SHA256, bundle.ManifestName)
+	write := func(name string, data []byte) {
+		t.Helper()
+		if err := image.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(bundle.KernelName, kernel)
+	write(bundle.ManifestName, text)
+	write(bundle.SumsName, []byte(sums))
+	key := filepath.Join(t.TempDir(), "key")
+	for _, tc := range []struct {
+		want int
+		args []string
+	}{
+		{0, []string{"verify", dir}},
+		{0, []string{"verify", dir, "--json", "--board", "qemu-x86_64"}},
+		{exitDiffers, []string{"verify", dir, "--board", "pc-x86_64"}},
+		{exitFailure, []string{"verify", t.TempDir()}},
+		{exitUsage, []string{"verify"}},
+		{exitUsage, []string{"verify", os.DevNull}},
+		{exitFailure, []string{"verify", filepath.Join(dir, bundle.KernelName)}}, // the build has no USB image
+		{0, []string{"key", "new", key, "--no-password"}},
+		{exitFailure, []string{"key", "new", key, "--no-password"}}, // it exists
+		{exitDiffers, []string{"verify", dir, "--public-key", key + ".pub"}},
+		{exitUsage, []string{"build", "--board", "none"}},
+		{exitUsage, []string{"build", "--secure-boot-key", key}},
+	} {
+		if got := run(tc.args); got != tc.want {
+			t.Errorf("clonectl %q = %d; want %d", tc.args, got, tc.want)
+		}
+	}
+	write(bundle.KernelName, []byte("another"))
+	if got := run([]string{"verify", dir}); got != exitDiffers {
+		t.Errorf("verify of a changed kernel = %d; want %d", got, exitDiffers)
+	}
+}
