@@ -171,8 +171,9 @@ type bucket struct {
 
 // take takes a token, of which rate come in a second, and burst at most are there.
 func (b *bucket) take(now time.Time, rate, burst float64) bool {
-	b.spent = max(0, b.spent-rate*now.Sub(b.last).Seconds())
-	b.last = now
+	if d := now.Sub(b.last); d > 0 {
+		b.spent, b.last = max(0, b.spent-rate*d.Seconds()), now
+	}
 	if b.spent+1 > max(burst, 1) {
 		return false
 	}
