@@ -285,7 +285,7 @@ type named struct {
 }
 
 func (b *bed) all() []named {
-	all := []named{{"clients", b.clients}, {"switch", b.wires}}
+	all := []named{{"clients", b.clients}}
 	for _, m := range b.machines {
 		all = append(all, named{m.Name, m.group})
 	}
