@@ -26,6 +26,8 @@ KERNEL_FLAGS := --board $(BOARD) --out $(OUT)/$(BOARD) $(if $(KERNEL_SOURCE),--k
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # Says at the end what was skipped, and why.
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0 --format standard-quiet
+# What is slow, and either the same on any datapath or tried on raw in another way.
+NOT_RAW     := '^TestFigure|^TestFailover(Load|Intruders|FilteredMulticast|Rebalance)$$|^Test(CheckRefuses|KeyRoll|Strangers|JoinAndLeave|DatapathChanges|OtherRules|RestartKeepsDrain|Neighbors|Dissected)$$'
 # What is tried on a cluster of nodes with different datapaths, too.
 MIXED       := '^TestFailover(Join|Drain|Rebalance|Faults|Churn)$$|^TestCluster|^TestDeath$$|^TestCrash$$'
 # Where "make evaluation" writes its results and its report.
@@ -74,8 +76,8 @@ sizes: image ## table of sizes, boot times and memory, against the budgets
 
 test: deps-test image ## all tests; those that need root, namespaces or QEMU say so when they skip
 	@$(CLONECTL) kernel $(KERNEL_FLAGS) --check-reproducible
-	CLONECLUSTER_TEST_KERNEL=$(CURDIR)/$(OUT)/$(BOARD)/bzImage $(GO) run $(GOTESTSUM) --jsonfile $(OUT)/tests.json -- -count=1 -p 1 -timeout 40m ./...
-	CLONECLUSTER_DATAPATH=bpf $(GO) run $(GOTESTSUM) --jsonfile $(OUT)/tests-bpf.json -- -count=1 -timeout 40m -run '^Test' -skip '^TestFigure' ./netcore/engine
+	CLONECLUSTER_DATAPATH=bpf CLONECLUSTER_TEST_KERNEL=$(CURDIR)/$(OUT)/$(BOARD)/bzImage $(GO) run $(GOTESTSUM) --jsonfile $(OUT)/tests.json -- -count=1 -p 1 -timeout 40m ./...
+	CLONECLUSTER_DATAPATH=raw $(GO) run $(GOTESTSUM) --jsonfile $(OUT)/tests-raw.json -- -count=1 -timeout 40m -run '^Test' -skip $(NOT_RAW) ./netcore/engine
 	CLONECLUSTER_DATAPATH=mixed $(GO) run $(GOTESTSUM) --jsonfile $(OUT)/tests-mixed.json -- -count=1 -timeout 40m -run $(MIXED) ./netcore/engine
 	@busy=$$(cat $(OUT)/tests*.json | grep -c 'Output":".*too busy to tell' || true); [ "$$busy" -le $(MAX_BUSY) ] || \
 	  { echo "$$busy tests found this machine too busy to judge: run them again when it has less to do" >&2; exit 1; }

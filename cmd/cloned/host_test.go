@@ -199,7 +199,7 @@ func testHosts(t *testing.T, datapaths ...string) {
 	for _, h := range hs.nodes {
 		h.nginx()
 		before[h] = h.State()
-		if out, err := h.Try(hs.cloned, "check", "--config", hs.config); err != nil {
+		if out, err := h.Try(hs.cloned, "check", "--config", hs.config, "--bpffs", hs.BPFFS()); err != nil {
 			t.Errorf("%s: cloned check: %v:\n%s", h.Name, err, out)
 		}
 	}
