@@ -319,7 +319,11 @@ func (b *builder) check(ctx context.Context) (string, error) {
 
 // checkPackages finds what comes from Debian for the ways to boot.
 func (b *builder) checkPackages(ctx context.Context) error {
-	stub, path, err := uki.Stub(b.Board.Arch)
+	var more []string // where make stub-arm puts that of another architecture
+	if b.Kernel.CacheDir != "" {
+		more = append(more, filepath.Join(b.Kernel.CacheDir, "stub"))
+	}
+	stub, path, err := uki.Stub(b.Board.Arch, more...)
 	if err != nil {
 		return fmt.Errorf("the unified kernel image needs it: %w (clonectl image does without)", err)
 	}
