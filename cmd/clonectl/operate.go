@@ -352,16 +352,21 @@ changed.`,
 			if err := c.Get(cmd.Context(), "/v1/which", f.Values(), &w); err != nil {
 				return notReached(err)
 			}
-			if asJSON {
-				return printJSON(cmd.OutOrStdout(), w)
-			}
-			printWhich(cmd.OutOrStdout(), &w)
-			return nil
+			return show(cmd, asJSON, &w, printWhich)
 		},
 	}
 	a.add(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+// show prints an answer for programs or for people.
+func show[T any](cmd *cobra.Command, asJSON bool, answer *T, print func(io.Writer, *T)) error {
+	if asJSON {
+		return printJSON(cmd.OutOrStdout(), answer)
+	}
+	print(cmd.OutOrStdout(), answer)
+	return nil
 }
 
 func printWhich(w io.Writer, which *api.Which) {
@@ -497,11 +502,7 @@ func newBootCmd() *cobra.Command {
 			if err := c.Get(cmd.Context(), "/v1/boot", about(args[0], ""), &b); err != nil {
 				return notReached(err)
 			}
-			if asJSON {
-				return printJSON(cmd.OutOrStdout(), b)
-			}
-			printBoot(cmd.OutOrStdout(), &b)
-			return nil
+			return show(cmd, asJSON, &b, printBoot)
 		},
 	}
 	a.add(cmd)

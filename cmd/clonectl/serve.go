@@ -358,14 +358,7 @@ type servePicture struct {
 }
 
 func (p servePicture) render(width int) []string {
-	var out []string
-	add := func(style, format string, args ...any) {
-		line := clip(fmt.Sprintf(format, args...), width-1)
-		if style != "" {
-			line = style + line + plain
-		}
-		out = append(out, line)
-	}
+	out, add := linesOf(width)
 	add(bold, "%s  %s", p.title, seconds(p.elapsed))
 	add("", "")
 	if len(p.machines) == 0 {
@@ -392,7 +385,7 @@ func (p servePicture) render(width int) []string {
 	}
 	add("", "")
 	add(dim, "Ctrl-C ends it; machines that run need it no more")
-	return out
+	return *out
 }
 
 // steps writes a boot's stages, "discover 0.0s · offer 0.1s · bzImage 4.1s (7.2 MB)".

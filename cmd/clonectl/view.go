@@ -106,15 +106,20 @@ const (
 	plain = "\x1b[0m"
 )
 
-func (s snapshot) render(width int) []string {
-	var out []string
-	add := func(style, format string, args ...any) {
+// linesOf gives lines of at most that width, and what adds one, in a style or "".
+func linesOf(width int) (lines *[]string, add func(style, format string, args ...any)) {
+	lines = new([]string)
+	return lines, func(style, format string, args ...any) {
 		line := clip(fmt.Sprintf(format, args...), width-1)
 		if style != "" {
 			line = style + line + plain
 		}
-		out = append(out, line)
+		*lines = append(*lines, line)
 	}
+}
+
+func (s snapshot) render(width int) []string {
+	out, add := linesOf(width)
 	add(bold, "%s  %s", s.title, seconds(s.elapsed))
 	add("", "")
 	most := 1
@@ -162,7 +167,7 @@ func (s snapshot) render(width int) []string {
 	add(style, "frames flooded for the clone MAC: %d; frames sent from it: %d", s.flooded, s.breaches)
 	add("", "")
 	add(dim, "%s", s.hint)
-	return out
+	return *out
 }
 
 // timeline writes stages in the order they came, "kernel 1.2s · init 2.0s", but

@@ -72,7 +72,20 @@ func TestClsact(t *testing.T) {
 	if got := h.Run("tc", "filter", "show", "dev", "clone0", "egress"); !strings.Contains(got, "clonecluster_egress_tc") {
 		t.Errorf("at clone0's egress: %s", got)
 	}
-	if err := h.Do(func() error { return f.Detach() }); err != nil {
+	if err := h.Do(func() error { return DetachClsact(nic) }); err != nil {
+		t.Error(err)
+	}
+	if got := show(); got != once {
+		t.Errorf("after the programs were taken off all other NICs:\n%s\nwant\n%s", got, once)
+	}
+	if err := h.Do(func() error { return DetachClsact(clone) }); err != nil { // another NIC is in use now
+		t.Error(err)
+	}
+	if got := show(); got != before {
+		t.Errorf("after the programs were taken off a former NIC:\n%s\nwant\n%s", got, before)
+	}
+	attach()
+	if err := h.Do(f.Detach); err != nil {
 		t.Error(err)
 	}
 	if got := show(); got != before {
@@ -84,7 +97,7 @@ func TestClsact(t *testing.T) {
 	h.Run("tc", "filter", "add", "dev", "eth0", "ingress", "prio", "7", "protocol", "ip", "u32", "match", "u32", "0", "0", "classid", "1:1")
 	before = show()
 	attach()
-	if err := h.Do(func() error { return f.Detach() }); err != nil {
+	if err := h.Do(f.Detach); err != nil {
 		t.Error(err)
 	}
 	if got := show(); got != before {

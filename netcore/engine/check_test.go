@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -23,6 +24,34 @@ func (n *node) check() (code int, findings []hostcheck.Finding) {
 		n.c.t.Fatalf("cloned check printed %q: %v", p.Output(), err)
 	}
 	return code, findings
+}
+
+// TestCheckDatapath: without a BPF file system there is raw, with a warning, and nothing
+// for who asks for bpf.
+func TestCheckDatapath(t *testing.T) {
+	c := newCluster(t, 1)
+	writeConfig(t, c.config, demoKey, ownKey)
+	n := c.nodes[0]
+	n.StartHTTP()
+	for _, tt := range []struct {
+		datapath, bpffs string
+		code            int
+		level           hostcheck.Level
+	}{
+		{"auto", c.BPFFS(), 0, hostcheck.OK}, {"bpf", c.BPFFS(), 0, hostcheck.OK},
+		{"auto", c.Dir, 1, hostcheck.Warn}, {"bpf", c.Dir, 2, hostcheck.Refused}, {"raw", c.Dir, 0, hostcheck.OK},
+	} {
+		p := n.Start("cloned", "check", "--json", "--config", c.config, "--interface", "eth0", "--datapath", tt.datapath, "--bpffs", tt.bpffs)
+		code := exitCode(p)
+		var findings []hostcheck.Finding
+		if err := json.Unmarshal([]byte(p.Output()), &findings); err != nil {
+			t.Fatalf("cloned check printed %q: %v", p.Output(), err)
+		}
+		i := slices.IndexFunc(findings, func(f hostcheck.Finding) bool { return f.Check == "datapath" })
+		if code != tt.code || i < 0 || findings[i].Level != tt.level {
+			t.Errorf("%s with %s: exit code %d, %+v; want %d and %v", tt.datapath, tt.bpffs, code, findings, tt.code, tt.level)
+		}
+	}
 }
 
 func exitCode(p *netnstest.Process) int {
