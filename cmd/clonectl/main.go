@@ -107,6 +107,7 @@ time of "drain --wait" ran out, 130 interrupted (but Ctrl-C is the normal end of
 		grouped("operate", newWhichCmd()),
 		grouped("operate", newLogsCmd()),
 		grouped("operate", newBootCmd()),
+		grouped("operate", newCaptureCmd()),
 		newManCmd(),
 	)
 	return root
