@@ -287,7 +287,7 @@ func TestOperateUsage(t *testing.T) {
 	for _, args := range []string{
 		"drain", "drain a b", "which 192.0.2.7", "which x 80", "which 192.0.2.7 0", "events --all --follow", "events --since yesterday", "logs", "boot",
 		"key issue", "key issue --out x --days 0", "drain a --wait -1s", "status --address x:y",
-		"capture", "capture -w - --verdict none", "capture -w - --client x", "capture -w - --count -1", "capture -w - --duration 1h", "capture -w - --port 0",
+		"reboot", "reboot a b", "reboot a --timeout 0s", "rollout --resume a", "capture", "capture -w - --verdict none", "capture -w - --client x", "capture -w - --count -1", "capture -w - --duration 1h", "capture -w - --port 0",
 	} {
 		if _, err := clonectl(t, strings.Fields(args)...); !errors.As(err, new(usageError)) {
 			t.Errorf("clonectl %s: %v; want a mistake in its use", args, err)

@@ -51,7 +51,7 @@ func (e *engine) Reboot(_ context.Context, o Order, who string) error {
 	e.order(true, o, who)
 	return nil
 }
-func (e *engine) Events() *Record[Event]                        { return e.events }
+func (e *engine) Events() *Record[Event] { return e.events }
 
 func (e *engine) order(drained bool, o Order, who string) {
 	e.mu.Lock()
