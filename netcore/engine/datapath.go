@@ -56,6 +56,7 @@ type table interface {
 	Bucket(t filter.Tuple) int
 	Hold(t filter.Tuple, nowMono int64) bool
 	Counters() filter.Counters
+	Look(frame []byte, left bool, nowMono int64, s filter.Sockets) filter.Seen
 }
 
 // ErrDatapath is matched by the error of Run when the datapath that was asked for

@@ -84,11 +84,15 @@ func Generate(root string) ([]byte, error) {
 }
 
 func operation(r api.Route, s *schemas) (yaml.MapSlice, error) {
-	answer, err := s.ref(r.Answer)
-	if err != nil {
-		return nil, err
+	var answer yaml.MapSlice
+	content := yaml.MapSlice{{Key: r.Type, Value: yaml.MapSlice{{Key: "schema", Value: yaml.MapSlice{{Key: "type", Value: "string"}, {Key: "format", Value: "binary"}}}}}}
+	if r.Type == "" {
+		var err error
+		if answer, err = s.ref(r.Answer); err != nil {
+			return nil, err
+		}
+		content = yaml.MapSlice{{Key: "application/json", Value: yaml.MapSlice{{Key: "schema", Value: answer}}}}
 	}
-	content := yaml.MapSlice{{Key: "application/json", Value: yaml.MapSlice{{Key: "schema", Value: answer}}}}
 	if r.Events != nil {
 		event, err := s.ref(r.Events)
 		if err != nil {
