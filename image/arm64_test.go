@@ -168,7 +168,7 @@ func answersARM64(t *testing.T, l *lab.Lab, datapath string) {
 	for _, s := range l.Node(0).Stages() {
 		t.Logf("%8.3f s  %s", s.At.Seconds(), s.Name)
 	}
-	text, _ := fetch(ctx, t, l, "/whoami")
+	text, _ := qemutest.Get(ctx, t, l, "/whoami")
 	var who struct{ Node string }
 	if err := json.Unmarshal([]byte(text), &who); err != nil || who.Node != l.Node(0).MAC().String() {
 		t.Errorf("/whoami = %s, %v", text, err)

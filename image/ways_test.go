@@ -103,7 +103,7 @@ func answering(ctx context.Context, t *testing.T, l *lab.Lab, nodes []*lab.Machi
 		if i == 300 {
 			t.Fatalf("of 300 answers: %v; want some of each of %v", seen, want)
 		}
-		text, _ := fetch(ctx, t, l, "/whoami")
+		text, _ := qemutest.Get(ctx, t, l, "/whoami")
 		var who struct{ Node string }
 		if err := json.Unmarshal([]byte(text), &who); err != nil || want[who.Node] == "" {
 			t.Fatalf("/whoami = %s, %v; want one of %v", text, err, want)

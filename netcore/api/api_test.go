@@ -17,6 +17,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"clonecluster/netcore/finding"
 )
 
 // signed makes a certificate that the authority would not make.
@@ -249,6 +251,27 @@ func TestCluster(t *testing.T) {
 		if i >= 3 && (n.Status != nil || n.Error == "" || n.Gone != (i == 5)) {
 			t.Errorf("node %d is %+v; want an error alone", i, n)
 		}
+	}
+}
+
+func TestFindings(t *testing.T) {
+	nodes := startAll(t, 2, Limits{Ask: 300 * time.Millisecond})
+	nodes[0].found = []finding.Finding{{Code: "loop", Level: finding.Critical, Node: nodes[0].id}, {Code: "mixed-programs", Node: nodes[0].id}}
+	nodes[1].found = []finding.Finding{{Code: "loop", Level: finding.Critical, Node: nodes[1].id}, {Code: "fenced", Level: finding.Critical, Node: nodes[1].id}}
+	nodes[0].peers = append(nodes[0].peers, Peer{Node: "02:00:00:00:00:0b"}, Peer{Node: "02:00:00:00:00:0c", Gone: "12s ago: lost"})
+	var f Findings
+	if err := nodes[0].client(t, RoleReadOnly).Get(t.Context(), "/v1/findings", nil, &f); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, x := range f.Findings {
+		got = append(got, x.Code+" "+x.Node[15:])
+	}
+	if want := []string{"fenced 02", "loop 01", "loop 02", "mixed-programs 01"}; !slices.Equal(got, want) {
+		t.Errorf("findings %v; want %v", got, want)
+	}
+	if len(f.Silent) != 1 || f.Silent[0].Node != "02:00:00:00:00:0b" || f.Silent[0].Error == "" {
+		t.Errorf("silent: %+v; want the one node that does not answer", f.Silent)
 	}
 }
 

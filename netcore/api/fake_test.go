@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"clonecluster/config"
+	"clonecluster/netcore/finding"
 )
 
 var (
@@ -34,12 +35,13 @@ type engine struct {
 	owner   string // of every bucket
 	socket  bool
 	bucket  int
+	found   []finding.Finding
 }
 
 func (e *engine) Self() (string, string) { return e.id, e.host }
 func (e *engine) Health() Health         { return Health{State: "serving", OK: !e.isDrained()} }
 func (e *engine) Status() Status {
-	return Status{Cluster: "test", Name: e.host, WireMAC: e.id, Drain: Drain{Draining: e.isDrained()}}
+	return Status{Cluster: "test", Name: e.host, WireMAC: e.id, Drain: Drain{Draining: e.isDrained()}, Findings: e.found}
 }
 func (e *engine) Drain(_ context.Context, o Order, who string)  { e.order(true, o, who) }
 func (e *engine) Resume(_ context.Context, o Order, who string) { e.order(false, o, who) }

@@ -17,6 +17,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"clonecluster/netcore/finding"
 )
 
 // Backend is the node that a Server speaks for. Its methods are called from
@@ -178,7 +180,7 @@ type problem struct {
 
 func (s *Server) handler() http.Handler {
 	serve := map[string]func(http.ResponseWriter, *http.Request) (any, error){
-		"health": s.health, "status": s.status, "cluster": s.askCluster, "which": s.which, "events": s.events,
+		"health": s.health, "status": s.status, "cluster": s.askCluster, "findings": s.findings, "which": s.which, "events": s.events,
 		"logs": s.logs, "boot": s.boot, "drain": s.order(s.backend.Drain), "resume": s.order(s.backend.Resume),
 	}
 	byPath := map[string][]Route{}
@@ -468,10 +470,30 @@ func (s *Server) peer(p Peer) (*Client, error) {
 const clusterFor = 300 * time.Millisecond
 
 func (s *Server) askCluster(_ http.ResponseWriter, r *http.Request) (any, error) {
+	return s.ofAll(r.Context()), nil
+}
+
+func (s *Server) findings(_ http.ResponseWriter, r *http.Request) (any, error) {
+	c := s.ofAll(r.Context())
+	f := Findings{Cluster: c.Cluster, Time: c.Time, Asked: c.Asked, Findings: []finding.Finding{}, Silent: []NodeReport{}}
+	for _, n := range c.Nodes {
+		switch {
+		case n.Status != nil:
+			f.Findings = append(f.Findings, n.Status.Findings...)
+		case !n.Gone:
+			f.Silent = append(f.Silent, n)
+		}
+	}
+	slices.SortStableFunc(f.Findings, finding.Compare)
+	return f, nil
+}
+
+// ofAll gives the status of all nodes.
+func (s *Server) ofAll(ctx context.Context) Cluster {
 	s.clusterMu.Lock()
 	defer s.clusterMu.Unlock()
 	if time.Since(s.clusterAt) < clusterFor {
-		return s.cluster, nil
+		return s.cluster
 	}
 	own := s.backend.Status()
 	id, host := s.backend.Self()
@@ -479,7 +501,7 @@ func (s *Server) askCluster(_ http.ResponseWriter, r *http.Request) (any, error)
 	c.Nodes = []NodeReport{{Node: id, Name: host, Addresses: own.Addresses, Status: &own}}
 	peers := s.backend.Peers()
 	reports := make([]NodeReport, len(peers))
-	s.askAll(r.Context(), peers, func(ctx context.Context, i int, client *Client, err error) {
+	s.askAll(ctx, peers, func(ctx context.Context, i int, client *Client, err error) {
 		p := peers[i]
 		report := NodeReport{Node: p.Node, Name: p.Name, Gone: p.Gone != ""}
 		for _, a := range p.Addresses {
@@ -498,10 +520,10 @@ func (s *Server) askCluster(_ http.ResponseWriter, r *http.Request) (any, error)
 	})
 	c.Nodes = append(c.Nodes, reports...)
 	slices.SortFunc(c.Nodes, func(a, b NodeReport) int { return strings.Compare(a.Node, b.Node) })
-	if r.Context().Err() == nil {
+	if ctx.Err() == nil {
 		s.cluster, s.clusterAt = c, time.Now()
 	}
-	return c, nil
+	return c
 }
 
 // atOnce is how many nodes are asked at a time.

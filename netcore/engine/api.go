@@ -232,40 +232,6 @@ func policyName(c *config.Config) string {
 	return fmt.Sprintf("%s, affinity %s", c.Policy.Balance, c.Policy.Affinity)
 }
 
-// warnings are what an operator should look at.
-func (e *engine) warnings(s *Status, view membership.View) (all []string) {
-	add := func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }
-	if s.Fenced {
-		add("this node takes no new connections, as another may not know of it: a cable or filter that works one way?")
-	}
-	if n := s.Counters["Guarded"]; n > 0 {
-		add("%d frames were about to leave with the clone MAC as their source: some program on this node sends them", n)
-	}
-	for _, why := range s.Unwell {
-		add("a service is unwell: %s", why)
-	}
-	if s.FailOpen {
-		add("the services of all nodes fail their checks; the cluster serves on")
-	}
-	builds := map[string]bool{s.Build: true}
-	for _, m := range view.Members {
-		if !m.Live {
-			add("%s is heard and does not hear this node", e.called(m.ID))
-		}
-		if c := e.node.Card(m.ID); c != nil && m.Live {
-			builds[c.Build] = true
-		}
-	}
-	delete(builds, "")
-	if len(builds) > 1 {
-		add("the nodes run %d different programs", len(builds))
-	}
-	for _, f := range s.Findings {
-		add("%s (from %s, %d times)", f.What, f.From, f.Count)
-	}
-	return all
-}
-
 // drain and resume do as somebody says.
 func (e *engine) drain(ctx context.Context, o api.Order, who string) {
 	e.ordered("drain", "this node was told to give its share to the others", o, who)

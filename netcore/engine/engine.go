@@ -29,6 +29,7 @@ import (
 	"clonecluster/config"
 	"clonecluster/netcore/api"
 	"clonecluster/netcore/filter"
+	"clonecluster/netcore/finding"
 	"clonecluster/netcore/health"
 	"clonecluster/netcore/load"
 	"clonecluster/netcore/membership"
@@ -118,6 +119,7 @@ func Run(ctx context.Context, opt Options) error {
 		opt.Heartbeat = time.Second
 	}
 	e := &engine{opt: opt, log: opt.Logger, start: time.Now(), telling: newTelling()}
+	e.findings = finding.NewBoard(e.foundEvent)
 	// The parts outlive ctx by the time it takes to leave.
 	parts, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -490,6 +492,7 @@ func (e *engine) run(ctx context.Context, g *errgroup.Group, parts context.Conte
 		g.Go(func() error { return e.serveStatus(parts) })
 	}
 	g.Go(func() error { e.record(parts); return nil })
+	g.Go(func() error { e.watchFindings(parts); return nil })
 	if e.opt.Config.Management.Port != 0 {
 		g.Go(func() error { e.serveAPI(parts); return nil })
 		g.Go(func() error { e.sendCards(parts); return nil })

@@ -79,7 +79,7 @@ type Node struct {
 	// What anyone can make the node say, and what takes the key. The first may
 	// not silence the second.
 	strangers, members           onceLog
-	strangersFound, membersFound findings
+	strangersFound, membersFound refusals
 }
 
 // NewNode prepares a node; Run starts it.
@@ -339,14 +339,19 @@ func (n *Node) read(frame []byte) Event {
 // refuse counts a frame without effect; each kind is logged once in a while for
 // a source.
 func (n *Node) refuse(err error, frame []byte) {
+	var kind RefusalKind
 	switch {
 	case errors.Is(err, ErrOtherVersion):
+		kind = RefusedVersion
 		n.otherVersion.Add(1)
 	case errors.Is(err, ErrOtherCluster):
+		kind = RefusedCluster
 		n.otherCluster.Add(1)
 	case errors.Is(err, ErrUnauthentic):
+		kind = RefusedKey
 		n.unauthentic.Add(1)
 	default:
+		kind = RefusedMalformed
 		n.malformed.Add(1)
 	}
 	source := "?"
@@ -354,7 +359,7 @@ func (n *Node) refuse(err error, frame []byte) {
 		source = net.HardwareAddr(frame[6:12]).String()
 	}
 	now := n.cfg.Now()
-	n.strangersFound.add(err.Error(), source, now)
+	n.strangersFound.add(kind, err.Error(), source, now)
 	if n.strangers.first(err.Error()+source, now) {
 		n.cfg.Logger.Warn(err.Error(), "from", source)
 	}
@@ -387,23 +392,46 @@ func (l *onceLog) first(what string, now int64) bool {
 	return true
 }
 
-// Finding is something that is wrong on the segment, for the status.
-type Finding struct {
-	What  string `json:"what"`
-	From  string `json:"from"` // wire MAC
-	Count uint64 `json:"count"`
+// A RefusalKind says why a frame had no effect.
+type RefusalKind string
+
+// The kinds: of frames that anybody can send, and of those that take the key.
+const (
+	RefusedMalformed RefusalKind = "malformed"
+	RefusedVersion   RefusalKind = "other-version"
+	RefusedCluster   RefusalKind = "other-cluster"
+	RefusedKey       RefusalKind = "wrong-key"
+
+	RefusedTwin   RefusalKind = "same-mac"    // see TwinNode
+	RefusedTwins  RefusalKind = "restarted"   // see Twins
+	RefusedEcho   RefusalKind = "loop"        // see Echo
+	RefusedRules  RefusalKind = "other-rules" // see OtherRules
+	RefusedGhost  RefusalKind = "one-way"     // see Ghost
+	RefusedTooFar RefusalKind = "too-many"    // see TooMany
+)
+
+var refusalKinds = [noteKinds]RefusalKind{
+	TwinNode: RefusedTwin, Twins: RefusedTwins, Echo: RefusedEcho, OtherRules: RefusedRules, Ghost: RefusedGhost, TooMany: RefusedTooFar,
+}
+
+// Refusal is frames of one source that had no effect, for the same reason.
+type Refusal struct {
+	Kind  RefusalKind `json:"kind"`
+	What  string      `json:"what"`
+	From  string      `json:"from"` // wire MAC
+	Count uint64      `json:"count"`
 	last  int64
 }
 
-// findings keeps the latest of each kind and source, a bounded number.
-type findings struct {
+// refusals keeps the latest of each kind and source, a bounded number.
+type refusals struct {
 	mu  sync.Mutex
-	all []Finding
+	all []Refusal
 }
 
-const mostFindings = 32
+const mostRefusals = 32
 
-func (f *findings) add(what, from string, now int64) {
+func (f *refusals) add(kind RefusalKind, what, from string, now int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for i := range f.all {
@@ -413,8 +441,8 @@ func (f *findings) add(what, from string, now int64) {
 			return
 		}
 	}
-	next := Finding{what, from, 1, now}
-	if len(f.all) < mostFindings {
+	next := Refusal{kind, what, from, 1, now}
+	if len(f.all) < mostRefusals {
 		f.all = append(f.all, next)
 		return
 	}
@@ -427,16 +455,16 @@ func (f *findings) add(what, from string, now int64) {
 	f.all[oldest] = next
 }
 
-// Findings are what was wrong with frames of the last ten minutes, by source.
-func (n *Node) Findings() []Finding {
+// Refused are the frames of the last ten minutes that had no effect, by source.
+func (n *Node) Refused() []Refusal {
 	since := n.cfg.Now() - onceForget
 	return append(n.membersFound.after(since), n.strangersFound.after(since)...)
 }
 
-func (f *findings) after(since int64) []Finding {
+func (f *refusals) after(since int64) []Refusal {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.all = slices.DeleteFunc(f.all, func(f Finding) bool { return f.last < since })
+	f.all = slices.DeleteFunc(f.all, func(f Refusal) bool { return f.last < since })
 	return slices.Clone(f.all)
 }
 
@@ -524,7 +552,7 @@ func (n *Node) note(notes []Note) {
 			n.ignored.Add(1)
 			now := n.cfg.Now()
 			if note.What != Replayed {
-				n.membersFound.add(note.What.String(), note.Peer.ID.String(), now)
+				n.membersFound.add(refusalKinds[note.What], note.What.String(), note.Peer.ID.String(), now)
 			}
 			if n.members.first(note.What.String()+note.Peer.ID.String(), now) {
 				n.cfg.Logger.Warn(note.What.String(), "from", note.Peer.ID)

@@ -2,6 +2,8 @@ package qemutest
 
 import (
 	"context"
+	"io"
+	"net/http"
 	"testing"
 
 	"clonecluster/qemu/lab"
@@ -37,4 +39,26 @@ func Lab(t testing.TB, cfg lab.Config) *lab.Lab {
 		}
 	})
 	return l
+}
+
+// Get asks at the demonstration network's VIP, for a path or ":port/path", on a
+// connection of its own, and fails the test if the answer is not 200.
+func Get(ctx context.Context, t testing.TB, l *lab.Lab, path string) (body string, header http.Header) {
+	t.Helper()
+	client := l.Client().HTTPClient()
+	defer client.CloseIdleConnections()
+	r, err := http.NewRequestWithContext(ctx, "GET", "http://"+lab.VIP4.String()+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := client.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("GET %s = %s, %v", path, resp.Status, err)
+	}
+	return string(b), resp.Header
 }

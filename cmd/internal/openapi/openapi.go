@@ -148,7 +148,7 @@ type schemas struct {
 
 func newSchemas(root string) (*schemas, error) {
 	r := &jsonschema.Reflector{Anonymous: true, AllowAdditionalProperties: true}
-	for _, dir := range []string{"netcore/api", "netcore/membership"} {
+	for _, dir := range []string{"netcore/api", "netcore/membership", "netcore/finding"} {
 		if err := r.AddGoComments("clonecluster", path.Join(root, dir), jsonschema.WithFullComment()); err != nil {
 			return nil, fmt.Errorf("reading the comments of %s: %w", dir, err)
 		}
