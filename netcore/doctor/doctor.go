@@ -344,7 +344,7 @@ func (m *Machine) read(n *node, p *membership.Probe, now int64) {
 	} else {
 		n.lags = 0
 	}
-	m.judgePlace(now)
+	m.judgePlace()
 }
 
 // finish ends the round of a node that was coming in.
@@ -365,7 +365,7 @@ func (m *Machine) finish(n *node, now int64) {
 		m.mine[n.tag] = l
 	}
 	l.note(r, func(w membership.Way) bool { return w != membership.ToNode && w != membership.ToNodeBig }, now)
-	m.judgePlace(now)
+	m.judgePlace()
 }
 
 // settle is how long the frames of a round may take to come in.

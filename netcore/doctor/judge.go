@@ -5,36 +5,94 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	"clonecluster/netcore/finding"
 	"clonecluster/netcore/membership"
 )
 
-// The codes of the findings; docs/findings has a page on each.
-const (
-	NoFlooding        = "no-flooding"
-	CloneMACLearned   = "clone-mac-learned"
-	ARPSnooping       = "arp-snooping"
-	CloneMACLeak      = "clone-mac-leak"
-	StormControl      = "storm-control"
-	MulticastFiltered = "multicast-filtered"
-	BroadcastFiltered = "broadcast-filtered"
-	OneWay            = "one-way"
-	WireMACUnstable   = "wire-mac-unstable"
-	MTUMismatch       = "mtu-mismatch"
-	Duplicates        = "duplicate-frames"
-	SecondCluster     = "second-cluster"
-	NeighborCluster   = "neighbor-cluster"
-	VIPConflict       = "vip-conflict"
-	DHCPServers       = "dhcp-servers"
+// What is found; docs/findings has a page on each.
+var (
+	noFlooding = finding.Finding{
+		Code: "no-flooding", Level: finding.Critical,
+		Fix: "allow unknown unicast flooding at the ports of all nodes and of their uplinks; in a hypervisor allow promiscuous mode for the nodes; or let the cluster use directed mode (network.mode)",
+	}
+	cloneMACLearned = finding.Finding{
+		Code: "clone-mac-learned", Level: finding.Critical,
+		Fix: "clear the clone MAC from the switch's address table, and remove static entries of it; it ages out by itself after some minutes, if nobody sends with it again",
+	}
+	arpSnooping = finding.Finding{
+		Code: "arp-snooping", Level: finding.Critical,
+		Fix: "turn off ARP suppression, ARP inspection or proxy ARP for the VIP in this VLAN, or let the cluster use directed mode (network.mode)",
+	}
+	cloneMACLeak = finding.Finding{
+		Code: "clone-mac-leak", Level: finding.Critical,
+		Fix: "find who sends it: a hypervisor that notifies its switches after a migration, or a machine whose NIC was given the clone MAC",
+	}
+	stormControl = finding.Finding{
+		Code: "storm-control", Level: finding.Warning,
+		Fix: "turn off storm control for unknown unicast where clients' frames and nodes' probes enter the switches, or raise its limit above the clients' traffic to the VIP",
+	}
+	multicastFiltered = finding.Finding{
+		Code: "multicast-filtered", Level: finding.Critical,
+		Fix: "have the switch flood the group 03:cc:00:00:88:b5: no blocking of unknown multicast, nor storm control for it, at the nodes' ports",
+	}
+	broadcastFiltered = finding.Finding{
+		Code: "broadcast-filtered", Level: finding.Critical,
+		Fix: "turn off broadcast filtering and its storm control at the nodes' ports: ARP requests do not pass either",
+	}
+	oneWay = finding.Finding{
+		Code: "one-way", Level: finding.Critical,
+		Fix: "look at the cable, the optics and the filters between the two: one direction is lost",
+	}
+	sameMAC = finding.Finding{
+		Code: "same-mac", Level: finding.Critical,
+		Fix: "give every machine a MAC address of its own: copies of a virtual machine have that of the original",
+	}
+	wireMACChanged = finding.Finding{
+		Code: "wire-mac-changed", Level: finding.Warning,
+		Fix: "give the NIC a fixed address: a bond or bridge takes one of its members', and some drivers make one up at each start",
+	}
+	wireMACUnreachable = finding.Finding{
+		Code: "wire-mac-unreachable", Level: finding.Critical,
+		Fix: "see at which port the switch has that address, and who else sends with it; port security or a limit of addresses may block it",
+	}
+	mtuMismatch = finding.Finding{
+		Code: "mtu-mismatch", Level: finding.Warning,
+		Fix: "give the NICs of all nodes, and the switches between, the same MTU",
+	}
+	loop = finding.Finding{
+		Code: "loop", Level: finding.Critical,
+		Fix: "look for two cables between the same switches without spanning tree, or a bridge that reflects",
+	}
+	duplicateFrames = finding.Finding{
+		Code: "duplicate-frames", Level: finding.Warning,
+		Fix: "look for a bond that sends by all its links, or has no LACP at the switch; in a hypervisor, for two uplinks of one virtual switch without a policy that filters what comes back",
+	}
+	secondCluster = finding.Finding{
+		Code: "second-cluster", Level: finding.Critical,
+		Fix: "give the other cluster another VIP, or its nodes this cluster's name and key",
+	}
+	wrongKey = finding.Finding{
+		Code: "wrong-key", Level: finding.Warning,
+		Fix: "give those nodes this cluster's key, or that cluster another name",
+	}
+	otherCluster = finding.Finding{
+		Code: "other-cluster", Level: finding.Info,
+		Fix: "nothing, as long as it has another VIP and another clone MAC; a VLAN for each spares both the other's frames",
+	}
+	vipConflict = finding.Finding{
+		Code: "vip-conflict", Level: finding.Critical,
+		Fix: "take the address from the other host, or give the cluster another VIP",
+	}
+	dhcpServers = finding.Finding{
+		Code: "dhcp-servers", Level: finding.Warning,
+		Fix: "turn off all DHCP servers of the segment but one, or have them share their leases; DHCP snooping at the switch keeps strangers out",
+	}
 )
 
-// Codes are all of them.
-var Codes = []string{
-	NoFlooding, CloneMACLearned, ARPSnooping, CloneMACLeak, StormControl, MulticastFiltered, BroadcastFiltered, OneWay,
-	WireMACUnstable, MTUMismatch, Duplicates, SecondCluster, NeighborCluster, VIPConflict, DHCPServers,
-}
+// elsewhere are those that the engine raises from what the membership protocol knows.
+// An examination names them, too.
+var elsewhere = []finding.Finding{oneWay, sameMAC, loop, wrongKey, otherCluster}
 
 // Verdict is what a check has come to.
 type Verdict string
@@ -55,9 +113,9 @@ type Check struct {
 	Findings []finding.Finding `json:"findings,omitempty"`
 }
 
-func (c *Check) bad(code string, level finding.Level, fix, what string, args ...any) {
-	c.Verdict = Bad
-	c.Findings = append(c.Findings, finding.Finding{Code: code, Level: level, What: fmt.Sprintf(what, args...), Fix: fix})
+func (c *Check) bad(f finding.Finding, what string, args ...any) {
+	c.Verdict, f.What = Bad, fmt.Sprintf(what, args...)
+	c.Findings = append(c.Findings, f)
 	if len(c.Findings) == 1 {
 		c.What = c.Findings[0].What
 	}
@@ -66,7 +124,7 @@ func (c *Check) bad(code string, level finding.Level, fix, what string, args ...
 // Checks are what is known now.
 func (m *Machine) Checks(now int64) []Check {
 	all := []Check{
-		m.checkFlooding(now), m.checkStorm(), m.checkLeak(now), m.checkWire(now), m.checkGroup(), m.checkBothWays(now), m.checkMTU(),
+		m.checkFlooding(), m.checkStorm(), m.checkLeak(), m.checkWire(now), m.checkGroup(), m.checkBothWays(now), m.checkMTU(),
 		m.checkDuplicates(now), m.checkClusters(), m.checkVIP(now), m.checkDHCP(),
 	}
 	for i := range all {
@@ -117,29 +175,25 @@ func names(ids []membership.NodeID) string {
 	return strings.Join(s[:len(s)-1], ", ") + " and " + s[len(s)-1]
 }
 
-func (m *Machine) checkFlooding(int64) Check {
+func (m *Machine) checkFlooding() Check {
 	c := Check{Name: "flooding", What: "frames to the clone MAC reach every node"}
 	if m.unknown(&c, m.place.kind != placeUnknown) {
 		return c
 	}
-	const allowFix = "allow unknown unicast flooding at the ports of all nodes and of their uplinks (unknown-unicast blocking off); in a hypervisor allow promiscuous mode or MAC address changes for the nodes; or let the cluster use directed mode"
 	switch {
 	case m.place.kind == placeAll:
 	case m.snooping:
-		c.bad(ARPSnooping, finding.Critical, "turn off ARP inspection, ARP suppression or proxy ARP for the VIP in this VLAN, or let the cluster use directed mode",
-			"frames to the clone MAC go to the node that announced the VIP last, now %s: the switch takes the clone MAC from the payload of ARP packets", macText(m.place.at))
+		c.bad(arpSnooping, "frames to the clone MAC go to the node that announced the VIP last, now %s: the switch takes the clone MAC from the payload of ARP packets", macText(m.place.at))
 	case m.place.kind == placeOne && (m.leaks > 0 || len(m.nodes) > 1):
-		c.bad(CloneMACLearned, finding.Critical, "clear the clone MAC from the switch's address table and remove static entries for it; it ages out by itself after some minutes, if nobody sends with it again",
-			"frames to the clone MAC reach %s alone: the switch has the clone MAC in its table at that port", macText(m.place.at))
+		c.bad(cloneMACLearned, "frames to the clone MAC reach %s alone: the switch has the clone MAC in its table at that port", macText(m.place.at))
 	case m.place.kind == placeNone && m.leaks > 0:
-		c.bad(CloneMACLearned, finding.Critical, "find who sends with the clone MAC (see clone-mac-leak), and clear the clone MAC from the switch's address table",
-			"frames to the clone MAC reach no node: the switch has learned it elsewhere, from %s", m.leakWhat)
+		c.bad(cloneMACLearned, "frames to the clone MAC reach no node: the switch has learned it elsewhere, from %s", m.leakWhat)
 	case m.place.kind == placeNone:
-		c.bad(NoFlooding, finding.Critical, allowFix, "frames to the clone MAC reach no node, while frames to their own addresses do: the switch does not flood unknown unicast")
+		c.bad(noFlooding, "frames to the clone MAC reach no node, while frames to their own addresses do: the switch does not flood unknown unicast")
 	case len(m.place.dark) > 0:
-		c.bad(NoFlooding, finding.Critical, allowFix, "frames to the clone MAC do not reach %s: unknown unicast is not flooded to every port", names(m.place.dark))
+		c.bad(noFlooding, "frames to the clone MAC do not reach %s: unknown unicast is not flooded to every port", names(m.place.dark))
 	default:
-		c.bad(NoFlooding, finding.Critical, allowFix, "frames to the clone MAC reach some nodes from some others only: unknown unicast is not flooded everywhere")
+		c.bad(noFlooding, "frames to the clone MAC reach some nodes from some others only: unknown unicast is not flooded everywhere")
 	}
 	return c
 }
@@ -156,32 +210,26 @@ func (m *Machine) checkStorm() Check {
 	case limit == 0:
 		c.What = fmt.Sprintf("frames to the clone MAC arrive at %d a second of %d bytes", tried, burstFrame)
 	default:
-		c.bad(StormControl, finding.Warning, "turn off storm control for unknown unicast at the ports of all clients' uplinks and nodes, or raise its limit above the clients' traffic to the VIP",
-			"of %d frames a second to the clone MAC only %d arrive, while those to a node's own address do: storm control limits unknown unicast", tried, limit)
+		c.bad(stormControl, "of %d frames a second to the clone MAC only %d arrive, while those to a node's own address do: storm control limits unknown unicast", tried, limit)
 	}
 	return c
 }
 
-func (m *Machine) checkLeak(now int64) Check {
+func (m *Machine) checkLeak() Check {
 	c := Check{Name: "clone MAC", What: "nobody sends with the clone MAC as a source"}
 	if m.leaks > 0 {
-		c.bad(CloneMACLeak, finding.Critical, "find who sends it: a hypervisor that notifies its switches after a migration (give the nodes' virtual NICs other addresses than the clone MAC), or a machine that was given the clone MAC",
-			"%s with the clone MAC as the source came in, the last %v ago (%s): every switch on its way sends the clients' frames there now", plural(m.leaks, "frame"), ago(now-m.leakAt), m.leakWhat)
+		c.bad(cloneMACLeak, "%s with the clone MAC as the source came in within ten minutes (%s): every switch on the way has learned it", plural(m.leaks, "frame"), m.leakWhat)
 	}
 	return c
 }
-
-func ago(ns int64) time.Duration { return time.Duration(ns).Round(time.Second) }
 
 func (m *Machine) checkWire(now int64) Check {
 	c := Check{Name: "wire MAC", What: "every node's own address leads to it"}
 	if m.twin != 0 && now-m.twin < int64(remember) {
-		c.bad(WireMACUnstable, finding.Critical, "give every machine a MAC address of its own: copies of a virtual machine have that of the original",
-			"another machine has this node's wire MAC %s", macText(m.self.ID))
+		c.bad(sameMAC, "another machine has this node's wire MAC %s", macText(m.self.ID))
 	}
 	if m.renames > 0 {
-		c.bad(WireMACUnstable, finding.Warning, "give the NIC a fixed address: a bond or bridge takes one of its members', and some drivers make one up at each start",
-			"the address of this node's NIC changed, to %s", macText(m.self.ID))
+		c.bad(wireMACChanged, "the address of this node's NIC changed, to %s", macText(m.self.ID))
 	}
 	var away []membership.NodeID
 	tried := false
@@ -193,8 +241,7 @@ func (m *Machine) checkWire(now int64) Check {
 		}
 	})
 	if len(away) > 0 {
-		c.bad(WireMACUnstable, finding.Critical, "see at which port the switch has that address, and who else sends with it; port security or a MAC limit may block it",
-			"frames to the wire MAC of %s do not reach it, while broadcasts do: the switch has its address at another port, or blocks it", names(away))
+		c.bad(wireMACUnreachable, "frames to the wire MAC of %s do not reach it, while broadcasts do: the switch has its address at another port, or blocks it", names(away))
 	}
 	if c.Verdict == "" {
 		m.unknown(&c, tried)
@@ -239,12 +286,10 @@ func (m *Machine) checkGroup() Check {
 		}
 	}
 	if len(group) > 0 {
-		c.bad(MulticastFiltered, finding.Critical, "have the switch flood the group 03:cc:00:00:88:b5 (unknown multicast): multicast filtering or storm control off at the nodes' ports; IGMP snooping as such does not concern it",
-			"multicast frames do not reach %s, while broadcasts do: beacons are filtered, and nodes that start do not find each other", names(group))
+		c.bad(multicastFiltered, "multicast frames do not reach %s, while broadcasts do: beacons are filtered, and nodes that start do not find each other", names(group))
 	}
 	if len(all) > 0 {
-		c.bad(BroadcastFiltered, finding.Critical, "turn off broadcast filtering or its storm control at the nodes' ports: ARP requests do not pass either",
-			"broadcasts do not reach %s, while multicast does", names(all))
+		c.bad(broadcastFiltered, "broadcasts do not reach %s, while multicast does", names(all))
 	}
 	if c.Verdict == "" {
 		m.unknown(&c, tried)
@@ -266,8 +311,7 @@ func (m *Machine) checkBothWays(now int64) Check {
 		}
 	}
 	if len(deaf) > 0 {
-		c.bad(OneWay, finding.Critical, "look at the cable, the optics and the filters between the two: one direction is lost (on fibre, UDLD finds it too)",
-			"this node hears %s, which does not hear this node", names(slices.SortedFunc(maps.Keys(deaf), membership.NodeID.Compare)))
+		c.bad(oneWay, "this node hears %s, which does not hear this node", names(slices.SortedFunc(maps.Keys(deaf), membership.NodeID.Compare)))
 		return c
 	}
 	tried := false
@@ -278,7 +322,6 @@ func (m *Machine) checkBothWays(now int64) Check {
 
 func (m *Machine) checkMTU() Check {
 	c := Check{Name: "MTU", What: fmt.Sprintf("frames of %d bytes arrive, and all nodes have that MTU", m.cfg.MTU)}
-	const fix = "give the NICs of all nodes, and the switches between, the same MTU"
 	var other, short []membership.NodeID
 	sizes, tried := []string{}, false
 	for _, n := range m.ordered() {
@@ -296,10 +339,10 @@ func (m *Machine) checkMTU() Check {
 		}
 	}
 	if len(other) > 0 {
-		c.bad(MTUMismatch, finding.Warning, fix, "this node's NIC has an MTU of %d; that of %s has %s", m.cfg.MTU, names(other), strings.Join(sizes, ", "))
+		c.bad(mtuMismatch, "this node's NIC has an MTU of %d; that of %s has %s", m.cfg.MTU, names(other), strings.Join(sizes, ", "))
 	}
 	if len(short) > 0 {
-		c.bad(MTUMismatch, finding.Warning, fix, "frames with %d bytes of payload do not reach %s, while short ones do", m.cfg.MTU, names(short))
+		c.bad(mtuMismatch, "frames with %d bytes of payload do not reach %s, while short ones do", m.cfg.MTU, names(short))
 	}
 	if c.Verdict == "" {
 		m.unknown(&c, tried)
@@ -309,9 +352,8 @@ func (m *Machine) checkMTU() Check {
 
 func (m *Machine) checkDuplicates(now int64) Check {
 	c := Check{Name: "duplicates", What: "every frame arrives once"}
-	const fix = "look for a loop or a bond that sends by all its links (broadcast mode, or without LACP at the switch); in a hypervisor, for two uplinks of one virtual switch without a policy that filters what comes back"
 	if m.returned != 0 && now-m.returned < int64(remember) {
-		c.bad(Duplicates, finding.Warning, fix, "frames that this node sent come back to it")
+		c.bad(loop, "frames that this node sent come back to it")
 	}
 	var twice []membership.NodeID
 	for _, n := range m.ordered() {
@@ -320,7 +362,7 @@ func (m *Machine) checkDuplicates(now int64) Check {
 		}
 	}
 	if len(twice) > 0 {
-		c.bad(Duplicates, finding.Warning, fix, "frames of %s arrive more than once", names(twice))
+		c.bad(duplicateFrames, "frames of %s arrive more than once", names(twice))
 	}
 	if c.Verdict == "" {
 		m.unknown(&c, len(m.mine) > 0)
@@ -345,16 +387,13 @@ func (m *Machine) checkClusters() Check {
 		slices.SortFunc(l, membership.NodeID.Compare)
 	}
 	if len(same) > 0 {
-		c.bad(SecondCluster, finding.Critical, "give the other cluster another VIP and clone MAC, or its nodes this cluster's key",
-			"%s, of a cluster with another key, use this cluster's clone MAC: both answer its clients", names(same))
+		c.bad(secondCluster, "%s, of a cluster with another key, use this cluster's clone MAC: both answer its clients", names(same))
 	}
 	if len(key) > 0 {
-		c.bad(SecondCluster, finding.Warning, "give those nodes this cluster's key, or their cluster another name",
-			"%s say that they are of this cluster, and have another key", names(key))
+		c.bad(wrongKey, "%s say that they are of this cluster, and have another key", names(key))
 	}
 	if len(other) > 0 {
-		c.bad(NeighborCluster, finding.Info, "nothing has to be done; every node of the segment gets the frames of both clusters, and a VLAN for each spares that",
-			"another cluster is on this segment, with a clone MAC of its own: %s", names(other))
+		c.bad(otherCluster, "another cluster is on this segment, with a clone MAC of its own: %s", names(other))
 	}
 	return c
 }
@@ -376,11 +415,10 @@ func (m *Machine) checkVIP(now int64) Check {
 	slices.Sort(who)
 	slices.Sort(strangers)
 	if len(who) > 0 {
-		c.bad(VIPConflict, finding.Critical, "take the address from the other host, or give the cluster another VIP", "another host has the VIP: %s", strings.Join(who, ", "))
+		c.bad(vipConflict, "another host has the VIP: %s", strings.Join(who, ", "))
 	}
 	if len(strangers) > 0 {
-		c.bad(SecondCluster, finding.Critical, "give the other cluster another VIP, or its nodes this cluster's key",
-			"%s, which is no node of this cluster, announces the VIP with this cluster's clone MAC", strings.Join(strangers, ", "))
+		c.bad(secondCluster, "%s, which is no node of this cluster, announces the VIP with this cluster's clone MAC", strings.Join(strangers, ", "))
 	}
 	return c
 }
@@ -393,8 +431,7 @@ func (m *Machine) checkDHCP() Check {
 	case 1:
 		c.What = "one DHCP server is heard: " + servers[0]
 	default:
-		c.bad(DHCPServers, finding.Warning, "turn off all DHCP servers of the segment but one, or have them share their leases; DHCP snooping at the switch keeps strangers out",
-			"%d DHCP servers answer on this segment: %s; nodes may get other addresses at their next start", len(servers), strings.Join(servers, ", "))
+		c.bad(dhcpServers, "%d DHCP servers answer on this segment: %s; nodes may get other addresses at their next start", len(servers), strings.Join(servers, ", "))
 	}
 	return c
 }

@@ -26,7 +26,7 @@ type place struct {
 }
 
 // judgePlace looks at all pairs of nodes anew.
-func (m *Machine) judgePlace(int64) {
+func (m *Machine) judgePlace() {
 	nodes := m.ordered()
 	type sender struct {
 		id  membership.NodeID
@@ -244,22 +244,22 @@ func (s Stage) frames() int { return int(float64(s.Rate) * s.For.Seconds()) }
 func (s *storm) limit() (limit, tried int, known bool) {
 	last := len(s.stages) - 1
 	control := float64(s.got[stormKey{s.control, membership.BurstNode, uint8(last)}]) / float64(s.stages[last].frames())
+	through := 0 // the highest rate of which that much arrived somewhere
 	for i, st := range s.stages[:last] {
-		most, told := 0, false
+		most := 0
 		for k, n := range s.got {
 			if k.way == membership.BurstClone && int(k.stage) == i {
-				most, told = max(most, n), true
+				most = max(most, n)
 			}
 		}
-		if share := float64(most) / float64(st.frames()); share < 0.8 && (told || limit > 0 || i > 0) {
-			if control < 0.9 && i == last-1 {
-				return 0, tried, tried > 0 // this machine cannot do more
-			}
-			return max(1, int(float64(most)/st.For.Seconds())), st.Rate, control >= 0.9
-		}
-		if told {
+		// A limit for a second may let more through in the next stage.
+		through = max(through, int(float64(most)/st.For.Seconds()))
+		if float64(most) >= 0.8*float64(st.frames()) {
 			tried = st.Rate
 		}
+	}
+	if highest := s.stages[last-1].Rate; tried < highest && through > 0 {
+		return through, highest, control >= 0.9
 	}
 	return 0, tried, tried > 0
 }

@@ -55,7 +55,7 @@ type Doctor struct {
 	mu      sync.Mutex
 	machine *Machine
 	leaks   uint64
-	raised  map[string]finding.Finding
+	board   *finding.Source
 	bursts  sync.WaitGroup
 }
 
@@ -67,7 +67,7 @@ func NewDoctor(opt Options) *Doctor {
 	if opt.Quick == 0 {
 		opt.Quick = Quick
 	}
-	d := &Doctor{opt: opt, wake: make(chan struct{}, 1), raised: map[string]finding.Finding{}, machine: New(opt.Config, opt.Self(), opt.Now())}
+	d := &Doctor{opt: opt, wake: make(chan struct{}, 1), board: opt.Board.Source(), machine: New(opt.Config, opt.Self(), opt.Now())}
 	if opt.Leaks != nil {
 		d.leaks = opt.Leaks()
 	}
@@ -122,25 +122,15 @@ func (d *Doctor) step(ctx context.Context) time.Duration {
 	return max(time.Millisecond, time.Duration(a.Next-d.opt.Now()))
 }
 
-// report raises what is new or says something else, and clears what is over.
+// report puts on the board what is found, but for what is put there by others.
 func (d *Doctor) report(now []finding.Finding) {
-	if d.opt.Board == nil {
-		return
+	now = slices.DeleteFunc(now, func(f finding.Finding) bool {
+		return slices.ContainsFunc(elsewhere, func(x finding.Finding) bool { return x.Code == f.Code })
+	})
+	for i := range now {
+		now[i].Node = d.machine.self.ID.String()
 	}
-	current := map[string]finding.Finding{}
-	for _, f := range now {
-		f.Node = d.machine.self.ID.String()
-		current[f.Code] = f
-		if was, there := d.raised[f.Code]; !there || was != f {
-			d.opt.Board.Raise(f)
-		}
-	}
-	for code := range d.raised {
-		if _, there := current[code]; !there {
-			d.opt.Board.Clear(code)
-		}
-	}
-	d.raised = current
+	d.board.Set(now...)
 }
 
 // burst sends the stages one after the other, each frame at its time.

@@ -143,53 +143,53 @@ func TestFaults(t *testing.T) {
 		{"none, two nodes", 2, func(*segment) {}, all("", 2)},
 		{"none, many nodes", 20, func(*segment) {}, all("", 20)},
 		{"a node alone", 1, func(*segment) {}, all("", 1)},
-		{"no flooding", 3, deliver(way(membership.ToClone, membership.BurstClone)), all(NoFlooding, 3)},
-		{"no flooding, two nodes", 2, deliver(way(membership.ToClone, membership.BurstClone)), all(NoFlooding, 2)},
+		{"no flooding", 3, deliver(way(membership.ToClone, membership.BurstClone)), all(noFlooding.Code, 3)},
+		{"no flooding, two nodes", 2, deliver(way(membership.ToClone, membership.BurstClone)), all(noFlooding.Code, 2)},
 		{"no flooding to one port", 3, deliver(func(_, to int, f Frame) int {
 			if to == 1 && f.To == cloneMAC {
 				return 0
 			}
 			return 1
-		}), all(NoFlooding, 3)},
+		}), all(noFlooding.Code, 3)},
 		{"no flooding to one port of two", 2, deliver(func(_, to int, f Frame) int {
 			if to == 1 && f.To == cloneMAC {
 				return 0
 			}
 			return 1
-		}), all(NoFlooding, 2)},
-		{"learned at a node", 3, func(s *segment) { s.cloneAt = 2 }, all(CloneMACLearned, 3)},
+		}), all(noFlooding.Code, 2)},
+		{"learned at a node", 3, func(s *segment) { s.cloneAt = 2 }, all(cloneMACLearned.Code, 3)},
 		{"learned elsewhere, with a leak heard", 3, func(s *segment) {
 			s.cloneAt = 9
 			for _, m := range s.nodes {
 				m.Leak("a RARP", 1, s.now)
 			}
-		}, all(CloneMACLeak+" "+CloneMACLearned, 3)},
-		{"a leak that did no harm", 3, func(s *segment) { s.nodes[0].Leak("a RARP", 1, s.now) }, []string{CloneMACLeak, "", ""}},
-		{"ARP snooping", 3, func(s *segment) { s.cloneAt, s.snoops = 3, true }, all(ARPSnooping, 3)},
-		{"ARP snooping, two nodes", 2, func(s *segment) { s.cloneAt, s.snoops = 2, true }, all(ARPSnooping, 2)},
-		{"ARP snooping, at the lowest node", 3, func(s *segment) { s.cloneAt, s.snoops = 1, true }, all(ARPSnooping, 3)},
-		{"multicast filtered", 3, deliver(way(membership.ToGroup)), all(MulticastFiltered, 3)},
-		{"broadcast filtered", 3, deliver(way(membership.ToAll)), all(BroadcastFiltered, 3)},
+		}, all(cloneMACLeak.Code+" "+cloneMACLearned.Code, 3)},
+		{"a leak that did no harm", 3, func(s *segment) { s.nodes[0].Leak("a RARP", 1, s.now) }, []string{cloneMACLeak.Code, "", ""}},
+		{"ARP snooping", 3, func(s *segment) { s.cloneAt, s.snoops = 3, true }, all(arpSnooping.Code, 3)},
+		{"ARP snooping, two nodes", 2, func(s *segment) { s.cloneAt, s.snoops = 2, true }, all(arpSnooping.Code, 2)},
+		{"ARP snooping, at the lowest node", 3, func(s *segment) { s.cloneAt, s.snoops = 1, true }, all(arpSnooping.Code, 3)},
+		{"multicast filtered", 3, deliver(way(membership.ToGroup)), all(multicastFiltered.Code, 3)},
+		{"broadcast filtered", 3, deliver(way(membership.ToAll)), all(broadcastFiltered.Code, 3)},
 		{"one-way cable", 3, deliver(func(_, to int, f Frame) int {
 			if to == 2 {
 				return 0
 			}
 			return 1
-		}), []string{OneWay, OneWay, ""}},
-		{"short MTU between", 3, deliver(way(membership.ToNodeBig)), all(MTUMismatch, 3)},
-		{"another MTU", 2, func(s *segment) { s.nodes[1].cfg.MTU = 9000 }, all(MTUMismatch, 2)},
+		}), []string{oneWay.Code, oneWay.Code, ""}},
+		{"short MTU between", 3, deliver(way(membership.ToNodeBig)), all(mtuMismatch.Code, 3)},
+		{"another MTU", 2, func(s *segment) { s.nodes[1].cfg.MTU = 9000 }, all(mtuMismatch.Code, 2)},
 		{"frames to a node's address lost", 3, deliver(func(_, to int, f Frame) int {
 			if to == 1 && f.To == [6]byte(id(2)) {
 				return 0
 			}
 			return 1
-		}), []string{WireMACUnstable, "", WireMACUnstable}},
+		}), []string{wireMACUnreachable.Code, "", wireMACUnreachable.Code}},
 		{"duplicates", 3, deliver(func(from, _ int, f Frame) int {
 			if from == 0 {
 				return 2
 			}
 			return 1
-		}), []string{"", Duplicates, Duplicates}},
+		}), []string{"", duplicateFrames.Code, duplicateFrames.Code}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			check := func(s *segment, when string) {
@@ -296,7 +296,7 @@ func TestBurst(t *testing.T) {
 		rate  int
 		want  string
 	}{
-		{0, 8000, ""}, {500, 8000, StormControl}, {3000, 8000, StormControl}, {0, 100, ""},
+		{0, 8000, ""}, {500, 8000, stormControl.Code}, {3000, 8000, stormControl.Code}, {0, 100, ""},
 	} {
 		t.Run(fmt.Sprint(tt.limit, " of ", tt.rate), func(t *testing.T) {
 			s := newSegment(t, 3)
@@ -337,34 +337,34 @@ func TestHeard(t *testing.T) {
 		do   func(*segment, *Machine)
 		want string
 	}{
-		{"second cluster", func(s *segment, m *Machine) { m.Stranger(other, false, cloneMAC, s.now) }, SecondCluster},
-		{"another key", func(s *segment, m *Machine) { m.Stranger(other, true, [6]byte{2}, s.now) }, SecondCluster},
-		{"neighbour", func(s *segment, m *Machine) { m.Stranger(other, false, [6]byte{2}, s.now) }, NeighborCluster},
-		{"the VIP elsewhere", func(s *segment, m *Machine) { m.Claim(other, other, vip, s.now) }, VIPConflict},
+		{"second cluster", func(s *segment, m *Machine) { m.Stranger(other, false, cloneMAC, s.now) }, secondCluster.Code},
+		{"another key", func(s *segment, m *Machine) { m.Stranger(other, true, [6]byte{2}, s.now) }, wrongKey.Code},
+		{"neighbour", func(s *segment, m *Machine) { m.Stranger(other, false, [6]byte{2}, s.now) }, otherCluster.Code},
+		{"the VIP elsewhere", func(s *segment, m *Machine) { m.Claim(other, other, vip, s.now) }, vipConflict.Code},
 		{"the VIP by a stranger", func(s *segment, m *Machine) {
 			m.Claim(other, cloneMAC, vip, s.now)
 			s.pass(grace)
 			m.Claim(other, cloneMAC, vip, s.now)
-		}, SecondCluster},
+		}, secondCluster.Code},
 		{"the VIP by a member", func(s *segment, m *Machine) {
 			m.Claim(id(2), cloneMAC, vip, s.now)
 			s.pass(grace)
 			m.Claim(id(2), cloneMAC, vip, s.now)
 		}, ""},
 		{"one DHCP server", func(s *segment, m *Machine) { m.Server("10.77.0.1", s.now) }, ""},
-		{"two DHCP servers", func(s *segment, m *Machine) { m.Server("10.77.0.1", s.now); m.Server("10.77.0.2", s.now) }, DHCPServers},
+		{"two DHCP servers", func(s *segment, m *Machine) { m.Server("10.77.0.1", s.now); m.Server("10.77.0.2", s.now) }, dhcpServers.Code},
 		{"a twin", func(s *segment, m *Machine) {
 			m.Hear(&membership.Probe{Peer: membership.Peer{ID: id(1), Incarnation: 7}, Way: membership.ToAll}, s.now)
-		}, WireMACUnstable},
+		}, sameMAC.Code},
 		{"its own frames", func(s *segment, m *Machine) {
 			m.Hear(&membership.Probe{Peer: m.self, Way: membership.ToAll}, s.now)
-		}, Duplicates},
-		{"another address", func(s *segment, m *Machine) { m.Self(membership.Peer{ID: id(8), Incarnation: 7}, s.now) }, WireMACUnstable},
+		}, loop.Code},
+		{"another address", func(s *segment, m *Machine) { m.Self(membership.Peer{ID: id(8), Incarnation: 7}, s.now) }, wireMACChanged.Code},
 		{"another start", func(s *segment, m *Machine) { m.Self(membership.Peer{ID: id(1), Incarnation: 7}, s.now) }, ""},
 		{"a member that does not hear it", func(s *segment, m *Machine) {
 			m.Members(map[membership.NodeID]bool{id(2): false}, s.now)
 			s.pass(patience)
-		}, OneWay},
+		}, oneWay.Code},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := newSegment(t, 2)
