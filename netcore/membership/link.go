@@ -27,10 +27,12 @@ func OpenLink(ifindex int, name string) (*Link, error) {
 	drop, accept := bpf.RetConstant{Val: 0}, bpf.RetConstant{Val: MaxFrame + 1}
 	program, err := bpf.Assemble([]bpf.Instruction{
 		bpf.LoadExtension{Num: bpf.ExtType},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.PACKET_OUTGOING, SkipTrue: 5},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.PACKET_OTHERHOST, SkipTrue: 4},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.PACKET_OUTGOING, SkipTrue: 7},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.PACKET_OTHERHOST, SkipTrue: 6},
 		bpf.LoadExtension{Num: bpf.ExtVLANTagPresent},
-		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 0, SkipTrue: 2},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 0, SkipTrue: 4},
+		bpf.LoadAbsolute{Off: 17, Size: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: kindProbe, SkipTrue: 2}, // netcore/doctor hears those
 		bpf.LoadAbsolute{Off: 14, Size: 2},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 'C'<<8 | 'C', SkipTrue: 1},
 		drop,
