@@ -64,7 +64,8 @@ type Node struct {
 	alive     atomic.Int64
 	active    atomic.Int64 // flows at the last look
 	drained   atomic.Bool
-	draining  atomic.Bool   // as it was told last
+	draining  atomic.Bool // as it was told last
+	load      atomic.Pointer[LoadSeen]
 	changed   chan struct{} // closed and replaced when drained or active may have changed
 	changeMu  sync.Mutex
 
@@ -129,8 +130,8 @@ func (n *Node) SetCarrier(ctx context.Context, up bool) { n.tell(ctx, Carrier{up
 // SetHealth says whether the node's services pass their checks.
 func (n *Node) SetHealth(ctx context.Context, ok bool) { n.tell(ctx, Health{ok}) }
 
-// SetLoad says how busy the node is.
-func (n *Node) SetLoad(ctx context.Context, load LoadSeen) { n.tell(ctx, load) }
+// SetLoad says how busy the node is. That has time until the next beacon.
+func (n *Node) SetLoad(load LoadSeen) { n.load.Store(&load) }
 
 // SetID gives the node the NIC's new address.
 func (n *Node) SetID(ctx context.Context, id NodeID) {
@@ -294,6 +295,9 @@ func (n *Node) loop(ctx context.Context) error {
 		}
 		// Even under a flood of frames beacons go out in time.
 		if busy || next <= n.cfg.Now() {
+			if load := n.load.Swap(nil); load != nil {
+				n.step(*load)
+			}
 			next = n.step(Tick{})
 		}
 	}
