@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -78,6 +79,8 @@ func (n *oneNode) Logs(_ context.Context, after uint64) ([]api.LogLine, string, 
 	lines, lost, more := n.log.After(after)
 	return lines, n.log.Run(), lost, more, nil
 }
+
+func (n *oneNode) Metrics(io.Writer, http.Header) (string, error) { return "text/plain", nil }
 
 func (n *oneNode) Boot(context.Context) (api.Boot, error) {
 	return api.Boot{Hostname: "web-1", Node: oneNodeID, Uptime: 61, Timeline: []api.BootStage{{Stage: "kernel", At: 1.5}, {Stage: "ready", At: 2}},

@@ -19,6 +19,9 @@ type Route struct {
 	Events any
 }
 
+// Text stands for an answer that is no JSON, by its media type.
+type Text string
+
 // Query are all its parameters.
 func (r Route) Query() []Param {
 	if r.OfNode {
@@ -56,6 +59,7 @@ var Routes = []Route{
 		sinceParam, followParam, {Name: "source", About: "only the lines of engine, of init, or of a service"},
 	}, OfNode: true},
 	{Method: "GET", Path: "/v1/boot", Name: "boot", Summary: "How an appliance booted, and what it runs; 404 from an engine on an ordinary host", Role: RoleReadOnly, Answer: Boot{}, Also: []int{404}, OfNode: true},
+	{Method: "GET", Path: "/metrics", Name: "metrics", Summary: "What Prometheus asks for, in its text format or another that the header Accept names", Role: RoleReadOnly, Answer: Text("text/plain"), OfNode: true},
 	{Method: "POST", Path: "/v1/drain", Name: "drain", Summary: "Give a node's share to the others; its connections go on. It stays so until it is resumed, but over a restart of the machine", Role: RoleControl, Body: Order{}, Answer: Status{}, OfNode: true},
 	{Method: "POST", Path: "/v1/resume", Name: "resume", Summary: "Have a drained node take its share again", Role: RoleControl, Body: Order{}, Answer: Status{}, OfNode: true},
 }

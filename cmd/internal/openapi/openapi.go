@@ -84,11 +84,17 @@ func Generate(root string) ([]byte, error) {
 }
 
 func operation(r api.Route, s *schemas) (yaml.MapSlice, error) {
-	answer, err := s.ref(r.Answer)
-	if err != nil {
-		return nil, err
+	var answer yaml.MapSlice
+	mediaType := "application/json"
+	if text, ok := r.Answer.(api.Text); ok {
+		mediaType, answer = string(text), yaml.MapSlice{{Key: "type", Value: "string"}}
+	} else {
+		var err error
+		if answer, err = s.ref(r.Answer); err != nil {
+			return nil, err
+		}
 	}
-	content := yaml.MapSlice{{Key: "application/json", Value: yaml.MapSlice{{Key: "schema", Value: answer}}}}
+	content := yaml.MapSlice{{Key: mediaType, Value: yaml.MapSlice{{Key: "schema", Value: answer}}}}
 	if r.Events != nil {
 		event, err := s.ref(r.Events)
 		if err != nil {
