@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -99,6 +100,8 @@ func (n *oneNode) Capture(_ context.Context, q capture.Query, w io.Writer, flush
 	}
 	return errors.Join(err, out.Statistics(id, time.Unix(200, 0), 2, 3), flush())
 }
+
+func (n *oneNode) Metrics(io.Writer, http.Header) (string, error) { return "text/plain", nil }
 
 func (n *oneNode) Boot(context.Context) (api.Boot, error) {
 	return api.Boot{Hostname: "web-1", Node: oneNodeID, Uptime: 61, Timeline: []api.BootStage{{Stage: "kernel", At: 1.5}, {Stage: "ready", At: 2}},

@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"sync"
 	"testing"
@@ -60,6 +62,11 @@ func (e *engine) order(drained bool, o Order, who string) {
 	defer e.mu.Unlock()
 	e.drained = drained
 	e.orders = append(e.orders, who+": "+o.Reason)
+}
+
+func (e *engine) Metrics(w io.Writer, accept http.Header) (string, error) {
+	fmt.Fprintf(w, "of %s for %s", e.host, accept.Get("Accept"))
+	return "text/plain", nil
 }
 
 func (e *engine) isDrained() bool {

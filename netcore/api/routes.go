@@ -17,8 +17,10 @@ type Route struct {
 	OfNode bool
 	// Events is what the server-sent events of this route carry; nil: it has none.
 	Events any
-	// Type is the answer's media type if that is not JSON: a stream that goes on.
+	// Type is the answer's media type if that is not JSON.
 	Type string
+	// Streams: the answer goes on until its end is asked for.
+	Streams bool
 }
 
 // Query are all its parameters.
@@ -65,8 +67,9 @@ var Routes = []Route{
 		{Name: "count", About: "end after so many frames"},
 		{Name: "duration", About: "end after this time, as 30s; left out: 1m; at most 10m"},
 		{Name: "snap", About: "keep so many bytes of each frame; left out: all"},
-	}, Type: "application/x-pcapng", OfNode: true},
+	}, Type: "application/x-pcapng", Streams: true, OfNode: true},
 	{Method: "GET", Path: "/v1/boot", Name: "boot", Summary: "How an appliance booted, and what it runs; 404 from an engine on an ordinary host", Role: RoleReadOnly, Answer: Boot{}, Also: []int{404}, OfNode: true},
+	{Method: "GET", Path: "/metrics", Name: "metrics", Summary: "What Prometheus asks for, in its text format or another that the header Accept names", Role: RoleReadOnly, Type: "text/plain", OfNode: true},
 	{Method: "POST", Path: "/v1/drain", Name: "drain", Summary: "Give a node's share to the others; its connections go on. It stays so until it is resumed, but over a restart of the machine", Role: RoleControl, Body: Order{}, Answer: Status{}, OfNode: true},
 	{Method: "POST", Path: "/v1/resume", Name: "resume", Summary: "Have a drained node take its share again", Role: RoleControl, Body: Order{}, Answer: Status{}, OfNode: true},
 	{Method: "POST", Path: "/v1/reboot", Name: "reboot", Summary: "Restart an appliance: its engine gives its share to the others, its connections have the time of cluster.drain, and what it boots is what is served or on its disk then. 404 from an engine on an ordinary host", Role: RoleControl, Body: Order{}, Answer: Status{}, Also: []int{404, 409}, OfNode: true},

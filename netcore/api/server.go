@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -48,6 +49,9 @@ type Backend interface {
 	Capture(ctx context.Context, q capture.Query, w io.Writer, flush func() error) error
 	// Boot matches ErrNoBoot on an ordinary host.
 	Boot(ctx context.Context) (Boot, error)
+	// Metrics writes the node's metrics for Prometheus, in the format that the header
+	// Accept asks for, and gives its media type.
+	Metrics(w io.Writer, accept http.Header) (mediaType string, err error)
 }
 
 // ErrNoBoot says that the engine did not boot the machine.
@@ -77,6 +81,9 @@ type Limits struct {
 	Header   time.Duration // for the handshake and the request's header, 5 s
 	Answer   time.Duration // for reading the body and writing an answer, 20 s
 	Ask      time.Duration // for another node's answer, 2 s
+	// Asked is told of each answer: the name of the route, "none" if it was refused
+	// before that was known, and the code. nil: nobody is.
+	Asked func(route string, code int)
 }
 
 func (l Limits) orDefaults() Limits {
@@ -89,6 +96,9 @@ func (l Limits) orDefaults() Limits {
 	def(&l.Header, 5*time.Second)
 	def(&l.Answer, 20*time.Second)
 	def(&l.Ask, 2*time.Second)
+	if l.Asked == nil {
+		l.Asked = func(string, int) {}
+	}
 	return l
 }
 
@@ -192,19 +202,22 @@ type problem struct {
 func (s *Server) handler() http.Handler {
 	serve := map[string]func(http.ResponseWriter, *http.Request) (any, error){
 		"health": s.health, "status": s.status, "cluster": s.askCluster, "findings": s.findings, "which": s.which, "events": s.events,
-		"logs": s.logs, "boot": s.boot, "capture": s.capture,
+		"logs": s.logs, "boot": s.boot, "capture": s.capture, "metrics": s.metrics,
 		"drain": s.order(atOnce(s.backend.Drain)), "resume": s.order(atOnce(s.backend.Resume)), "reboot": s.order(s.backend.Reboot),
 	}
 	byPath := map[string][]Route{}
 	for _, r := range Routes {
 		byPath[r.Path] = append(byPath[r.Path], r)
 	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return http.HandlerFunc(func(plain http.ResponseWriter, r *http.Request) {
+		w, name := &coded{plain, http.StatusOK}, "none"
+		defer func() { s.limits.Asked(name, w.code) }()
 		answer, err := func() (any, error) {
 			route, err := s.admit(w, r, byPath)
 			if err != nil {
 				return nil, err
 			}
+			name = route.Name
 			if route.OfNode {
 				if done, err := s.forward(w, r, route); done || err != nil {
 					return nil, err
@@ -227,6 +240,20 @@ func (s *Server) handler() http.Handler {
 		}
 	})
 }
+
+// coded remembers the code of an answer.
+type coded struct {
+	http.ResponseWriter
+	code int
+}
+
+func (c *coded) WriteHeader(code int) {
+	c.code = code
+	c.ResponseWriter.WriteHeader(code)
+}
+
+// Unwrap is for http.ResponseController.
+func (c *coded) Unwrap() http.ResponseWriter { return c.ResponseWriter }
 
 // admit finds the route of a request that may be answered.
 func (s *Server) admit(w http.ResponseWriter, r *http.Request, byPath map[string][]Route) (Route, error) {
@@ -315,6 +342,17 @@ func (s *Server) health(http.ResponseWriter, *http.Request) (any, error) {
 
 func (s *Server) status(http.ResponseWriter, *http.Request) (any, error) {
 	return s.backend.Status(), nil
+}
+
+func (s *Server) metrics(w http.ResponseWriter, r *http.Request) (any, error) {
+	var page bytes.Buffer
+	mediaType, err := s.backend.Metrics(&page, r.Header)
+	if err != nil {
+		return nil, err
+	}
+	w.Header().Set("Content-Type", mediaType)
+	_, _ = w.Write(page.Bytes()) // or the client has gone
+	return nil, nil
 }
 
 func (s *Server) boot(_ http.ResponseWriter, r *http.Request) (any, error) {
@@ -418,7 +456,7 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, route Route) (d
 			header.Set(h, v)
 		}
 	}
-	streams := route.Type != "" || route.Events != nil && follows(r)
+	streams := route.Streams || route.Events != nil && follows(r)
 	ctx := r.Context()
 	if !streams {
 		var cancel context.CancelFunc

@@ -50,12 +50,13 @@ func (e *engine) serveAPI(ctx context.Context) {
 	authority, err := api.NewAuthority(cfg.Cluster.Name, cfg.Cluster.Key, cfg.Cluster.AcceptKeys...)
 	var server *api.Server
 	if err == nil {
-		server, err = api.NewServer(authority, backend{e, ctx}, api.Limits{}, e.log)
+		server, err = api.NewServer(authority, backend{e, ctx}, api.Limits{Asked: e.metrics.asked}, e.log)
 	}
 	if err != nil {
 		e.log.Error("no management API", "error", err)
 		return
 	}
+	e.server.Store(server)
 	var serving sync.WaitGroup
 	listeners := map[netip.Addr]net.Listener{}
 	ended := make(chan netip.Addr)

@@ -120,6 +120,7 @@ func Run(ctx context.Context, opt Options) error {
 	}
 	e := &engine{opt: opt, log: opt.Logger, start: time.Now(), telling: newTelling()}
 	e.findings = finding.NewBoard(e.foundEvent)
+	e.openMetrics()
 	// The parts outlive ctx by the time it takes to leave.
 	parts, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()

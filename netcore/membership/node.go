@@ -46,10 +46,13 @@ type NodeConfig struct {
 	Urgent bool
 }
 
-// Counters count frames that had no effect.
+// Counters count frames: first those that had no effect.
 type Counters struct {
 	Malformed, OtherVersion, OtherCluster, Unauthentic uint64
 	Ignored                                            uint64 // authentic, but replayed, of this node's own MAC, or one node too many
+	Sent                                               uint64 // beacons
+	Heard                                              uint64 // authentic frames of others
+	Missed                                             uint64 // by the gaps in their numbers
 }
 
 // Node runs the machine.
@@ -73,9 +76,10 @@ type Node struct {
 	cardSequence uint64
 
 	assemblers map[NodeID]*Assembler
+	numbers    map[Peer]uint64 // the highest of each node
 	frame      [MaxFrame + 1]byte
 
-	malformed, otherVersion, otherCluster, unauthentic, ignored atomic.Uint64
+	malformed, otherVersion, otherCluster, unauthentic, ignored, sent, heard, missed atomic.Uint64
 
 	// What anyone can make the node say, and what takes the key. The first may
 	// not silence the second.
@@ -95,7 +99,7 @@ func NewNode(cfg NodeConfig) (*Node, error) {
 	cfg.Machine.Flows = flows
 	n := &Node{
 		cfg: cfg, events: make(chan Event, 64), poll: make(chan int64, 1), changed: make(chan struct{}),
-		machine: New(cfg.Machine, cfg.Now()), assemblers: map[NodeID]*Assembler{},
+		machine: New(cfg.Machine, cfg.Now()), assemblers: map[NodeID]*Assembler{}, numbers: map[Peer]uint64{},
 	}
 	n.active.Store(int64(active))
 	v := n.machine.View()
@@ -119,9 +123,12 @@ func (n *Node) View() View { return *n.status.Load() }
 // Alive is when the node last did a step, on the clock of NodeConfig.Now.
 func (n *Node) Alive() int64 { return n.alive.Load() }
 
-// Counters gives the numbers of frames without effect.
+// Counters gives the numbers of frames since the start.
 func (n *Node) Counters() Counters {
-	return Counters{n.malformed.Load(), n.otherVersion.Load(), n.otherCluster.Load(), n.unauthentic.Load(), n.ignored.Load()}
+	return Counters{
+		Malformed: n.malformed.Load(), OtherVersion: n.otherVersion.Load(), OtherCluster: n.otherCluster.Load(), Unauthentic: n.unauthentic.Load(),
+		Ignored: n.ignored.Load(), Sent: n.sent.Load(), Heard: n.heard.Load(), Missed: n.missed.Load(),
+	}
 }
 
 // SetCarrier tells the node about its NIC's link.
@@ -320,8 +327,10 @@ func (n *Node) read(frame []byte) Event {
 		n.refuse(err, frame)
 		return nil
 	case beacon != nil:
+		n.number(beacon.Peer, beacon.Sequence)
 		return Received{beacon}
 	}
+	n.number(part.From, part.Sequence)
 	a := n.assemblers[part.From.ID]
 	if a == nil {
 		if len(n.assemblers) >= MaxNodes {
@@ -338,6 +347,23 @@ func (n *Node) read(frame []byte) Event {
 		return nil
 	}
 	return ReceivedMap{Map: m, From: part.From, Sequence: part.Sequence}
+}
+
+// number counts a frame of another node, and those before it that did not come. The
+// parts of a map have one number.
+func (n *Node) number(from Peer, sequence uint64) {
+	if from.ID == n.machine.Self().ID {
+		return
+	}
+	n.heard.Add(1)
+	last, known := n.numbers[from]
+	if !known && len(n.numbers) >= 2*MaxNodes { // of many starts over the years
+		clear(n.numbers)
+	}
+	if known && sequence > last+1 {
+		n.missed.Add(sequence - last - 1)
+	}
+	n.numbers[from] = max(last, sequence)
 }
 
 // refuse counts a frame without effect; each kind is logged once in a while for
@@ -520,6 +546,7 @@ func (n *Node) step(ev Event) (next int64) {
 			}
 		}
 		if a.Beacon != nil && n.send(n.cfg.Codec.Beacon(a.Beacon), a.Unicast) == nil {
+			n.sent.Add(1)
 			ev = Sent{At: now}
 		}
 		if a.PollFlows {
