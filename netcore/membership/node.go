@@ -179,6 +179,18 @@ func (n *Node) Resume(ctx context.Context) {
 	n.tell(ctx, Drain{On: false})
 }
 
+// Order changes what holds at run time, and gives the settings that follow. The error
+// is that of ctx, or that the order cannot be followed.
+func (n *Node) Order(ctx context.Context, o Order) (*Settings, error) {
+	before := n.View().Settings
+	if before.apply(o, n.cfg.ID) == nil {
+		return nil, errSettings
+	}
+	n.tell(ctx, o)
+	n.await(ctx, func() bool { return n.View().Settings != before })
+	return n.View().Settings, ctx.Err()
+}
+
 // Leave gives this node's buckets to the others, calls given (if not nil) when it
 // owns none any more, waits until its flows have ended or ctx has, and says that
 // the node is gone.
@@ -320,6 +332,14 @@ func (n *Node) read(frame []byte) Event {
 			n.cards.add(card)
 		}
 		return nil
+	}
+	if isSettings(frame) {
+		set, err := n.cfg.Codec.DecodeSettings(frame)
+		if err != nil {
+			n.refuse(err, frame)
+			return nil
+		}
+		return *set
 	}
 	beacon, part, err := n.cfg.Codec.Decode(frame)
 	switch {
@@ -549,6 +569,11 @@ func (n *Node) step(ev Event) (next int64) {
 			n.sent.Add(1)
 			ev = Sent{At: now}
 		}
+		if a.Settings != nil {
+			if f, err := n.cfg.Codec.Settings(a.Settings, n.machine.Self(), a.SettingsSequence); err == nil {
+				_ = n.send(f, a.SettingsUnicast) // they are said again
+			}
+		}
 		if a.PollFlows {
 			select {
 			case n.poll <- now:
@@ -597,6 +622,8 @@ func (n *Node) note(notes []Note) {
 			n.cfg.Logger.Info("node made a map", "version", note.Map.Version, "why", note.Why)
 		case Adopted:
 			n.cfg.Logger.Debug("node adopted a map", "version", note.Map.Version, "leader", note.Map.Leader)
+		case NewSettings:
+			n.cfg.Logger.Info("node "+note.What.String(), "version", note.Settings.Version, "by", note.Settings.By)
 		case FailOpen, AllFailed:
 			n.cfg.Logger.Warn(note.What.String())
 		case Lost:
