@@ -675,6 +675,37 @@ func TestCompare(t *testing.T) {
 	}
 }
 
+// An archive from anywhere gives members that are no more than it holds, or an error.
+func FuzzUnpack(f *testing.F) {
+	plain, _, err := image.ConfigMember([]byte(withService), map[string]string{"srv/hello": "testdata/www"}, time.Time{})
+	if err != nil {
+		f.Fatal(err)
+	}
+	packed, err := image.Compress(plain)
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, seed := range [][]byte{plain, packed, plain[:len(plain)/2], []byte("070701")} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		records, err := unpack(data)
+		if err != nil {
+			return
+		}
+		n := 0
+		for _, r := range records {
+			n += len(r.data)
+		}
+		if bytes.HasPrefix(data, []byte("0707")) && n > len(data) {
+			t.Errorf("%d bytes have %d bytes in them", len(data), n)
+		}
+		if _, _, err := unpackConfig(data, t.TempDir()); err != nil {
+			return
+		}
+	})
+}
+
 func TestInside(t *testing.T) {
 	pack := func(text string) []byte {
 		t.Helper()
@@ -687,6 +718,11 @@ func TestInside(t *testing.T) {
 	}
 	if got := inside(pack("a"), pack("b")); got != ", first in its member "+image.ConfigFile {
 		t.Errorf("inside = %q", got)
+	}
+	cut := pack("a")
+	cut = cut[:bytes.Index(cut, []byte("\nservices:"))] // within the first file
+	if _, err := unpack(cut); err == nil || !strings.Contains(err.Error(), " is truncated: ") {
+		t.Errorf("unpack of half an archive: %v", err)
 	}
 	if got := inside([]byte("abc"), []byte("abd")); got != ", first at byte 2" {
 		t.Errorf("inside = %q", got)
