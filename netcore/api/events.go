@@ -30,6 +30,7 @@ var EventKinds = []string{
 	"map",        // another map is in use
 	"drain",      // somebody drained the node
 	"resume",     // somebody had it take part again
+	"reboot",     // somebody had the machine restart
 	"unwell",     // a service of the node fails its check
 	"well",       // all services pass again
 	"fail-open",  // the services of all nodes fail, and the cluster serves on
@@ -42,6 +43,8 @@ var EventKinds = []string{
 	"yielded",    // the node is silent for another one with its wire MAC
 	"carrier",    // the cable was put in or out
 	"refused",    // frames had no effect: wrong key, twins, loops, other rules
+	"finding",    // the node has noticed something: the text begins with its code, why is the evidence
+	"cleared",    // a finding is no longer there
 }
 
 // Events is the answer to GET /v1/events.

@@ -4,15 +4,19 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"sync"
 	"testing"
 	"time"
 
 	"clonecluster/config"
+	"clonecluster/netcore/capture"
+	"clonecluster/netcore/finding"
 )
 
 var (
@@ -34,22 +38,35 @@ type engine struct {
 	owner   string // of every bucket
 	socket  bool
 	bucket  int
+	found   []finding.Finding
 }
 
 func (e *engine) Self() (string, string) { return e.id, e.host }
 func (e *engine) Health() Health         { return Health{State: "serving", OK: !e.isDrained()} }
 func (e *engine) Status() Status {
-	return Status{Cluster: "test", Name: e.host, WireMAC: e.id, Drain: Drain{Draining: e.isDrained()}}
+	return Status{Cluster: "test", Name: e.host, WireMAC: e.id, Drain: Drain{Draining: e.isDrained()}, Findings: e.found}
 }
 func (e *engine) Drain(_ context.Context, o Order, who string)  { e.order(true, o, who) }
 func (e *engine) Resume(_ context.Context, o Order, who string) { e.order(false, o, who) }
-func (e *engine) Events() *Record[Event]                        { return e.events }
+func (e *engine) Reboot(_ context.Context, o Order, who string) error {
+	if !e.boot {
+		return ErrNoBoot
+	}
+	e.order(true, o, who)
+	return nil
+}
+func (e *engine) Events() *Record[Event] { return e.events }
 
 func (e *engine) order(drained bool, o Order, who string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.drained = drained
 	e.orders = append(e.orders, who+": "+o.Reason)
+}
+
+func (e *engine) Metrics(w io.Writer, accept http.Header) (string, error) {
+	fmt.Fprintf(w, "of %s for %s", e.host, accept.Get("Accept"))
+	return "text/plain", nil
 }
 
 func (e *engine) isDrained() bool {
@@ -82,6 +99,18 @@ func (e *engine) Peers() []Peer {
 func (e *engine) Logs(_ context.Context, after uint64) ([]LogLine, string, uint64, <-chan struct{}, error) {
 	lines, lost, more := e.log.After(after)
 	return lines, e.log.Run(), lost, more, nil
+}
+
+func (e *engine) Capture(ctx context.Context, q capture.Query, w io.Writer, flush func() error) error {
+	out, err := capture.NewWriter(w)
+	if err != nil {
+		return err
+	}
+	id, err := out.AddInterface(e.host, "", q.Snap)
+	for i := 0; err == nil && i < q.Count; i++ {
+		err = out.Packet(id, capture.Frame{Time: time.Unix(int64(i), 0), Data: make([]byte, 60), Length: 60, Comment: "accept-new"})
+	}
+	return errors.Join(err, flush())
 }
 
 func (e *engine) Boot(context.Context) (Boot, error) {
