@@ -179,7 +179,7 @@ func measure(t *testing.T, p Plan, r *Report, only *regexp.Regexp, save func()) 
 				continue
 			}
 			t.Run(fmt.Sprintf("%s/%d", s, round+1), func(t *testing.T) {
-				b, err := newBed(t, p, s, content, "normal")
+				b, err := newBed(t, p, s, content, "relaxed")
 				if errors.As(err, new(missing)) {
 					r.Missing[s.String()] = err.Error()
 					save()
