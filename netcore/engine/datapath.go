@@ -56,6 +56,8 @@ type table interface {
 	Bucket(t filter.Tuple) int
 	Hold(t filter.Tuple, nowMono int64) bool
 	Counters() filter.Counters
+	Offered() *filter.Offered
+	Askers(nowMono int64) []filter.Asker
 }
 
 // ErrDatapath is matched by the error of Run when the datapath that was asked for

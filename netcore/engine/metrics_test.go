@@ -30,6 +30,7 @@ func examplePage(t *testing.T) (page []byte, families map[string]*dto.MetricFami
 		},
 		Buckets: Buckets{Foreign: 324, Settled: 690, Shared: 10}, Drain: Drain{Flows: 11}, Unwell: []string{"web: refused"},
 		Findings: []finding.Finding{{Code: "one-way", Level: finding.Critical}, {Code: "mixed-programs", Level: finding.Info}},
+		Offered:  api.Offered{Frames: 40, SYNs: 30, SYNsAgain: 20, Unowned: 10},
 		Verdicts: map[string]uint64{"accept-new": 5}, Counters: map[string]uint64{"Guarded": 2, "SendErrors": 3},
 		Beacons: membership.Counters{Sent: 100, Heard: 200, Missed: 1, Unauthentic: 4},
 	}
@@ -64,6 +65,7 @@ func TestMetrics(t *testing.T) {
 		"clonecluster_map_buckets 700", `clonecluster_buckets{state="settled"} 690`, "clonecluster_weight 150", "clonecluster_busy_ratio 0.25", "clonecluster_flows 12",
 		"clonecluster_drain_flows 11", `clonecluster_frames_total{verdict="accept-new"} 5`, `clonecluster_frames_total{verdict="drop-egress-malformed"} 0`,
 		`clonecluster_datapath_errors_total{reason="send-errors"} 3`, "clonecluster_guarded_frames_total 2", "clonecluster_beacons_sent_total 100",
+		"clonecluster_offered_frames_total 40", "clonecluster_offered_syns_total 30", "clonecluster_offered_syn_retransmissions_total 20", "clonecluster_offered_unowned_frames_total 10",
 		"clonecluster_beacons_heard_total 200", "clonecluster_beacons_missed_total 1", `clonecluster_beacons_refused_total{reason="wrong-key"} 4`,
 		`clonecluster_service_healthy{service="web"} 0`, `clonecluster_service_healthy{service="dns"} 1`, `clonecluster_finding{code="one-way",level="critical"} 1`,
 		"clonecluster_api_connections_refused_total 9", "clonecluster_boot_time_seconds 1000", `clonecluster_boot_stage_seconds{stage="ready"} 2.5`,

@@ -131,6 +131,7 @@ func (f *Filter) flow(p *packet, now int64, s Sockets) Verdict {
 		return DropDisabled
 	}
 	bucket := f.flowBucket(p.src, p.dst, p.srcPort, p.dstPort, p.proto)
+	f.offer(p, port, bucket, now)
 	if p.kind != kindSYN && port&PortLocal != 0 {
 		if isHeld(f.held(p.proto), bucket, now) {
 			return AcceptOwn
