@@ -8,11 +8,12 @@
 local cc = Proto("clonecluster", "Clone Cluster")
 
 local states = {[1] = "listening", [2] = "serving", [3] = "draining", [4] = "stopping", [5] = "leaving", [6] = "restarting"}
-local kinds = {[1] = "beacon", [2] = "part of a map", [3] = "card"}
+local kinds = {[1] = "beacon", [2] = "part of a map", [3] = "card", [5] = "settings"}
+local balances = {[0] = "as configured", [1] = "even", [2] = "load"}
 
-local VERSION, BEACON, MAP, CARD = 2, 1, 2, 3
+local VERSION, BEACON, MAP, CARD, SETTINGS = 2, 1, 2, 3, 5
 local ETHERNET = 14 -- the bytes before those that the dissector is given
-local TAGS, PIECE, ADDRESSES = 223, 58, 47
+local TAGS, PIECE, ADDRESSES, WEIGHTS = 223, 58, 47, 59
 local MAP_HEAD, BUCKETS, NOBODY = 23, 1024, 255
 local HMAC = 16
 
@@ -54,6 +55,12 @@ local f = {
 	address = ProtoField.ipv6("clonecluster.address", "Address"),
 	name = ProtoField.string("clonecluster.name", "Host name"),
 	build = ProtoField.string("clonecluster.build", "Program"),
+	settings_version = ProtoField.uint64("clonecluster.settings.version", "Version of the settings"),
+	settings_author = ProtoField.ether("clonecluster.settings.author", "Node that took the order"),
+	settings_balance = ProtoField.uint8("clonecluster.settings.balance", "Balance", base.DEC, balances),
+	settings_node = ProtoField.ether("clonecluster.settings.node", "Node"),
+	settings_weight = ProtoField.uint16("clonecluster.settings.weight", "Weight"),
+	settings_by = ProtoField.string("clonecluster.settings.by", "Order by", base.UNICODE),
 	unowned = ProtoField.uint16("clonecluster.unowned", "Buckets of nobody"),
 }
 cc.fields = f
@@ -212,6 +219,26 @@ local function card(tvb, tree)
 	return "Card" .. (said and " of " .. said:string() or ""), texts + name + build, whole and number(tvb, 46, 1) ~= nil
 end
 
+-- settings is the same for the fourth kind.
+local function settings(tvb, tree)
+	local whole = add(tree, tvb, {{42, 8, f.settings_version}, {50, 6, f.settings_author}, {56, 1, f.settings_balance}})
+	local version, n, text = bytes(tvb, 42, 8), number(tvb, 57, 1) or 0, number(tvb, 58, 1) or 0
+	for i = 0, n - 1 do
+		local at = WEIGHTS + 8 * i
+		whole = whole and add(tree, tvb, {{at, 6, f.settings_node}, {at + 6, 2, f.settings_weight}})
+	end
+	local by = WEIGHTS + 8 * n
+	local said = bytes(tvb, by, text)
+	if said then
+		tree:add(f.settings_by, said, said:string(ENC_UTF_8))
+	end
+	whole = whole and (said or text == 0)
+	if n > 150 or text > 100 or (number(tvb, 56, 1) or 0) > 2 then
+		tree:add_proto_expert_info(e.malformed)
+	end
+	return "Settings" .. (version and " " .. tostring(version:uint64()) or ""), by + text, whole and number(tvb, 58, 1) ~= nil
+end
+
 function cc.dissector(tvb, pinfo, tree)
 	local magic = bytes(tvb, 14, 2)
 	if not magic or magic:string() ~= "CC" then
@@ -234,6 +261,8 @@ function cc.dissector(tvb, pinfo, tree)
 		info, hmac, whole = map_part(tvb, top)
 	elseif kind == CARD then
 		info, hmac, whole = card(tvb, top)
+	elseif kind == SETTINGS then
+		info, hmac, whole = settings(tvb, top)
 	elseif kind then
 		top:add_proto_expert_info(e.malformed)
 	end

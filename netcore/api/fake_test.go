@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"clonecluster/config"
+	"clonecluster/netcore/capture"
 	"clonecluster/netcore/finding"
 )
 
@@ -48,7 +49,14 @@ func (e *engine) Status() Status {
 }
 func (e *engine) Drain(_ context.Context, o Order, who string)  { e.order(true, o, who) }
 func (e *engine) Resume(_ context.Context, o Order, who string) { e.order(false, o, who) }
-func (e *engine) Events() *Record[Event]                        { return e.events }
+func (e *engine) Reboot(_ context.Context, o Order, who string) error {
+	if !e.boot {
+		return ErrNoBoot
+	}
+	e.order(true, o, who)
+	return nil
+}
+func (e *engine) Events() *Record[Event] { return e.events }
 
 func (e *engine) order(drained bool, o Order, who string) {
 	e.mu.Lock()
@@ -92,6 +100,18 @@ func (e *engine) Peers() []Peer {
 func (e *engine) Logs(_ context.Context, after uint64) ([]LogLine, string, uint64, <-chan struct{}, error) {
 	lines, lost, more := e.log.After(after)
 	return lines, e.log.Run(), lost, more, nil
+}
+
+func (e *engine) Capture(ctx context.Context, q capture.Query, w io.Writer, flush func() error) error {
+	out, err := capture.NewWriter(w)
+	if err != nil {
+		return err
+	}
+	id, err := out.AddInterface(e.host, "", q.Snap)
+	for i := 0; err == nil && i < q.Count; i++ {
+		err = out.Packet(id, capture.Frame{Time: time.Unix(int64(i), 0), Data: make([]byte, 60), Length: 60, Comment: "accept-new"})
+	}
+	return errors.Join(err, flush())
 }
 
 func (e *engine) Boot(context.Context) (Boot, error) {

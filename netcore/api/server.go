@@ -19,6 +19,7 @@ import (
 	"sync"
 	"time"
 
+	"clonecluster/netcore/capture"
 	"clonecluster/netcore/finding"
 )
 
@@ -33,6 +34,9 @@ type Backend interface {
 	// Drain and Resume do as they are told by who, and return at once.
 	Drain(ctx context.Context, why Order, who string)
 	Resume(ctx context.Context, why Order, who string)
+	// Reboot restarts the machine. The error matches ErrNoBoot on an ordinary host, and
+	// ErrEnding if that is on its way already.
+	Reboot(ctx context.Context, why Order, who string) error
 	// Which is what this node alone knows: all but Why, with itself in Nodes.
 	Which(Flow) (Which, error)
 	// Peers are the other nodes, and those that were there a while ago.
@@ -41,6 +45,9 @@ type Backend interface {
 	// Logs gives the lines after an id; more is closed when others come, and nil
 	// if that is not known.
 	Logs(ctx context.Context, after uint64) (lines []LogLine, run string, lost uint64, more <-chan struct{}, err error)
+	// Capture writes the frames that pass the node's NIC until ctx ends or the query is
+	// satisfied.
+	Capture(ctx context.Context, q capture.Query, w io.Writer, flush func() error) error
 	// Boot matches ErrNoBoot on an ordinary host.
 	Boot(ctx context.Context) (Boot, error)
 	// Metrics writes the node's metrics for Prometheus, in the format that the header
@@ -49,7 +56,10 @@ type Backend interface {
 }
 
 // ErrNoBoot says that the engine did not boot the machine.
-var ErrNoBoot = errors.New("this node is an ordinary host, whose boot is not ours to tell; ask its own tools")
+var ErrNoBoot = errors.New("this node is an ordinary host, whose boot is not ours to tell or to order; use its own tools")
+
+// ErrEnding says that the machine is about to end.
+var ErrEnding = errors.New("the node is on its way down already")
 
 // Peer is another node.
 type Peer struct {
@@ -115,6 +125,7 @@ type Server struct {
 	door     *door
 	http     *http.Server
 	streams  chan struct{}
+	captures chan struct{}
 	ended    chan struct{} // closed when the streams have to end
 	endOnce  sync.Once
 
@@ -134,7 +145,7 @@ func NewServer(a *Authority, b Backend, limits Limits, log *slog.Logger) (*Serve
 	}
 	limits = limits.orDefaults()
 	s := &Server{
-		backend: b, log: log, limits: limits, identity: id, door: newDoor(limits), streams: make(chan struct{}, limits.Streams),
+		backend: b, log: log, limits: limits, identity: id, door: newDoor(limits), streams: make(chan struct{}, limits.Streams), captures: make(chan struct{}, mostCaptures),
 		ended: make(chan struct{}), peers: map[string]*Client{},
 	}
 	s.http = &http.Server{
@@ -192,7 +203,8 @@ type problem struct {
 func (s *Server) handler() http.Handler {
 	serve := map[string]func(http.ResponseWriter, *http.Request) (any, error){
 		"health": s.health, "status": s.status, "cluster": s.askCluster, "findings": s.findings, "offered": s.offered, "which": s.which, "events": s.events,
-		"logs": s.logs, "boot": s.boot, "metrics": s.metrics, "drain": s.order(s.backend.Drain), "resume": s.order(s.backend.Resume),
+		"logs": s.logs, "boot": s.boot, "capture": s.capture, "metrics": s.metrics,
+		"drain": s.order(atOnce(s.backend.Drain)), "resume": s.order(atOnce(s.backend.Resume)), "reboot": s.order(s.backend.Reboot),
 	}
 	byPath := map[string][]Route{}
 	for _, r := range Routes {
@@ -358,7 +370,15 @@ func (s *Server) boot(_ http.ResponseWriter, r *http.Request) (any, error) {
 	return b, nil
 }
 
-func (s *Server) order(do func(context.Context, Order, string)) func(http.ResponseWriter, *http.Request) (any, error) {
+// atOnce is an order that cannot fail.
+func atOnce(do func(context.Context, Order, string)) func(context.Context, Order, string) error {
+	return func(ctx context.Context, o Order, who string) error {
+		do(ctx, o, who)
+		return nil
+	}
+}
+
+func (s *Server) order(do func(context.Context, Order, string) error) func(http.ResponseWriter, *http.Request) (any, error) {
 	return func(_ http.ResponseWriter, r *http.Request) (any, error) {
 		o, err := ParseOrder(r.Body)
 		if tooLong := new(http.MaxBytesError); errors.As(err, &tooLong) {
@@ -366,7 +386,14 @@ func (s *Server) order(do func(context.Context, Order, string)) func(http.Respon
 		} else if err != nil {
 			return nil, problem{http.StatusBadRequest, err}
 		}
-		do(r.Context(), o, who(r))
+		switch err := do(r.Context(), o, who(r)); {
+		case errors.Is(err, ErrNoBoot):
+			return nil, problem{http.StatusNotFound, err}
+		case errors.Is(err, ErrEnding):
+			return nil, problem{http.StatusConflict, err}
+		case err != nil:
+			return nil, problem{http.StatusBadGateway, err}
+		}
 		return s.backend.Status(), nil
 	}
 }
@@ -434,7 +461,7 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, route Route) (d
 			header.Set(h, v)
 		}
 	}
-	streams := route.Events != nil && follows(r)
+	streams := route.Streams || route.Events != nil && follows(r)
 	ctx := r.Context()
 	if !streams {
 		var cancel context.CancelFunc
@@ -569,15 +596,15 @@ func (s *Server) ofAll(ctx context.Context) Cluster {
 	return c
 }
 
-// atOnce is how many nodes are asked at a time.
-const atOnce = 32
+// askedAtOnce is how many nodes are asked at a time.
+const askedAtOnce = 32
 
 // askAll asks nodes at the same time and returns when all have answered or their
 // time is over.
 func (s *Server) askAll(ctx context.Context, peers []Peer, ask func(ctx context.Context, i int, c *Client, err error)) {
 	ctx, cancel := context.WithTimeout(ctx, s.limits.Ask)
 	defer cancel()
-	places := make(chan struct{}, atOnce)
+	places := make(chan struct{}, askedAtOnce)
 	var g sync.WaitGroup
 	for i, p := range peers {
 		places <- struct{}{}

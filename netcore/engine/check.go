@@ -45,7 +45,7 @@ func CheckHost(cfg *config.Config, datapath string, log *slog.Logger) func(conte
 			if err != nil {
 				log.Warn("whether somebody else has the VIP cannot be told", "error", err)
 			}
-			findings = append(findings, hostcheck.JudgeClaims(claims, w)...)
+			findings = append(findings, hostcheck.JudgeClaims(claims, w, false)...)
 		}
 		for _, f := range findings {
 			if f.Level == hostcheck.Warn {
@@ -140,7 +140,7 @@ func findings(ctx context.Context, file, iface, datapath, bpffs string) []hostch
 			all = append(all, failed("segment", err, "run it as root"))
 			break
 		}
-		all = append(all, hostcheck.JudgeClaims(claims, w)...)
+		all = append(all, hostcheck.JudgeClaims(claims, w, m.Running())...)
 	}
 	return all
 }

@@ -63,8 +63,7 @@ func synNumber(p *packet) uint64 {
 }
 
 // offer counts a segment or datagram to a port of which is is known.
-func (f *Filter) offer(p *packet, is uint8, bucket int, now int64) {
-	o := &f.offered
+func (f *Filter) offer(o *offered, p *packet, is uint8, bucket int, now int64) {
 	o.frames[bucket].Add(1)
 	if p.kind != kindSYN || is&PortRuled == 0 {
 		return

@@ -18,6 +18,7 @@ func TestOffered(t *testing.T) {
 		f.Ingress(patch(tcp(client4, vip4, clientPort, port, "S"), etherHeader+20+4, 0, 0, 0, byte(sequence)), now, nil)
 	}
 	syn(80, 1, 0)
+	f.Look(tcp(client4, vip4, clientPort, 80, "S"), false, now, nil) // which counts nothing
 	syn(80, 1, time.Millisecond)     // a copy of the network's
 	syn(80, 1, time.Second)          // again
 	syn(80, 1, 2*time.Second)        // again

@@ -490,8 +490,9 @@ func services(m Machine, w Want) (fs []Finding) {
 	return fs
 }
 
-// JudgeClaims decides about what Probe has heard.
-func JudgeClaims(claims []Claim, w Want) (fs []Finding) {
+// JudgeClaims decides about what Probe has heard from a machine. One that runs an
+// engine itself may own the bucket of its own question: then no other node answers.
+func JudgeClaims(claims []Claim, w Want, running bool) (fs []Finding) {
 	ours := false
 	for _, c := range claims {
 		if c.MAC.String() == w.CloneMAC.String() {
@@ -505,6 +506,8 @@ func JudgeClaims(claims []Claim, w Want) (fs []Finding) {
 	case len(fs) > 0:
 	case ours:
 		fs = append(fs, ok("nodes of the cluster answer for the VIP, and nobody else"))
+	case running:
+		fs = append(fs, ok("nobody on the segment but this node answers for the VIP"))
 	default:
 		fs = append(fs, ok("nobody on the segment has the VIP yet"))
 	}

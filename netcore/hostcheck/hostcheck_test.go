@@ -144,15 +144,18 @@ func TestJudgeDatapath(t *testing.T) {
 func TestJudgeClaims(t *testing.T) {
 	other := net.HardwareAddr{2, 0, 0, 0, 0, 9}
 	for _, tt := range []struct {
-		claims []Claim
-		level  Level
-		says   string
+		claims  []Claim
+		running bool
+		level   Level
+		says    string
 	}{
-		{nil, OK, "nobody"},
-		{[]Claim{{vip4, cloneAddr}, {vip6, cloneAddr}}, OK, "nodes of the cluster"},
-		{[]Claim{{vip4, cloneAddr}, {vip6, other}}, Refused, "fd77::10 is in use on the segment by 02:00:00:00:00:09"},
+		{nil, false, OK, "nobody on the segment has the VIP yet"},
+		{nil, true, OK, "nobody on the segment but this node"},
+		{[]Claim{{vip4, cloneAddr}, {vip6, cloneAddr}}, false, OK, "nodes of the cluster"},
+		{[]Claim{{vip4, cloneAddr}}, true, OK, "nodes of the cluster"},
+		{[]Claim{{vip4, cloneAddr}, {vip6, other}}, true, Refused, "fd77::10 is in use on the segment by 02:00:00:00:00:09"},
 	} {
-		fs := JudgeClaims(tt.claims, want)
+		fs := JudgeClaims(tt.claims, want, tt.running)
 		if len(fs) != 1 || fs[0].Level != tt.level || !strings.Contains(fs[0].What, tt.says) || fs[0].Check != "segment" {
 			t.Errorf("JudgeClaims(%v) = %+v; want %v and %q", tt.claims, fs, tt.level, tt.says)
 		}

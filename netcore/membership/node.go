@@ -67,7 +67,8 @@ type Node struct {
 	alive     atomic.Int64
 	active    atomic.Int64 // flows at the last look
 	drained   atomic.Bool
-	draining  atomic.Bool   // as it was told last
+	draining  atomic.Bool // as it was told last
+	load      atomic.Pointer[LoadSeen]
 	changed   chan struct{} // closed and replaced when drained or active may have changed
 	changeMu  sync.Mutex
 
@@ -136,8 +137,8 @@ func (n *Node) SetCarrier(ctx context.Context, up bool) { n.tell(ctx, Carrier{up
 // SetHealth says whether the node's services pass their checks.
 func (n *Node) SetHealth(ctx context.Context, ok bool) { n.tell(ctx, Health{ok}) }
 
-// SetLoad says how busy the node is.
-func (n *Node) SetLoad(ctx context.Context, load LoadSeen) { n.tell(ctx, load) }
+// SetLoad says how busy the node is. That has time until the next beacon.
+func (n *Node) SetLoad(load LoadSeen) { n.load.Store(&load) }
 
 // SetID gives the node the NIC's new address.
 func (n *Node) SetID(ctx context.Context, id NodeID) {
@@ -176,6 +177,18 @@ func (n *Node) Drain(ctx context.Context) {
 func (n *Node) Resume(ctx context.Context) {
 	n.draining.Store(false)
 	n.tell(ctx, Drain{On: false})
+}
+
+// Order changes what holds at run time, and gives the settings that follow. The error
+// is that of ctx, or that the order cannot be followed.
+func (n *Node) Order(ctx context.Context, o Order) (*Settings, error) {
+	before := n.View().Settings
+	if before.apply(o, n.cfg.ID) == nil {
+		return nil, errSettings
+	}
+	n.tell(ctx, o)
+	n.await(ctx, func() bool { return n.View().Settings != before })
+	return n.View().Settings, ctx.Err()
 }
 
 // Leave gives this node's buckets to the others, calls given (if not nil) when it
@@ -301,6 +314,9 @@ func (n *Node) loop(ctx context.Context) error {
 		}
 		// Even under a flood of frames beacons go out in time.
 		if busy || next <= n.cfg.Now() {
+			if load := n.load.Swap(nil); load != nil {
+				n.step(*load)
+			}
 			next = n.step(Tick{})
 		}
 	}
@@ -316,6 +332,14 @@ func (n *Node) read(frame []byte) Event {
 			n.cards.add(card)
 		}
 		return nil
+	}
+	if isSettings(frame) {
+		set, err := n.cfg.Codec.DecodeSettings(frame)
+		if err != nil {
+			n.refuse(err, frame)
+			return nil
+		}
+		return *set
 	}
 	beacon, part, err := n.cfg.Codec.Decode(frame)
 	switch {
@@ -545,6 +569,11 @@ func (n *Node) step(ev Event) (next int64) {
 			n.sent.Add(1)
 			ev = Sent{At: now}
 		}
+		if a.Settings != nil {
+			if f, err := n.cfg.Codec.Settings(a.Settings, n.machine.Self(), a.SettingsSequence); err == nil {
+				_ = n.send(f, a.SettingsUnicast) // they are said again
+			}
+		}
 		if a.PollFlows {
 			select {
 			case n.poll <- now:
@@ -593,6 +622,8 @@ func (n *Node) note(notes []Note) {
 			n.cfg.Logger.Info("node made a map", "version", note.Map.Version, "why", note.Why)
 		case Adopted:
 			n.cfg.Logger.Debug("node adopted a map", "version", note.Map.Version, "leader", note.Map.Leader)
+		case NewSettings:
+			n.cfg.Logger.Info("node "+note.What.String(), "version", note.Settings.Version, "by", note.Settings.By)
 		case FailOpen, AllFailed:
 			n.cfg.Logger.Warn(note.What.String())
 		case Lost:

@@ -84,15 +84,17 @@ func Generate(root string) ([]byte, error) {
 }
 
 func operation(r api.Route, s *schemas) (yaml.MapSlice, error) {
-	var answer yaml.MapSlice
-	mediaType := "application/json"
-	if text, ok := r.Answer.(api.Text); ok {
-		mediaType, answer = string(text), yaml.MapSlice{{Key: "type", Value: "string"}}
-	} else {
+	mediaType, answer := "application/json", yaml.MapSlice{{Key: "type", Value: "string"}}
+	switch {
+	case r.Type == "":
 		var err error
 		if answer, err = s.ref(r.Answer); err != nil {
 			return nil, err
 		}
+	case strings.HasPrefix(r.Type, "text/"):
+		mediaType = r.Type
+	default:
+		mediaType, answer = r.Type, append(answer, yaml.MapItem{Key: "format", Value: "binary"})
 	}
 	content := yaml.MapSlice{{Key: mediaType, Value: yaml.MapSlice{{Key: "schema", Value: answer}}}}
 	if r.Events != nil {
