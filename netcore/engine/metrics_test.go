@@ -2,8 +2,13 @@ package engine
 
 import (
 	"bytes"
+	"encoding/json"
+	"fmt"
 	"net/http"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -94,6 +99,72 @@ func TestPromtool(t *testing.T) {
 	cmd.Stdin = bytes.NewReader(page)
 	if out, err := cmd.CombinedOutput(); err != nil || len(bytes.TrimSpace(out)) > 0 {
 		t.Errorf("promtool check metrics: %v\n%s", err, out)
+	}
+}
+
+// TestMonitoringExamples: promtool takes the alert rules and what they are tried with,
+// and every metric that rules and dashboard name exists.
+func TestMonitoringExamples(t *testing.T) {
+	const dir = "../../docs/monitoring/"
+	_, families := examplePage(t)
+	var dashboard struct {
+		Panels []struct {
+			Title   string
+			Targets []struct{ Expr string }
+		}
+	}
+	data, err := os.ReadFile(dir + "grafana.json")
+	if err == nil {
+		err = json.Unmarshal(data, &dashboard)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules, err := os.ReadFile(dir + "alerts.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	texts := map[string]string{"alerts.yaml": string(rules)}
+	for _, p := range dashboard.Panels {
+		for _, target := range p.Targets {
+			texts["panel "+p.Title] += target.Expr + "\n"
+		}
+	}
+	named := 0
+	for where, text := range texts {
+		for _, name := range regexp.MustCompile(`\b(clonecluster|process|go)_[a-z_]+`).FindAllString(text, -1) {
+			named++
+			if families[name] == nil {
+				t.Errorf("%s names %s, which is no metric", where, name)
+			}
+		}
+	}
+	if named < 30 {
+		t.Errorf("%d metrics are named; are those all?", named)
+	}
+	tool := promtool(t)
+	for _, args := range [][]string{{"check", "rules", dir + "alerts.yaml"}, {"test", "rules", dir + "alerts_test.yaml"}} {
+		if out, err := exec.Command(tool, args...).CombinedOutput(); err != nil {
+			t.Errorf("promtool %v: %v\n%s", args, err, out)
+		}
+	}
+	// The dashboard's expressions, as rules, with what Grafana puts in for its variables.
+	var b strings.Builder
+	b.WriteString("groups:\n- name: dashboard\n  rules:\n")
+	n := 0
+	for _, p := range dashboard.Panels {
+		for _, target := range p.Targets {
+			n++
+			expr := strings.NewReplacer("$__rate_interval", "1m", "$job", "clonecluster").Replace(target.Expr)
+			fmt.Fprintf(&b, "  - record: panel:%d\n    expr: %q\n", n, expr)
+		}
+	}
+	file := filepath.Join(t.TempDir(), "dashboard.yaml")
+	if err := os.WriteFile(file, []byte(b.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(tool, "check", "rules", file).CombinedOutput(); err != nil {
+		t.Errorf("promtool does not take the dashboard's expressions: %v\n%s", err, out)
 	}
 }
 

@@ -19,16 +19,16 @@ func TestOffered(t *testing.T) {
 	}
 	syn(80, 1, 0)
 	f.Look(tcp(client4, vip4, clientPort, 80, "S"), false, now, nil) // which counts nothing
-	syn(80, 1, time.Millisecond)     // a copy of the network's
-	syn(80, 1, time.Second)          // again
-	syn(80, 1, 2*time.Second)        // again
-	syn(80, 2, 10*time.Second)       // another connection of that port
-	syn(80, 2, 41*time.Second)       // too late to be it
-	syn(8080, 3, 0)                  // no service's
-	syn(8080, 3, time.Second)        //
-	syn(23, 4, 0)                    // disabled
-	syn(23, 4, time.Second)          //
-	syn(80, 2, 500*time.Millisecond) // again, in the meantime
+	syn(80, 1, time.Millisecond)                                     // a copy of the network's
+	syn(80, 1, time.Second)                                          // again
+	syn(80, 1, 2*time.Second)                                        // again
+	syn(80, 2, 10*time.Second)                                       // another connection of that port
+	syn(80, 2, 41*time.Second)                                       // too late to be it
+	syn(8080, 3, 0)                                                  // no service's
+	syn(8080, 3, time.Second)                                        //
+	syn(23, 4, 0)                                                    // disabled
+	syn(23, 4, time.Second)                                          //
+	syn(80, 2, 500*time.Millisecond)                                 // again, in the meantime
 	var frames, syns, again uint64
 	o := f.Offered()
 	for b := range Buckets {
