@@ -178,7 +178,9 @@ func media(name, value string) chromedp.Action[chromedp.Void] {
 // Shot keeps a picture of the whole page in build/screenshots, for people to look at.
 func (p *Page) Shot(name string) (file string) {
 	p.t.Helper()
+	p.do(aside("true"))
 	png := get(p, chromedp.FullScreenshot(100))
+	p.do(aside("false"))
 	dir := filepath.Join(root(p.t), "build", "screenshots")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		p.t.Fatal(err)
@@ -188,6 +190,11 @@ func (p *Page) Shot(name string) (file string) {
 		p.t.Fatal(err)
 	}
 	return file
+}
+
+// aside has the page not count what moves while its window grows for a picture.
+func aside(on string) chromedp.Action[chromedp.Void] {
+	return chromedp.Evaluate[chromedp.Void]("look.lookAside("+on+")", chromedp.EvalAwaitPromise)
 }
 
 // root is the folder of go.mod.

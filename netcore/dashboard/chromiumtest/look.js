@@ -1,13 +1,20 @@
 // What the tests measure on a page.
 globalThis.look = (() => {
   const shifts = { sum: 0, who: [], seen: PerformanceObserver.supportedEntryTypes.includes('layout-shift') };
-  new PerformanceObserver((list) => {
+  let aside = false; // while a picture is taken, for which the window grows
+  const observer = new PerformanceObserver((list) => {
     for (const e of list.getEntries()) {
-      if (e.hadRecentInput) continue;
+      if (e.hadRecentInput || aside) continue;
       shifts.sum += e.value;
       for (const s of e.sources || []) shifts.who.push(`${e.value.toFixed(4)} ${s.node?.nodeName} ${s.node?.id || ''} ${s.node?.className || ''}`);
     }
-  }).observe({ type: 'layout-shift', buffered: true });
+  });
+  observer.observe({ type: 'layout-shift', buffered: true });
+  const lookAside = async (on) => {
+    if (!on) await new Promise((done) => setTimeout(done, 300));
+    observer.takeRecords();
+    aside = on;
+  };
 
   // A colour as the browser computes it: rgb(1, 2, 3), rgba(…), or color(srgb 0.1 0.2 0.3 / 0.4).
   const parse = (text) => {
@@ -64,5 +71,5 @@ globalThis.look = (() => {
   const wide = () => document.documentElement.scrollWidth <= innerWidth ? [] :
     [...document.querySelectorAll('body *')].filter((e) => e.getBoundingClientRect().right > innerWidth + 1).slice(0, 5).map((e) => `${e.nodeName} ${e.id} ${e.getAttribute('class')}`);
 
-  return { faint, wide, shift: () => shifts };
+  return { faint, wide, lookAside, shift: () => shifts };
 })();

@@ -38,7 +38,15 @@ function node(id) {
   return n;
 }
 
-const called = (id) => nodes.get(id)?.name || id;
+// called is what a person calls a node: its host's name, and the end of its wire MAC
+// where several have the same.
+function called(id) {
+  const name = nodes.get(id)?.name;
+  if (!name) return id;
+  for (const n of nodes.values()) if (n.id !== id && n.name === name) return name + ' ' + id.slice(-5);
+  return name;
+}
+
 const names = (ids) => list(ids.map(called).sort());
 const gone = (n) => !!n.now?.gone;
 
@@ -200,7 +208,7 @@ function takeEvent(e) {
 
 // words says an event for somebody who looks from outside: nodes by their names.
 function words(text, by) {
-  return text.replace(/ \(([0-9a-f]{2}:){5}[0-9a-f]{2}\)/g, '')
+  return text.replace(/\S+ \(((?:[0-9a-f]{2}:){5}[0-9a-f]{2})\)/g, (_, id) => called(id))
     .replace(/([0-9a-f]{2}:){5}[0-9a-f]{2}/g, (id) => called(id))
     .replace(/\bthis node\b/g, names(by));
 }
@@ -235,6 +243,7 @@ function headline(now) {
   const serving = here.filter((n) => n.now.state === 'serving' && n.now.live);
   const recent = happened.find((h) => now - h.at < newsFor * 1000 && ['lost', 'left', 'restarts', 'joined', 'drain', 'resume', 'unwell', 'well'].includes(h.kind) &&
     !(h.kind === 'joined' && (all.every((n) => n.said === undefined || n.said.uptime_seconds < newsFor) || !here.some((n) => n.id === h.about))) &&
+    !(h.kind === 'well' && happened.some((j) => j.kind === 'joined' && j.about === h.about && now - j.at < newsFor * 1000)) &&
     !(['lost', 'left', 'restarts'].includes(h.kind) && here.some((n) => n.id === h.about)));
   const given = (counts) => list(Object.entries(counts || {}).map(([id, c]) => `${called(id) || 'nobody'} (${c})`).sort());
   if (live.fail_open) return ['bad', 'The services of all nodes fail their checks', 'The cluster serves on, since that may be better than nothing.'];
@@ -321,9 +330,9 @@ function showRing(now) {
   let a = 0;
   for (const [id, c] of sorted) {
     const to = a + c / buckets * 2 * Math.PI, gap = sorted.length > 1 ? 0.012 : 0;
-    shares.append(make('svg:path', { class: id ? node(id).color : 'nobody', d: wedge(92, 120, a + gap, Math.max(to - gap, a + gap + 1e-3)) }));
+    shares.append(make('svg:path', { class: id ? node(id).color : 'nobody', d: wedge(84, 120, a + gap, Math.max(to - gap, a + gap + 1e-3)) }));
     if (c / buckets > 0.09) {
-      const mid = (a + to) / 2, label = make('svg:text', { x: 106 * Math.sin(mid), y: -106 * Math.cos(mid), 'aria-hidden': 'true' }, Math.round(100 * c / buckets) + ' %');
+      const mid = (a + to) / 2, label = make('svg:text', { x: 102 * Math.sin(mid), y: -102 * Math.cos(mid), 'aria-hidden': 'true' }, Math.round(100 * c / buckets) + ' %');
       shares.append(label);
     }
     a = to;
@@ -348,8 +357,8 @@ function nodeCard(n) {
   part.card = make('li', { class: 'node ' + n.color },
     make('div', { class: 'top' }, part.name = make('h3'), part.state = make('span', { class: 'state' })),
     bar('share', 'share'), bar('busy', 'busy'),
-    make('div', { class: 'nums' }, figure('flows', 'connections'), figure('rate', 'new/s'),
-      make('svg:svg', { class: 'spark', viewBox: '0 0 100 30', preserveAspectRatio: 'none', 'aria-hidden': 'true' }, part.spark = make('svg:path'))),
+    make('div', { class: 'nums' }, figure('flows', 'connections'), figure('rate', 'new/s')),
+    make('svg:svg', { class: 'spark', viewBox: '0 0 100 30', preserveAspectRatio: 'none', 'aria-hidden': 'true' }, part.spark = make('svg:path')),
     part.health = make('p', { class: 'health' }), part.path = make('p', { class: 'small' }), part.place = make('p', { class: 'small' }));
   if (live.role !== 'read-only' && limit !== 'read-only') {
     part.act = make('button', { type: 'button' }, 'Drain…');
@@ -368,7 +377,7 @@ function health(n) {
   if (n.now.unwell) return ['bad', 'A service fails its check.'];
   if (s?.fenced) return ['bad', 'Takes no new connections: another node may not know of it.'];
   if (s?.drain?.draining) return ['warn', s.drain.owned ? 'Waits for the others to take its buckets.' : s.drain.flows ? `Takes nothing new; ${one(s.drain.flows, 'connection')} to go.` : 'Drained: nothing is left here.'];
-  if (s?.buckets?.shared) return ['', `Passes its checks. In ${one(s.buckets.shared, 'bucket')} another node still has connections.`];
+  if (s?.buckets?.shared) return ['', `Passes its checks. Former owners still serve ${one(s.buckets.shared, 'bucket')}.`];
   return ['', 'Passes its checks.'];
 }
 
