@@ -73,6 +73,9 @@ func (n *oneNode) Reboot(_ context.Context, o api.Order, who string) error {
 func (n *oneNode) Peers() []api.Peer {
 	return []api.Peer{{Node: "52:54:00:77:00:02", Gone: "12s ago: lost"}}
 }
+func (n *oneNode) Owners() api.Owners {
+	return api.Owners{Map: 7, Nodes: []string{oneNodeID}, Buckets: make([]byte, 1024)}
+}
 func (n *oneNode) Events() *api.Record[api.Event] { return n.events }
 func (n *oneNode) Which(f api.Flow) (api.Which, error) {
 	b := 313

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"clonecluster/netcore/capture"
+	"clonecluster/netcore/dashboard"
 	"clonecluster/netcore/finding"
 )
 
@@ -41,6 +42,8 @@ type Backend interface {
 	Which(Flow) (Which, error)
 	// Peers are the other nodes, and those that were there a while ago.
 	Peers() []Peer
+	// Owners is the present map.
+	Owners() Owners
 	Events() *Record[Event]
 	// Logs gives the lines after an id; more is closed when others come, and nil
 	// if that is not known.
@@ -135,6 +138,9 @@ type Server struct {
 	clusterMu sync.Mutex
 	cluster   Cluster
 	clusterAt time.Time
+
+	watchMu  sync.Mutex
+	watching *watch // while somebody looks
 }
 
 // NewServer makes the server of a node; Serve runs it.
@@ -203,10 +209,21 @@ type problem struct {
 func (s *Server) handler() http.Handler {
 	serve := map[string]func(http.ResponseWriter, *http.Request) (any, error){
 		"health": s.health, "status": s.status, "cluster": s.askCluster, "findings": s.findings, "offered": s.offered, "which": s.which, "events": s.events,
-		"logs": s.logs, "boot": s.boot, "capture": s.capture, "metrics": s.metrics,
+		"logs": s.logs, "boot": s.boot, "capture": s.capture, "metrics": s.metrics, "live": s.live,
 		"drain": s.order(atOnce(s.backend.Drain)), "resume": s.order(atOnce(s.backend.Resume)), "reboot": s.order(s.backend.Reboot),
 	}
-	byPath := map[string][]Route{}
+	serve["page"] = func(w http.ResponseWriter, r *http.Request) (any, error) {
+		dashboard.Serve(w, r)
+		return nil, nil
+	}
+	serve["root"] = func(w http.ResponseWriter, r *http.Request) (any, error) {
+		http.Redirect(w, r, dashboard.Root, http.StatusFound)
+		return nil, nil
+	}
+	byPath := map[string][]Route{"/": {{Method: "GET", Path: "/", Name: "root", Role: RoleReadOnly}}}
+	for _, p := range dashboard.Paths() {
+		byPath[p] = []Route{{Method: "GET", Path: p, Name: "page", Role: RoleReadOnly}}
+	}
 	for _, r := range Routes {
 		byPath[r.Path] = append(byPath[r.Path], r)
 	}
@@ -293,6 +310,10 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request, byPath map[string
 		return Route{}, problem{http.StatusMethodNotAllowed, fmt.Errorf("%s takes %s", clip(r.URL.Path), routes[0].Method)}
 	case routes[i].Role != "" && !role.allows(routes[i].Role):
 		return Route{}, problem{http.StatusForbidden, fmt.Errorf("this certificate is for role %s, and %s %s needs %s", role, r.Method, routes[i].Path, routes[i].Role)}
+	}
+	// A browser shows its certificate also when another site has it ask.
+	if err := http.NewCrossOriginProtection().Check(r); err != nil {
+		return Route{}, problem{http.StatusForbidden, err}
 	}
 	if _, err := url.ParseQuery(r.URL.RawQuery); err != nil {
 		return Route{}, problem{http.StatusBadRequest, fmt.Errorf("the query cannot be read: %w", err)}
