@@ -103,6 +103,8 @@ time of "drain --wait" or "reboot --wait" ran out, 130 interrupted (but Ctrl-C i
 		grouped("operate", newStatusCmd()),
 		grouped("operate", newDrainCmd()),
 		grouped("operate", newResumeCmd()),
+		grouped("operate", newPolicyCmd()),
+		grouped("operate", newWeightCmd()),
 		grouped("operate", newEventsCmd()),
 		grouped("operate", newWhichCmd()),
 		grouped("operate", newLogsCmd()),
