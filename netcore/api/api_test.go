@@ -110,8 +110,12 @@ func TestAccess(t *testing.T) {
 					path += "?client=192.0.2.9&port=80"
 				}
 				u, _ := url.Parse(path)
+				var body []byte
+				if r.Name == "setPolicy" {
+					body = []byte(`{"balance":"load"}`)
+				}
 				before := len(n.orders)
-				resp, err := c.raw(t.Context(), r.Method, u.Path, u.Query(), nil, nil)
+				resp, err := c.raw(t.Context(), r.Method, u.Path, u.Query(), body, nil)
 				got := 0
 				if err == nil {
 					got = resp.StatusCode
@@ -523,6 +527,18 @@ func TestOrders(t *testing.T) {
 		resp.Body.Close()
 		if resp.StatusCode != tt.code || len(n.orders) != map[bool]int{true: 1}[tt.code == 200] {
 			t.Errorf("%.40s: %d, orders %q; want %d", tt.body, resp.StatusCode, n.orders, tt.code)
+		}
+	}
+}
+
+func TestParsePolicyOrder(t *testing.T) {
+	for body, ok := range map[string]bool{
+		`{"balance":"even"}`: true, `{"balance":"configured","reason":"x"}`: true, `{"weights":{"web-1":1000,"web-2":0}}`: true,
+		``: false, `{}`: false, `{"balance":"fast"}`: false, `{"weights":{"a":1001}}`: false, `{"weights":{"a":-1}}`: false,
+		`{"balance":"even","affinity":"client"}`: false, `{"balance":"even"}{}`: false, `{"balance":"even","reason":"\u001b"}`: false,
+	} {
+		if _, err := ParsePolicyOrder(strings.NewReader(body)); (err == nil) != ok || err != nil && !errors.Is(err, ErrOrder) {
+			t.Errorf("%s: %v", body, err)
 		}
 	}
 }

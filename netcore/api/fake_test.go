@@ -56,6 +56,14 @@ func (e *engine) Status() Status {
 }
 func (e *engine) Drain(_ context.Context, o Order, who string)  { e.order(true, o, who) }
 func (e *engine) Resume(_ context.Context, o Order, who string) { e.order(false, o, who) }
+func (e *engine) Policy() Policy                                { return Policy{Balance: "even"} }
+func (e *engine) SetPolicy(_ context.Context, o PolicyOrder, who string) (Policy, error) {
+	if o.Weights["nobody"] != 0 {
+		return Policy{}, fmt.Errorf("%w: no node is meant", ErrOrder)
+	}
+	e.order(false, Order{Reason: o.Reason}, who)
+	return Policy{Version: 1, Balance: o.Balance}, nil
+}
 func (e *engine) Reboot(_ context.Context, o Order, who string) error {
 	if !e.boot {
 		return ErrNoBoot
