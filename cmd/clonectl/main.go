@@ -103,6 +103,7 @@ time of "drain --wait" ran out, 130 interrupted (but Ctrl-C is the normal end of
 		grouped("operate", newStatusCmd()),
 		grouped("operate", newDrainCmd()),
 		grouped("operate", newResumeCmd()),
+		grouped("operate", newDoctorCmd()),
 		grouped("operate", newEventsCmd()),
 		grouped("operate", newWhichCmd()),
 		grouped("operate", newLogsCmd()),

@@ -3,6 +3,7 @@ package api
 import (
 	"time"
 
+	"clonecluster/netcore/doctor"
 	"clonecluster/netcore/finding"
 )
 
@@ -40,6 +41,9 @@ type Findings struct {
 	// Silent are the nodes that did not say what they have noticed.
 	Silent []NodeReport `json:"silent"`
 }
+
+// Examination is the answer to GET /v1/doctor and POST /v1/doctor.
+type Examination = doctor.Examination
 
 // Which is the answer to GET /v1/which: who takes a client's connection.
 type Which struct {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"clonecluster/config"
+	"clonecluster/netcore/doctor"
 	"clonecluster/netcore/finding"
 )
 
@@ -84,6 +86,13 @@ func (e *engine) Peers() []Peer {
 func (e *engine) Logs(_ context.Context, after uint64) ([]LogLine, string, uint64, <-chan struct{}, error) {
 	lines, lost, more := e.log.After(after)
 	return lines, e.log.Run(), lost, more, nil
+}
+
+func (e *engine) Examine(burst int, who string) {
+	e.order(false, Order{Reason: fmt.Sprint("burst ", burst)}, who)
+}
+func (e *engine) Examination() Examination {
+	return Examination{Node: e.id, Checks: []doctor.Check{{Name: "flooding", Verdict: doctor.Good}}}
 }
 
 func (e *engine) Boot(context.Context) (Boot, error) {

@@ -39,6 +39,10 @@ type Backend interface {
 	// Logs gives the lines after an id; more is closed when others come, and nil
 	// if that is not known.
 	Logs(ctx context.Context, after uint64) (lines []LogLine, run string, lost uint64, more <-chan struct{}, err error)
+	// Examine has the network examined, unless that is under way, with a burst up to
+	// so many frames a second; 0: none. Examination is how far it is.
+	Examine(burst int, who string)
+	Examination() Examination
 	// Boot matches ErrNoBoot on an ordinary host.
 	Boot(ctx context.Context) (Boot, error)
 }
@@ -181,7 +185,7 @@ type problem struct {
 func (s *Server) handler() http.Handler {
 	serve := map[string]func(http.ResponseWriter, *http.Request) (any, error){
 		"health": s.health, "status": s.status, "cluster": s.askCluster, "findings": s.findings, "which": s.which, "events": s.events,
-		"logs": s.logs, "boot": s.boot, "drain": s.order(s.backend.Drain), "resume": s.order(s.backend.Resume),
+		"examination": s.examination, "examine": s.examine, "logs": s.logs, "boot": s.boot, "drain": s.order(s.backend.Drain), "resume": s.order(s.backend.Resume),
 	}
 	byPath := map[string][]Route{}
 	for _, r := range Routes {
@@ -303,6 +307,19 @@ func (s *Server) health(http.ResponseWriter, *http.Request) (any, error) {
 
 func (s *Server) status(http.ResponseWriter, *http.Request) (any, error) {
 	return s.backend.Status(), nil
+}
+
+func (s *Server) examination(http.ResponseWriter, *http.Request) (any, error) {
+	return s.backend.Examination(), nil
+}
+
+func (s *Server) examine(_ http.ResponseWriter, r *http.Request) (any, error) {
+	burst, err := ParseBurst(r.URL.Query().Get("burst"))
+	if err != nil {
+		return nil, problem{http.StatusBadRequest, err}
+	}
+	s.backend.Examine(burst, who(r))
+	return s.backend.Examination(), nil
 }
 
 func (s *Server) boot(_ http.ResponseWriter, r *http.Request) (any, error) {

@@ -193,8 +193,8 @@ func (m *Machine) BurstSent(now int64) {
 
 // The burst goes up from a rate by doubling, in stages.
 const (
-	lowestRate = 250
-	// MaxRate is the highest rate of a burst in frames a second.
+	// MinRate and MaxRate bound the highest rate of a burst, in frames a second.
+	MinRate    = 250
 	MaxRate    = 16000
 	stageTime  = 500 * time.Millisecond
 	burstFrame = 1000 // bytes
@@ -227,7 +227,7 @@ func (m *Machine) burst() []Stage {
 			CloneMAC: m.cfg.CloneMAC, Size: min(burstFrame, m.cfg.MTU+14),
 		}}})
 	}
-	for rate := min(lowestRate, m.exam.rate); rate <= m.exam.rate; rate *= 2 {
+	for rate := min(MinRate, m.exam.rate); rate <= m.exam.rate; rate *= 2 {
 		stage(m.cfg.CloneMAC, membership.BurstClone, rate)
 	}
 	m.storm.control = m.ordered()[0].ID

@@ -99,7 +99,7 @@ func (d *Doctor) step(ctx context.Context) time.Duration {
 	m.Members(d.opt.Members(), now)
 	if d.opt.Leaks != nil {
 		if n := d.opt.Leaks(); n > d.leaks {
-			m.Leak("of a kind that is not told; after a migration it is a RARP", int(n-d.leaks), now)
+			m.Leak("", int(n-d.leaks), now)
 			d.leaks = n
 		}
 	}
