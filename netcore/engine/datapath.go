@@ -8,6 +8,7 @@ import (
 	"net"
 	"reflect"
 
+	"clonecluster/config"
 	"clonecluster/netcore/bpf"
 	"clonecluster/netcore/clone"
 	"clonecluster/netcore/filter"
@@ -101,6 +102,9 @@ func (e *engine) openDatapath(fc filter.Config, macChanged func(net.HardwareAddr
 	want := e.opt.Datapath
 	if want == "" {
 		want = cfg.System.Datapath
+	}
+	if want == datapathAuto && cfg.Network.Mode == config.ModeDirected {
+		want = datapathRaw // the only one that can
 	}
 	name, why, err := chooseDatapath(want, e.opt.BPFFS)
 	if err != nil {

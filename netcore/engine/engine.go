@@ -504,6 +504,7 @@ func (e *engine) run(ctx context.Context, g *errgroup.Group, parts context.Conte
 	g.Go(func() error { e.record(parts); return nil })
 	g.Go(func() error { e.doctor.Run(parts); return nil })
 	g.Go(func() error { e.hearForDoctor(parts); return nil })
+	g.Go(func() error { e.watchDirected(parts); return nil })
 	g.Go(func() error { e.watchFindings(parts); return nil })
 	if e.opt.Config.Management.Port != 0 {
 		g.Go(func() error { e.serveAPI(parts); return nil })
