@@ -36,6 +36,9 @@ func TestDissector(t *testing.T) {
 	beacon := readVector(t, "beacon.hex")[0]
 	small, large := readVector(t, "map-3.hex")[0], readVector(t, "map-200.hex")
 	card, bare := cardFrame(t, vectorCard()), cardFrame(t, &Card{Peer: vectorPeer, Port: 1, Addresses: vectorCard().Addresses[1:2]})
+	probe, big := vectorCodec().Probe(vectorProbe(), Group), vectorProbe()
+	big.Size = 1514
+	fullProbe := vectorCodec().Probe(big, Group)
 	many := vectorBeacon()
 	many.Heard = slices.Repeat(many.Heard, MaxNodes)
 	head := map[string]string{
@@ -82,7 +85,16 @@ func TestDissector(t *testing.T) {
 		{"card, cut off in its addresses", captured{card[:70], 0}, []map[string]string{{"kind": "3", "address": "::ffff:10.77.0.101", "name": "", "cut_off": "1"}}},
 		{"card without addresses", captured{with(card, 44, 0), 0}, []map[string]string{{"kind": "3", "address": "", "malformed": "1,1"}}},
 
-		{"kind of the future", captured{with(beacon, 17, 4), 0}, []map[string]string{{"kind": "4", "malformed": "1"}}},
+		{"probe", captured{probe, 0}, []map[string]string{{
+			"kind": "4", "probe.way": "3", "flags": "0x0f", "probe.hurry": "1", "probe.directed": "1", "probe.round": "16909060", "probe.copy": "1", "probe.mtu": "1500",
+			"probe.clone_mac": "02:cc:0a:4d:00:0a", "probe.row": "b323a1b200000007020201000203,816b15e000000009000000000000", "probe.burst": "b323a1b206040fa0",
+			"probe.padding": "", "hmac": fmt.Sprintf("%x", probe[len(probe)-macLen:]),
+		}}},
+		{"probe of full size", captured{fullProbe, 0}, []map[string]string{{"kind": "4", "hmac": fmt.Sprintf("%x", fullProbe[len(fullProbe)-macLen:])}}},
+		{"probe, cut off in its rows", captured{probe[:80], 0}, []map[string]string{{"kind": "4", "probe.row": "b323a1b200000007020201000203", "cut_off": "1"}}},
+		{"probe by no way", captured{with(probe, 42, 9), 0}, []map[string]string{{"kind": "4", "malformed": "1"}}},
+
+		{"kind of the future", captured{with(beacon, 17, 5), 0}, []map[string]string{{"kind": "5", "malformed": "1"}}},
 		{"too long", captured{append(slices.Clone(beacon), 0), 0}, []map[string]string{head, {"malformed": "1", "cut_off": ""}}},
 		{"another version", captured{with(beacon, 16, 3), 0}, []map[string]string{{"version": "3", "kind": "", "other_version": "1", "malformed": ""}}},
 		{"somebody else's", captured{with(beacon, 14, 'X'), 0}, []map[string]string{{"magic": "", "version": "", "malformed": ""}}},
