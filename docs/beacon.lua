@@ -8,13 +8,13 @@
 local cc = Proto("clonecluster", "Clone Cluster")
 
 local states = {[1] = "listening", [2] = "serving", [3] = "draining", [4] = "stopping", [5] = "leaving", [6] = "restarting"}
-local kinds = {[1] = "beacon", [2] = "part of a map", [3] = "card", [4] = "probe"}
-
+local kinds = {[1] = "beacon", [2] = "part of a map", [3] = "card", [4] = "probe", [5] = "settings"}
+local balances = {[0] = "as configured", [1] = "even", [2] = "load"}
 local ways = {[1] = "clone MAC", [2] = "group", [3] = "broadcast", [4] = "node", [5] = "node, full size", [6] = "burst, clone MAC", [7] = "burst, node"}
 
-local VERSION, BEACON, MAP, CARD, PROBE = 2, 1, 2, 3, 4
+local VERSION, BEACON, MAP, CARD, PROBE, SETTINGS = 2, 1, 2, 3, 4, 5
 local ETHERNET = 14 -- the bytes before those that the dissector is given
-local TAGS, PIECE, ADDRESSES, ROWS, ROW, BURST = 223, 58, 47, 59, 14, 8
+local TAGS, PIECE, ADDRESSES, ROWS, ROW, BURST, WEIGHTS = 223, 58, 47, 59, 14, 8, 59
 local MAP_HEAD, BUCKETS, NOBODY = 23, 1024, 255
 local HMAC = 16
 
@@ -68,6 +68,12 @@ local f = {
 	row = ProtoField.bytes("clonecluster.probe.row", "Row: whose, round, came by way, came again"),
 	burst = ProtoField.bytes("clonecluster.probe.burst", "Burst: whose, way, stage, came"),
 	padding = ProtoField.bytes("clonecluster.probe.padding", "Padding"),
+	settings_version = ProtoField.uint64("clonecluster.settings.version", "Version of the settings"),
+	settings_author = ProtoField.ether("clonecluster.settings.author", "Node that took the order"),
+	settings_balance = ProtoField.uint8("clonecluster.settings.balance", "Balance", base.DEC, balances),
+	settings_node = ProtoField.ether("clonecluster.settings.node", "Node"),
+	settings_weight = ProtoField.uint16("clonecluster.settings.weight", "Weight"),
+	settings_by = ProtoField.string("clonecluster.settings.by", "Order by", base.UNICODE),
 	unowned = ProtoField.uint16("clonecluster.unowned", "Buckets of nobody"),
 }
 cc.fields = f
@@ -252,6 +258,26 @@ local function probe(tvb, tree)
 	return string.format("Probe, %s, round %s", ways[way] or "no way", tostring(round)), last, whole and number(tvb, 58, 1) ~= nil
 end
 
+-- settings is the same for the fourth kind.
+local function settings(tvb, tree)
+	local whole = add(tree, tvb, {{42, 8, f.settings_version}, {50, 6, f.settings_author}, {56, 1, f.settings_balance}})
+	local version, n, text = bytes(tvb, 42, 8), number(tvb, 57, 1) or 0, number(tvb, 58, 1) or 0
+	for i = 0, n - 1 do
+		local at = WEIGHTS + 8 * i
+		whole = whole and add(tree, tvb, {{at, 6, f.settings_node}, {at + 6, 2, f.settings_weight}})
+	end
+	local by = WEIGHTS + 8 * n
+	local said = bytes(tvb, by, text)
+	if said then
+		tree:add(f.settings_by, said, said:string(ENC_UTF_8))
+	end
+	whole = whole and (said or text == 0)
+	if n > 150 or text > 100 or (number(tvb, 56, 1) or 0) > 2 then
+		tree:add_proto_expert_info(e.malformed)
+	end
+	return "Settings" .. (version and " " .. tostring(version:uint64()) or ""), by + text, whole and number(tvb, 58, 1) ~= nil
+end
+
 function cc.dissector(tvb, pinfo, tree)
 	local magic = bytes(tvb, 14, 2)
 	if not magic or magic:string() ~= "CC" then
@@ -276,6 +302,8 @@ function cc.dissector(tvb, pinfo, tree)
 		info, hmac, whole = card(tvb, top)
 	elseif kind == PROBE then
 		info, hmac, whole = probe(tvb, top)
+	elseif kind == SETTINGS then
+		info, hmac, whole = settings(tvb, top)
 	elseif kind then
 		top:add_proto_expert_info(e.malformed)
 	end

@@ -20,7 +20,7 @@ import (
 const bootLimit = 4 * time.Minute
 
 // cluster builds what a node of the demo boots, and gives the files.
-func cluster(t *testing.T, debug bool) (kernel string, initrd []string) {
+func cluster(t testing.TB, debug bool) (kernel string, initrd []string) {
 	t.Helper()
 	kernel = qemutest.Kernel(t)
 	qemutest.Accel(t) // skips where no guest can run
@@ -28,7 +28,7 @@ func cluster(t *testing.T, debug bool) (kernel string, initrd []string) {
 }
 
 // members builds the initramfs of a node of the demo.
-func members(t *testing.T, arch string, debug bool) []string {
+func members(t testing.TB, arch string, debug bool) []string {
 	t.Helper()
 	dir := t.TempDir()
 	base, err := image.BuildBase(t.Context(), image.BaseOptions{OutDir: dir, Arch: arch, Debug: debug, Progress: t.Output()})

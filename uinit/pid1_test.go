@@ -539,6 +539,28 @@ func TestCtrlAltDelRestarts(t *testing.T) {
 
 // TestFloodOfOrphans leaves hundreds of processes to init, and looks for the
 // dead among them.
+// TestOrderedReboot: the engine may order it, once: a second order kills nothing.
+func TestOrderedReboot(t *testing.T) {
+	m := boot(t, header, "")
+	m.line("timeline stage=ready")
+	for _, want := range []int{http.StatusNoContent, http.StatusConflict} {
+		r, err := m.http.Post("http://init/v1/reboot", "", nil)
+		if err != nil {
+			if want == http.StatusNoContent {
+				t.Fatal(err)
+			}
+			break // the machine was that fast
+		}
+		r.Body.Close()
+		if r.StatusCode != want {
+			t.Errorf("the answer is %s; want %d", r.Status, want)
+		}
+	}
+	if sig := m.ends(); sig != syscall.SIGHUP {
+		t.Errorf("ended by %v; want a restart", sig)
+	}
+}
+
 func TestFloodOfOrphans(t *testing.T) {
 	m := boot(t, header+"services:\n"+service("web", "web", "")+service("orphans", "orphans, \"300\"", ""), "")
 	m.line("orphans: orphans made")

@@ -193,6 +193,13 @@ func (p *pid1) startStatus() {
 		enc.SetIndent("", "  ")
 		_ = enc.Encode(s)
 	})
+	mux.HandleFunc("POST /v1/reboot", func(w http.ResponseWriter, r *http.Request) {
+		if err := p.askReboot(r.Context()); err != nil {
+			http.Error(w, err.Error(), http.StatusConflict)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+	})
 	run := strconv.FormatInt(time.Now().UnixNano(), 36)
 	mux.HandleFunc("GET /v1/log", func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Query().Get("format") == "json" { // for the engine, which tells it to whoever may know
@@ -220,20 +227,37 @@ func (p *pid1) startStatus() {
 }
 
 // askStatus asks the loop, which alone knows.
-func (p *pid1) askStatus(ctx context.Context) (Status, error) {
-	answer := make(chan Status, 1)
+func (p *pid1) askStatus(ctx context.Context) (Status, error) { return askLoop(ctx, p, p.status) }
+
+// askReboot has the machine restart as Ctrl-Alt-Del does, but a second time is an
+// error and not a reason to hurry.
+func (p *pid1) askReboot(ctx context.Context) error {
+	refused, err := askLoop(ctx, p, func() error {
+		if p.sup.phase != phaseRun {
+			return fmt.Errorf("the machine is already going to %v", p.sup.how)
+		}
+		p.log.Info("a reboot was ordered by the engine")
+		p.sup.stop(endRestart, sinceBoot())
+		return nil
+	})
+	return errors.Join(refused, err)
+}
+
+// askLoop gives what the loop says, within 5 s.
+func askLoop[T any](ctx context.Context, p *pid1, say func() T) (said T, err error) {
+	answer := make(chan T, 1)
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	select {
-	case p.events <- func() { answer <- p.status() }:
+	case p.events <- func() { answer <- say() }:
 	case <-ctx.Done():
-		return Status{}, ctx.Err()
+		return said, ctx.Err()
 	}
 	select {
-	case s := <-answer:
-		return s, nil
+	case said = <-answer:
+		return said, nil
 	case <-ctx.Done():
-		return Status{}, ctx.Err()
+		return said, ctx.Err()
 	}
 }
 

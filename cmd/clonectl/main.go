@@ -66,7 +66,7 @@ for one IP address with one MAC address, with nothing in front of them), runs
 it in QEMU, checks its configuration, and shows and steers a running cluster.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 "verify" found a difference or the
-time of "drain --wait" ran out, 130 interrupted (but Ctrl-C is the normal end of
+time of "drain --wait" or "reboot --wait" ran out, 130 interrupted (but Ctrl-C is the normal end of
 "serve", of a live "qemu up", and of what watches or follows: 0).`,
 		Example: `  clonectl build --config cluster.yaml   # everything that boots, for every way to boot
   clonectl image                         # kernel and initramfs for QEMU
@@ -108,6 +108,9 @@ time of "drain --wait" ran out, 130 interrupted (but Ctrl-C is the normal end of
 		grouped("operate", newWhichCmd()),
 		grouped("operate", newLogsCmd()),
 		grouped("operate", newBootCmd()),
+		grouped("operate", newCaptureCmd()),
+		grouped("operate", newRebootCmd()),
+		grouped("operate", newRolloutCmd()),
 		newManCmd(),
 	)
 	return root

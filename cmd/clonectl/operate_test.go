@@ -7,7 +7,9 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -18,6 +20,7 @@ import (
 
 	"clonecluster/config"
 	"clonecluster/netcore/api"
+	"clonecluster/netcore/capture"
 	"clonecluster/netcore/finding"
 )
 
@@ -64,6 +67,10 @@ func (n *oneNode) order(drained bool, o api.Order, who string) {
 
 func (n *oneNode) Drain(_ context.Context, o api.Order, who string)  { n.order(true, o, who) }
 func (n *oneNode) Resume(_ context.Context, o api.Order, who string) { n.order(false, o, who) }
+func (n *oneNode) Reboot(_ context.Context, o api.Order, who string) error {
+	n.order(false, o, who)
+	return nil
+}
 func (n *oneNode) Peers() []api.Peer {
 	return []api.Peer{{Node: "52:54:00:77:00:02", Gone: "12s ago: lost"}}
 }
@@ -96,6 +103,23 @@ func (n *oneNode) Logs(_ context.Context, after uint64) ([]api.LogLine, string, 
 	lines, lost, more := n.log.After(after)
 	return lines, n.log.Run(), lost, more, nil
 }
+
+// Capture gives a SYN with each verdict in turn, the later one first.
+func (n *oneNode) Capture(_ context.Context, q capture.Query, w io.Writer, flush func() error) error {
+	out, err := capture.NewWriter(w)
+	if err != nil {
+		return err
+	}
+	id, err := out.AddInterface("web-1", "", q.Snap)
+	syn := make([]byte, 60)
+	copy(syn, "\x02\xcc\x0a\x4d\x00\x0a\x52\x54\x00\x11\x22\x33\x08\x00")
+	for i, comment := range []string{"accept-new, bucket 7 is settled", "drop-foreign, bucket 9 is foreign"} {
+		err = errors.Join(err, out.Packet(id, capture.Frame{Time: time.Unix(int64(100-i), 5), Data: syn, Length: len(syn), Left: i == 1, Comment: comment}))
+	}
+	return errors.Join(err, out.Statistics(id, time.Unix(200, 0), 2, 3), flush())
+}
+
+func (n *oneNode) Metrics(io.Writer, http.Header) (string, error) { return "text/plain", nil }
 
 func (n *oneNode) Boot(context.Context) (api.Boot, error) {
 	return api.Boot{Hostname: "web-1", Node: oneNodeID, Uptime: 61, Timeline: []api.BootStage{{Stage: "kernel", At: 1.5}, {Stage: "ready", At: 2}},
@@ -216,6 +240,52 @@ func TestOperate(t *testing.T) {
 	}
 }
 
+// TestCapture: what nodes saw is in the order of time, and tshark reads the node and the
+// verdict with each frame.
+func TestCapture(t *testing.T) {
+	_, at, _ := serveOne(t)
+	if _, err := clonectl(t, append([]string{"capture", "-w", "c.pcapng"}, at...)...); err != nil {
+		t.Fatal(err)
+	}
+	got := tsharkFields(t, "c.pcapng", "frame.time_epoch", "frame.interface_name", "frame.packet_flags_direction", "frame.comment")
+	want := "99.000000005|web-1|0x00000002|drop-foreign, bucket 9 is foreign\n100.000000005|web-1|0x00000001|accept-new, bucket 7 is settled\n"
+	if got != want {
+		t.Errorf("tshark reads\n%swant\n%s", got, want)
+	}
+	if info, err := os.Stat("c.pcapng"); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the file is %v, %v; want one of mode 0600: it has what clients said", info, err)
+	}
+	if out, err := clonectl(t, append([]string{"capture", "web-1", "--count", "1", "-w", "-"}, at...)...); err != nil || len(out) == 0 || len(out) > 400 {
+		t.Errorf("to the standard output, one frame: %d bytes, %v", len(out), err)
+	}
+	if _, err := clonectl(t, append([]string{"capture", "nobody", "-w", "x"}, at...)...); err == nil || !strings.Contains(err.Error(), "no node is meant") {
+		t.Errorf("of a node that is not there: %v", err)
+	}
+	if _, err := os.Stat("x"); err == nil {
+		t.Error("a capture that could not begin leaves a file")
+	}
+}
+
+// tsharkFields reads fields of each frame of a capture, with | between them.
+func tsharkFields(t *testing.T, file string, fields ...string) string {
+	t.Helper()
+	if _, err := exec.LookPath("tshark"); err != nil {
+		t.Skip("needs tshark (Debian package tshark)")
+	}
+	args := []string{"-r", file, "-T", "fields", "-E", "separator=|"}
+	for _, f := range fields {
+		args = append(args, "-e", f)
+	}
+	cmd := exec.CommandContext(t.Context(), "tshark", args...)
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("tshark: %v: %s", err, errs.String())
+	}
+	return string(out)
+}
+
 // TestDrainWait: the exit code says whether the connections have ended.
 func TestDrainWait(t *testing.T) {
 	n, at, _ := serveOne(t)
@@ -239,6 +309,7 @@ func TestOperateUsage(t *testing.T) {
 	for _, args := range []string{
 		"drain", "drain a b", "which 192.0.2.7", "which x 80", "which 192.0.2.7 0", "events --all --follow", "events --since yesterday", "logs", "boot",
 		"key issue", "key issue --out x --days 0", "drain a --wait -1s", "status --address x:y",
+		"reboot", "reboot a b", "reboot a --timeout 0s", "rollout --resume a", "capture", "capture -w - --verdict none", "capture -w - --client x", "capture -w - --count -1", "capture -w - --duration 1h", "capture -w - --port 0",
 	} {
 		if _, err := clonectl(t, strings.Fields(args)...); !errors.As(err, new(usageError)) {
 			t.Errorf("clonectl %s: %v; want a mistake in its use", args, err)

@@ -12,6 +12,8 @@ import (
 
 	"clonecluster/image/disk"
 	"clonecluster/image/keys"
+	"clonecluster/image/pxe"
+	"clonecluster/image/uki"
 	"clonecluster/qemu"
 	"clonecluster/qemu/lab"
 	"clonecluster/qemu/qemutest"
@@ -32,26 +34,96 @@ func starts(t *testing.T, boot lab.Boot) (context.Context, *lab.Lab) {
 	return ctx, qemutest.Lab(t, cfg)
 }
 
-// answers has it boot until it answers at the VIP.
-func answers(t *testing.T, boot lab.Boot) {
+// answers has it boot until it answers at the VIP, as a node of that cluster. Its
+// image comes by TFTP from the folder pxe, if that is not empty.
+func answers(t *testing.T, boot lab.Boot, cluster, folder string) {
 	t.Helper()
 	ctx, l := starts(t, boot)
-	if err := l.WaitAll(ctx, "ready"); err != nil {
-		t.Fatal(err)
+	if folder != "" {
+		qemutest.ServePXE(t, l, pxe.Image{Arch: boot.Machine.Arch(), Folder: folder})
 	}
-	text, _ := qemutest.Get(ctx, t, l, "/whoami")
-	var who struct{ Node string }
-	if err := json.Unmarshal([]byte(text), &who); err != nil || who.Node != l.Node(0).MAC().String() {
-		t.Errorf("/whoami = %s, %v", text, err)
+	begin := time.Now()
+	text, _ := qemutest.Await(ctx, t, l, "/whoami") // a PC's console is its screen, so nobody hears that it is ready
+	var who struct{ Node, Hostname string }
+	if err := json.Unmarshal([]byte(text), &who); err != nil || who.Node != l.Node(0).MAC().String() || !strings.HasPrefix(who.Hostname, cluster+"-") {
+		t.Errorf("/whoami = %s, %v; want %v of %s", text, err, l.Node(0).MAC(), cluster)
 	}
-	for _, s := range l.Node(0).Stages() {
-		t.Logf("%8.3f s  %s", s.At.Seconds(), s.Name)
-	}
+	t.Logf("answers after %.1f s", time.Since(begin).Seconds())
 }
 
 // stick is a disk in a USB port, or on virtio for a kernel without USB.
 func stick(path string, bus qemu.Bus) []qemu.Disk {
 	return []qemu.Disk{{Path: path, Bus: bus, Snapshot: true}}
+}
+
+// What a build has written boots, as it is: the sticks of all boards by the firmware
+// that they are for, and the folder for network boot. Of a stick in a USB port the
+// configuration has been edited.
+func TestBuiltBoots(t *testing.T) {
+	qemutest.Emulator(t, qemu.Q35)
+	t.Run("qemu-x86_64", func(t *testing.T) {
+		dir, _ := buildOnce(t)
+		usb := filepath.Join(dir, StickName)
+		t.Run("stick by SeaBIOS", func(t *testing.T) {
+			answers(t, lab.Boot{Firmware: qemu.BIOS, Disks: stick(usb, qemu.Virtio)}, "demo", "")
+		})
+		t.Run("stick by OVMF", func(t *testing.T) {
+			qemutest.Firmware(t, qemu.Q35, qemu.UEFI)
+			answers(t, lab.Boot{Firmware: qemu.UEFI, Disks: stick(usb, qemu.Virtio)}, "demo", "")
+		})
+		t.Run("pxe by OVMF", func(t *testing.T) {
+			qemutest.Firmware(t, qemu.Q35, qemu.UEFI)
+			answers(t, lab.Boot{Firmware: qemu.UEFI, NetBoot: qemu.PXE}, "demo", filepath.Join(dir, PXEDir))
+		})
+	})
+	t.Run("pc-x86_64", func(t *testing.T) {
+		usb := edited(t, buildFor(t, "pc-x86_64", qemutest.KernelPC(t)))
+		t.Run("stick by SeaBIOS", func(t *testing.T) {
+			answers(t, lab.Boot{Firmware: qemu.BIOS, Disks: stick(usb, qemu.USB)}, "shop", "")
+		})
+		t.Run("stick by OVMF", func(t *testing.T) {
+			qemutest.Firmware(t, qemu.Q35, qemu.UEFI)
+			answers(t, lab.Boot{Firmware: qemu.UEFI, Disks: stick(usb, qemu.USB)}, "shop", "")
+		})
+	})
+	t.Run("generic-arm64", func(t *testing.T) {
+		kernel := qemutest.KernelARM64(t)
+		qemutest.Emulator(t, qemu.Virt)
+		qemutest.Firmware(t, qemu.Virt, qemu.UEFI)
+		usb := edited(t, buildFor(t, "generic-arm64", kernel))
+		answers(t, lab.Boot{Machine: qemu.Virt, Firmware: qemu.UEFI, Disks: stick(usb, qemu.USB)}, "shop", "")
+	})
+}
+
+// buildFor builds for a board around its kernel, and gives the folder.
+func buildFor(t *testing.T, board, kernel string) string {
+	t.Helper()
+	o := plainOptions(board, kernel, filepath.Join(t.TempDir(), "out"))
+	o.Kernel.CacheDir = qemutest.CacheDir()
+	if _, _, err := uki.Stub(o.Board.Arch, filepath.Join(o.Kernel.CacheDir, "stub")); err != nil {
+		t.Skip(err)
+	}
+	if _, err := Build(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	return o.OutDir
+}
+
+// edited gives the stick of a folder with another name of the cluster in its
+// cluster.yaml.
+func edited(t *testing.T, dir string) (path string) {
+	t.Helper()
+	whole := read(t, dir, StickName)
+	at := bytes.Index(whole, []byte("name: demo")) // on the first partition: the images are behind it
+	if at < 0 {
+		t.Fatal("the stick has no cluster.yaml in one piece")
+	}
+	copy(whole[at:], "name: shop")
+	path = filepath.Join(dir, "edited.img")
+	if err := os.WriteFile(path, whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // Secure Boot, in a machine whose firmware (OVMF with SMM) has been given the keys
@@ -78,7 +150,7 @@ func TestSecureBootEnforced(t *testing.T) {
 	}
 	signed := filepath.Join(dir, StickName)
 	t.Run("signed", func(t *testing.T) {
-		answers(t, lab.Boot{Firmware: qemu.SecureUEFI, Vars: vars, Disks: stick(signed, qemu.Virtio)})
+		answers(t, lab.Boot{Firmware: qemu.SecureUEFI, Vars: vars, Disks: stick(signed, qemu.Virtio)}, "demo", "")
 	})
 
 	// One bit, in the middle of the file system: in the initramfs.

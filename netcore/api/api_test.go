@@ -9,12 +9,16 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -121,7 +125,7 @@ func TestAccess(t *testing.T) {
 				if got != want {
 					t.Errorf("%s %s: %d; want %d", r.Method, r.Path, got, want)
 				}
-				if done := len(n.orders) > before; done != (r.Role == RoleControl && want == 200) {
+				if done := len(n.orders) > before; done != (r.Role == RoleControl && r.Method == http.MethodPost && want == 200) {
 					t.Errorf("%s %s answered %d, and the node did as it was told: %v", r.Method, r.Path, got, done)
 				}
 				_ = n.isDrained()
@@ -272,6 +276,38 @@ func TestFindings(t *testing.T) {
 	}
 	if len(f.Silent) != 1 || f.Silent[0].Node != "02:00:00:00:00:0b" || f.Silent[0].Error == "" {
 		t.Errorf("silent: %+v; want the one node that does not answer", f.Silent)
+	}
+}
+
+// TestMetricsPage: what a backend writes goes out as it is, also by way of another
+// node, in the format that was asked for; and answers are counted.
+func TestMetricsPage(t *testing.T) {
+	var mu sync.Mutex
+	asked := map[string]int{}
+	nodes := startAll(t, 2, Limits{Asked: func(route string, code int) {
+		mu.Lock()
+		defer mu.Unlock()
+		asked[fmt.Sprint(route, " ", code)]++
+	}})
+	c := nodes[0].client(t, RoleReadOnly)
+	for _, name := range []string{"node1", "node2"} {
+		resp, err := c.raw(t.Context(), "GET", "/metrics", url.Values{"node": {name}}, nil, http.Header{"Accept": {"text/x"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		page, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if string(page) != "of "+name+" for text/x" || resp.Header.Get("Content-Type") != "text/plain" {
+			t.Errorf("%s: %s, %q", name, resp.Header.Get("Content-Type"), page)
+		}
+	}
+	_ = c.Post(t.Context(), "/v1/drain", nil, Order{}, nil)
+	c.Close()
+	mu.Lock()
+	defer mu.Unlock()
+	// One by way of the other counts at both.
+	if want := map[string]int{"metrics 200": 3, "none 403": 1}; !maps.Equal(asked, want) {
+		t.Errorf("counted %v; want %v", asked, want)
 	}
 }
 

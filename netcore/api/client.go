@@ -38,7 +38,7 @@ func NewClient(conf *tls.Config, addresses ...netip.AddrPort) *Client {
 	c := &Client{tls: conf, addresses: addresses}
 	c.http = &http.Client{Transport: &http.Transport{
 		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) },
-		MaxIdleConns:   2, MaxConnsPerHost: 8, IdleConnTimeout: 30 * time.Second, DisableCompression: true,
+		MaxIdleConns:   2, MaxConnsPerHost: 16, IdleConnTimeout: 30 * time.Second, DisableCompression: true,
 	}}
 	return c
 }
@@ -203,6 +203,15 @@ func (c *Client) do(ctx context.Context, method, path string, query url.Values, 
 		return fmt.Errorf("reading the answer to %s: %w", path, err)
 	}
 	return nil
+}
+
+// Stream asks for something that goes on and gives what comes, to be closed.
+func (c *Client) Stream(ctx context.Context, path string, query url.Values) (io.ReadCloser, error) {
+	resp, err := c.ask(ctx, http.MethodGet, path, query, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	return resp.Body, nil
 }
 
 // Follow asks for server-sent events and hands on the data of each. It returns

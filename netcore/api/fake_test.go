@@ -8,12 +8,14 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"sync"
 	"testing"
 	"time"
 
 	"clonecluster/config"
+	"clonecluster/netcore/capture"
 	"clonecluster/netcore/doctor"
 	"clonecluster/netcore/finding"
 )
@@ -47,13 +49,25 @@ func (e *engine) Status() Status {
 }
 func (e *engine) Drain(_ context.Context, o Order, who string)  { e.order(true, o, who) }
 func (e *engine) Resume(_ context.Context, o Order, who string) { e.order(false, o, who) }
-func (e *engine) Events() *Record[Event]                        { return e.events }
+func (e *engine) Reboot(_ context.Context, o Order, who string) error {
+	if !e.boot {
+		return ErrNoBoot
+	}
+	e.order(true, o, who)
+	return nil
+}
+func (e *engine) Events() *Record[Event] { return e.events }
 
 func (e *engine) order(drained bool, o Order, who string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.drained = drained
 	e.orders = append(e.orders, who+": "+o.Reason)
+}
+
+func (e *engine) Metrics(w io.Writer, accept http.Header) (string, error) {
+	fmt.Fprintf(w, "of %s for %s", e.host, accept.Get("Accept"))
+	return "text/plain", nil
 }
 
 func (e *engine) isDrained() bool {
@@ -93,6 +107,18 @@ func (e *engine) Examine(burst int, who string) {
 }
 func (e *engine) Examination() Examination {
 	return Examination{Node: e.id, Checks: []doctor.Check{{Name: "flooding", Verdict: doctor.Good}}}
+}
+
+func (e *engine) Capture(ctx context.Context, q capture.Query, w io.Writer, flush func() error) error {
+	out, err := capture.NewWriter(w)
+	if err != nil {
+		return err
+	}
+	id, err := out.AddInterface(e.host, "", q.Snap)
+	for i := 0; err == nil && i < q.Count; i++ {
+		err = out.Packet(id, capture.Frame{Time: time.Unix(int64(i), 0), Data: make([]byte, 60), Length: 60, Comment: "accept-new"})
+	}
+	return errors.Join(err, flush())
 }
 
 func (e *engine) Boot(context.Context) (Boot, error) {

@@ -17,6 +17,10 @@ type Route struct {
 	OfNode bool
 	// Events is what the server-sent events of this route carry; nil: it has none.
 	Events any
+	// Type is the answer's media type if that is not JSON.
+	Type string
+	// Streams: the answer goes on until its end is asked for.
+	Streams bool
 }
 
 // Query are all its parameters.
@@ -56,9 +60,20 @@ var Routes = []Route{
 	{Method: "GET", Path: "/v1/logs", Name: "logs", Summary: "The last lines that a node logged", Role: RoleReadOnly, Answer: Logs{}, Events: LogLine{}, Params: []Param{
 		sinceParam, followParam, {Name: "source", About: "only the lines of engine, of init, or of a service"},
 	}, OfNode: true},
+	{Method: "GET", Path: "/v1/capture", Name: "capture", Summary: "The cluster's frames as they pass a node's NIC, as pcapng, with the verdict on each as its comment", Role: RoleControl, Params: []Param{
+		{Name: "client", About: "only this client's frames: an address, or one with a port"},
+		{Name: "port", About: "only those of this port of the VIP"},
+		{Name: "verdict", About: "only those with these verdicts: names with commas between them, or the first word of several, as drop or accept"},
+		{Name: "beacons", About: "1: the nodes' own frames, too"},
+		{Name: "count", About: "end after so many frames"},
+		{Name: "duration", About: "end after this time, as 30s; left out: 1m; at most 10m"},
+		{Name: "snap", About: "keep so many bytes of each frame; left out: all"},
+	}, Type: "application/x-pcapng", Streams: true, OfNode: true},
 	{Method: "GET", Path: "/v1/boot", Name: "boot", Summary: "How an appliance booted, and what it runs; 404 from an engine on an ordinary host", Role: RoleReadOnly, Answer: Boot{}, Also: []int{404}, OfNode: true},
 	{Method: "GET", Path: "/v1/doctor", Name: "examination", Summary: "Will the network cooperate? What a node knows of it, and how far the examination is that runs", Role: RoleReadOnly, Answer: Examination{}, OfNode: true},
 	{Method: "POST", Path: "/v1/doctor", Name: "examine", Summary: "Have a node examine the network now, and all others with it; it takes some seconds. One that runs goes on", Role: RoleControl, Answer: Examination{}, Params: []Param{burstParam}, OfNode: true},
+	{Method: "GET", Path: "/metrics", Name: "metrics", Summary: "What Prometheus asks for, in its text format or another that the header Accept names", Role: RoleReadOnly, Type: "text/plain", OfNode: true},
 	{Method: "POST", Path: "/v1/drain", Name: "drain", Summary: "Give a node's share to the others; its connections go on. It stays so until it is resumed, but over a restart of the machine", Role: RoleControl, Body: Order{}, Answer: Status{}, OfNode: true},
 	{Method: "POST", Path: "/v1/resume", Name: "resume", Summary: "Have a drained node take its share again", Role: RoleControl, Body: Order{}, Answer: Status{}, OfNode: true},
+	{Method: "POST", Path: "/v1/reboot", Name: "reboot", Summary: "Restart an appliance: its engine gives its share to the others, its connections have the time of cluster.drain, and what it boots is what is served or on its disk then. 404 from an engine on an ordinary host", Role: RoleControl, Body: Order{}, Answer: Status{}, Also: []int{404, 409}, OfNode: true},
 }

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -18,6 +19,7 @@ import (
 	"sync"
 	"time"
 
+	"clonecluster/netcore/capture"
 	"clonecluster/netcore/finding"
 )
 
@@ -31,6 +33,9 @@ type Backend interface {
 	// Drain and Resume do as they are told by who, and return at once.
 	Drain(ctx context.Context, why Order, who string)
 	Resume(ctx context.Context, why Order, who string)
+	// Reboot restarts the machine. The error matches ErrNoBoot on an ordinary host, and
+	// ErrEnding if that is on its way already.
+	Reboot(ctx context.Context, why Order, who string) error
 	// Which is what this node alone knows: all but Why, with itself in Nodes.
 	Which(Flow) (Which, error)
 	// Peers are the other nodes, and those that were there a while ago.
@@ -43,12 +48,21 @@ type Backend interface {
 	// so many frames a second; 0: none. Examination is how far it is.
 	Examine(burst int, who string)
 	Examination() Examination
+	// Capture writes the frames that pass the node's NIC until ctx ends or the query is
+	// satisfied.
+	Capture(ctx context.Context, q capture.Query, w io.Writer, flush func() error) error
 	// Boot matches ErrNoBoot on an ordinary host.
 	Boot(ctx context.Context) (Boot, error)
+	// Metrics writes the node's metrics for Prometheus, in the format that the header
+	// Accept asks for, and gives its media type.
+	Metrics(w io.Writer, accept http.Header) (mediaType string, err error)
 }
 
 // ErrNoBoot says that the engine did not boot the machine.
-var ErrNoBoot = errors.New("this node is an ordinary host, whose boot is not ours to tell; ask its own tools")
+var ErrNoBoot = errors.New("this node is an ordinary host, whose boot is not ours to tell or to order; use its own tools")
+
+// ErrEnding says that the machine is about to end.
+var ErrEnding = errors.New("the node is on its way down already")
 
 // Peer is another node.
 type Peer struct {
@@ -71,6 +85,9 @@ type Limits struct {
 	Header   time.Duration // for the handshake and the request's header, 5 s
 	Answer   time.Duration // for reading the body and writing an answer, 20 s
 	Ask      time.Duration // for another node's answer, 2 s
+	// Asked is told of each answer: the name of the route, "none" if it was refused
+	// before that was known, and the code. nil: nobody is.
+	Asked func(route string, code int)
 }
 
 func (l Limits) orDefaults() Limits {
@@ -83,6 +100,9 @@ func (l Limits) orDefaults() Limits {
 	def(&l.Header, 5*time.Second)
 	def(&l.Answer, 20*time.Second)
 	def(&l.Ask, 2*time.Second)
+	if l.Asked == nil {
+		l.Asked = func(string, int) {}
+	}
 	return l
 }
 
@@ -108,6 +128,7 @@ type Server struct {
 	door     *door
 	http     *http.Server
 	streams  chan struct{}
+	captures chan struct{}
 	ended    chan struct{} // closed when the streams have to end
 	endOnce  sync.Once
 
@@ -127,7 +148,7 @@ func NewServer(a *Authority, b Backend, limits Limits, log *slog.Logger) (*Serve
 	}
 	limits = limits.orDefaults()
 	s := &Server{
-		backend: b, log: log, limits: limits, identity: id, door: newDoor(limits), streams: make(chan struct{}, limits.Streams),
+		backend: b, log: log, limits: limits, identity: id, door: newDoor(limits), streams: make(chan struct{}, limits.Streams), captures: make(chan struct{}, mostCaptures),
 		ended: make(chan struct{}), peers: map[string]*Client{},
 	}
 	s.http = &http.Server{
@@ -185,18 +206,24 @@ type problem struct {
 func (s *Server) handler() http.Handler {
 	serve := map[string]func(http.ResponseWriter, *http.Request) (any, error){
 		"health": s.health, "status": s.status, "cluster": s.askCluster, "findings": s.findings, "which": s.which, "events": s.events,
-		"examination": s.examination, "examine": s.examine, "logs": s.logs, "boot": s.boot, "drain": s.order(s.backend.Drain), "resume": s.order(s.backend.Resume),
+		"examination": s.examination, "examine": s.examine, "logs": s.logs, "boot": s.boot, "capture": s.capture, "metrics": s.metrics,
+		"drain": s.order(atOnce(s.backend.Drain)), "resume": s.order(atOnce(s.backend.Resume)), "reboot": s.order(s.backend.Reboot),
 	}
 	byPath := map[string][]Route{}
 	for _, r := range Routes {
 		byPath[r.Path] = append(byPath[r.Path], r)
 	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return http.HandlerFunc(func(plain http.ResponseWriter, r *http.Request) {
+		// It knows only net/http's own writer, which then does not wait for the rest.
+		r.Body = http.MaxBytesReader(plain, r.Body, mostBody)
+		w, name := &coded{plain, http.StatusOK}, "none"
+		defer func() { s.limits.Asked(name, w.code) }()
 		answer, err := func() (any, error) {
 			route, err := s.admit(w, r, byPath)
 			if err != nil {
 				return nil, err
 			}
+			name = route.Name
 			if route.OfNode {
 				if done, err := s.forward(w, r, route); done || err != nil {
 					return nil, err
@@ -220,6 +247,20 @@ func (s *Server) handler() http.Handler {
 	})
 }
 
+// coded remembers the code of an answer.
+type coded struct {
+	http.ResponseWriter
+	code int
+}
+
+func (c *coded) WriteHeader(code int) {
+	c.code = code
+	c.ResponseWriter.WriteHeader(code)
+}
+
+// Unwrap is for http.ResponseController.
+func (c *coded) Unwrap() http.ResponseWriter { return c.ResponseWriter }
+
 // admit finds the route of a request that may be answered.
 func (s *Server) admit(w http.ResponseWriter, r *http.Request, byPath map[string][]Route) (Route, error) {
 	w.Header().Set("Cache-Control", "no-store")
@@ -241,7 +282,6 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request, byPath map[string
 		w.Header().Set("Connection", "close")
 		return Route{}, problem{http.StatusRequestEntityTooLarge, fmt.Errorf("the body is longer than %d bytes", mostBody)}
 	}
-	r.Body = http.MaxBytesReader(w, r.Body, mostBody)
 	routes := byPath[r.URL.Path]
 	i := slices.IndexFunc(routes, func(x Route) bool { return x.Method == r.Method })
 	// A stranger is not told what there is.
@@ -322,6 +362,17 @@ func (s *Server) examine(_ http.ResponseWriter, r *http.Request) (any, error) {
 	return s.backend.Examination(), nil
 }
 
+func (s *Server) metrics(w http.ResponseWriter, r *http.Request) (any, error) {
+	var page bytes.Buffer
+	mediaType, err := s.backend.Metrics(&page, r.Header)
+	if err != nil {
+		return nil, err
+	}
+	w.Header().Set("Content-Type", mediaType)
+	_, _ = w.Write(page.Bytes()) // or the client has gone
+	return nil, nil
+}
+
 func (s *Server) boot(_ http.ResponseWriter, r *http.Request) (any, error) {
 	b, err := s.backend.Boot(r.Context())
 	if errors.Is(err, ErrNoBoot) {
@@ -332,7 +383,15 @@ func (s *Server) boot(_ http.ResponseWriter, r *http.Request) (any, error) {
 	return b, nil
 }
 
-func (s *Server) order(do func(context.Context, Order, string)) func(http.ResponseWriter, *http.Request) (any, error) {
+// atOnce is an order that cannot fail.
+func atOnce(do func(context.Context, Order, string)) func(context.Context, Order, string) error {
+	return func(ctx context.Context, o Order, who string) error {
+		do(ctx, o, who)
+		return nil
+	}
+}
+
+func (s *Server) order(do func(context.Context, Order, string) error) func(http.ResponseWriter, *http.Request) (any, error) {
 	return func(_ http.ResponseWriter, r *http.Request) (any, error) {
 		o, err := ParseOrder(r.Body)
 		if tooLong := new(http.MaxBytesError); errors.As(err, &tooLong) {
@@ -340,7 +399,14 @@ func (s *Server) order(do func(context.Context, Order, string)) func(http.Respon
 		} else if err != nil {
 			return nil, problem{http.StatusBadRequest, err}
 		}
-		do(r.Context(), o, who(r))
+		switch err := do(r.Context(), o, who(r)); {
+		case errors.Is(err, ErrNoBoot):
+			return nil, problem{http.StatusNotFound, err}
+		case errors.Is(err, ErrEnding):
+			return nil, problem{http.StatusConflict, err}
+		case err != nil:
+			return nil, problem{http.StatusBadGateway, err}
+		}
 		return s.backend.Status(), nil
 	}
 }
@@ -408,7 +474,7 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, route Route) (d
 			header.Set(h, v)
 		}
 	}
-	streams := route.Events != nil && follows(r)
+	streams := route.Streams || route.Events != nil && follows(r)
 	ctx := r.Context()
 	if !streams {
 		var cancel context.CancelFunc
@@ -543,15 +609,15 @@ func (s *Server) ofAll(ctx context.Context) Cluster {
 	return c
 }
 
-// atOnce is how many nodes are asked at a time.
-const atOnce = 32
+// askedAtOnce is how many nodes are asked at a time.
+const askedAtOnce = 32
 
 // askAll asks nodes at the same time and returns when all have answered or their
 // time is over.
 func (s *Server) askAll(ctx context.Context, peers []Peer, ask func(ctx context.Context, i int, c *Client, err error)) {
 	ctx, cancel := context.WithTimeout(ctx, s.limits.Ask)
 	defer cancel()
-	places := make(chan struct{}, atOnce)
+	places := make(chan struct{}, askedAtOnce)
 	var g sync.WaitGroup
 	for i, p := range peers {
 		places <- struct{}{}

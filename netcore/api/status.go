@@ -48,7 +48,7 @@ type Status struct {
 
 	Verdicts map[string]uint64   `json:"verdicts"`          // frames by verdict, without zeros
 	Counters map[string]uint64   `json:"datapath_counters"` // the fields of raw.Counters or macvlan.Counters
-	Beacons  membership.Counters `json:"beacon_counters"`   // frames without effect
+	Beacons  membership.Counters `json:"beacon_counters"`   // frames of the protocol
 }
 
 // Member is one node as another knows it.

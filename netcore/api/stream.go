@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"clonecluster/netcore/capture"
 )
 
 func follows(r *http.Request) bool {
@@ -175,4 +178,61 @@ func (s *Server) isEnded() bool {
 	default:
 		return false
 	}
+}
+
+// mostCaptures is how many may capture on a node at a time.
+const mostCaptures = 2
+
+// capture sends the node's frames as they come.
+func (s *Server) capture(w http.ResponseWriter, r *http.Request) (any, error) {
+	q, err := capture.ParseQuery(r.URL.Query())
+	if err != nil {
+		return nil, problem{http.StatusBadRequest, err}
+	}
+	select {
+	case s.captures <- struct{}{}:
+		defer func() { <-s.captures }()
+	default:
+		return nil, problem{http.StatusServiceUnavailable, errors.New("too many captures run on this node already")}
+	}
+	leave, err := s.stream()
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	go func() {
+		select {
+		case <-s.ended:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	control := http.NewResponseController(w)
+	if err := control.SetReadDeadline(time.Time{}); err != nil {
+		return nil, fmt.Errorf("capturing: %w", err)
+	}
+	out := &captureAnswer{w: w, control: control, patience: s.limits.Answer}
+	if err := s.backend.Capture(ctx, q, out, control.Flush); err != nil && !out.begun {
+		return nil, err
+	}
+	return nil, nil // one that ends early lacks the statistics at its end
+}
+
+// captureAnswer is an answer that begins with the first that is written.
+type captureAnswer struct {
+	w        http.ResponseWriter
+	control  *http.ResponseController
+	patience time.Duration
+	begun    bool
+}
+
+func (a *captureAnswer) Write(b []byte) (int, error) {
+	if !a.begun {
+		a.begun = true
+		a.w.Header().Set("Content-Type", "application/x-pcapng")
+	}
+	_ = a.control.SetWriteDeadline(time.Now().Add(a.patience))
+	return a.w.Write(b)
 }

@@ -71,7 +71,8 @@ type Filter struct {
 	memory  [][]byte    // of the two
 	links   []link.Link // pinned, too, or they end with this process
 
-	change sync.Mutex // of the table
+	change sync.Mutex   // of the table
+	looked atomic.Int64 // when Look last read the holds
 }
 
 // Load puts the programs into the kernel, attached to nothing yet. All buckets are
@@ -304,6 +305,20 @@ func (f *Filter) Hold(t filter.Tuple, nowMono int64) bool {
 	}
 	return until <= nowMono
 }
+
+// Look is that of filter.Filter: the verdict is computed anew, from the table, the lease
+// and the holds that the programs go by.
+func (f *Filter) Look(frame []byte, left bool, nowMono int64, s filter.Sockets) filter.Seen {
+	if nowMono-f.looked.Load() >= lookAgain {
+		f.looked.Store(nowMono)
+		tcp, datagram := f.shared.HeldTCP, f.shared.HeldDatagram
+		f.inside.SetHolds(&tcp, &datagram)
+	}
+	return f.inside.Look(frame, left, nowMono, s)
+}
+
+// lookAgain is how old the holds may be that Look goes by, in nanoseconds.
+const lookAgain = int64(10 * time.Millisecond)
 
 // Release judges a RST again that was delayed, as filter.Filter does.
 func (f *Filter) Release(frame []byte, nowMono int64) filter.Verdict {

@@ -50,12 +50,13 @@ func (e *engine) serveAPI(ctx context.Context) {
 	authority, err := api.NewAuthority(cfg.Cluster.Name, cfg.Cluster.Key, cfg.Cluster.AcceptKeys...)
 	var server *api.Server
 	if err == nil {
-		server, err = api.NewServer(authority, backend{e, ctx}, api.Limits{}, e.log)
+		server, err = api.NewServer(authority, backend{e, ctx}, api.Limits{Asked: e.metrics.asked}, e.log)
 	}
 	if err != nil {
 		e.log.Error("no management API", "error", err)
 		return
 	}
+	e.server.Store(server)
 	var serving sync.WaitGroup
 	listeners := map[netip.Addr]net.Listener{}
 	ended := make(chan netip.Addr)
@@ -419,9 +420,24 @@ func (b backend) Boot(ctx context.Context) (boot api.Boot, err error) {
 	return boot, err
 }
 
+// Reboot has the appliance's init restart the machine.
+func (b backend) Reboot(ctx context.Context, o api.Order, who string) error {
+	// Before it is asked: the engine may be gone soon. An ordinary host is told nothing.
+	if err := b.askInit(ctx, "/v1/status", nil, &struct{}{}); err != nil {
+		return err
+	}
+	b.ordered("reboot", "this node was told to restart its machine", o, who)
+	return b.tellInit(ctx, http.MethodPost, "/v1/reboot", nil, nil)
+}
+
 // askInit asks the appliance's init. The error matches ErrNoBoot where there is
 // none.
 func (b backend) askInit(ctx context.Context, path string, query url.Values, out any) error {
+	return b.tellInit(ctx, http.MethodGet, path, query, out)
+}
+
+// tellInit is askInit with any method; out nil: no answer is wanted.
+func (b backend) tellInit(ctx context.Context, method, path string, query url.Values, out any) error {
 	if b.opt.InitSocket == "" {
 		return api.ErrNoBoot
 	}
@@ -430,7 +446,7 @@ func (b backend) askInit(ctx context.Context, path string, query url.Values, out
 	}}
 	defer tr.CloseIdleConnections()
 	u := url.URL{Scheme: "http", Host: "init", Path: path, RawQuery: query.Encode()}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
 	if err != nil {
 		return err
 	}
@@ -442,8 +458,13 @@ func (b backend) askInit(ctx context.Context, path string, query url.Values, out
 		return fmt.Errorf("asking init: %w", err)
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
+	switch {
+	case resp.StatusCode == http.StatusConflict:
+		return api.ErrEnding
+	case resp.StatusCode/100 != 2:
 		return fmt.Errorf("asking init: it answers %s", resp.Status)
+	case out == nil:
+		return nil
 	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, 4<<20)).Decode(out); err != nil {
 		return fmt.Errorf("reading init's answer: %w", err)

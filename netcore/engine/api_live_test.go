@@ -6,10 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -150,6 +154,8 @@ func TestClusterAPI(t *testing.T) {
 		}
 	}
 
+	c.captureShows(control)
+
 	drained := c.nodes[1]
 	refused := func(name string, client *api.Client, want int) {
 		t.Helper()
@@ -265,5 +271,60 @@ func TestClusterAPI(t *testing.T) {
 	var e *api.Error
 	if err := c.operator(api.RoleReadOnly, "10.77.0.101").Get(t.Context(), "/v1/boot", nil, &boot); !errors.As(err, &e) || e.Code != http.StatusNotFound {
 		t.Errorf("boot: %v; want 404", err)
+	}
+}
+
+// captureShows: of one connection all three nodes see each frame of the client, one
+// accepts it, and that one answers; tshark is who says so.
+func (c *cluster) captureShows(control *api.Client) {
+	c.t.Helper()
+	if _, err := exec.LookPath("tshark"); err != nil {
+		c.t.Log("without tshark (Debian package tshark) no capture is looked at")
+		return
+	}
+	var streams []io.ReadCloser
+	for _, n := range c.nodes {
+		r, err := control.Stream(c.t.Context(), "/v1/capture", url.Values{"node": {n.MAC}, "client": {"10.77.0.1"}, "port": {"80"}, "duration": {"2s"}})
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		defer r.Close()
+		streams = append(streams, r)
+	}
+	if _, err := control.Stream(c.t.Context(), "/v1/capture", url.Values{"port": {"0"}}); err == nil {
+		c.t.Error("a capture of port 0 is not refused")
+	}
+	time.Sleep(200 * time.Millisecond)
+	answered := c.get("http://" + vip4 + "/whoami")
+	syns, answers := map[string]int{}, map[string]int{}
+	for i, r := range streams {
+		file := filepath.Join(c.Dir, fmt.Sprintf("capture%d.pcapng", i))
+		all, err := io.ReadAll(r)
+		if err != nil {
+			c.t.Error(err)
+		}
+		if err := os.WriteFile(file, all, 0o600); err != nil {
+			c.t.Fatal(err)
+		}
+		out, err := exec.Command("tshark", "-r", file, "-T", "fields", "-E", "separator=|", "-e", "tcp.flags.str", "-e", "eth.src", "-e", "frame.comment").Output()
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		for line := range strings.Lines(string(out)) {
+			f := strings.Split(strings.TrimSpace(line), "|")
+			verdict, _, _ := strings.Cut(f[2], ",")
+			switch {
+			case f[1] == c.nodes[i].MAC:
+				answers[verdict]++
+			case strings.HasSuffix(f[0], "··S·"):
+				syns[verdict]++
+				if (verdict == "accept-new") != (c.nodes[i].Name == answered) {
+					c.t.Errorf("%s: the SYN is %s; %s answered", c.nodes[i].Name, f[2], answered)
+				}
+			}
+		}
+	}
+	if syns["accept-new"] != 1 || syns["drop-foreign"] != 2 || answers["send"] < 3 || len(answers) != 1 {
+		c.t.Errorf("of one connection the captures show SYNs %v and answers %v", syns, answers)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"reflect"
+	"time"
 
 	"clonecluster/config"
 	"clonecluster/netcore/bpf"
@@ -14,6 +15,7 @@ import (
 	"clonecluster/netcore/filter"
 	"clonecluster/netcore/macvlan"
 	"clonecluster/netcore/raw"
+	"clonecluster/netcore/realtime"
 )
 
 // The names of the datapaths, as in the configuration.
@@ -30,6 +32,9 @@ const (
 	ingressXDP  = "xdp"
 	ingressTC   = "tc"
 )
+
+// slack is how late what is not urgent in this process may be.
+const slack = time.Millisecond
 
 // DefaultBPFFS is where Linux has its BPF file system.
 const DefaultBPFFS = "/sys/fs/bpf"
@@ -57,6 +62,7 @@ type table interface {
 	Bucket(t filter.Tuple) int
 	Hold(t filter.Tuple, nowMono int64) bool
 	Counters() filter.Counters
+	Look(frame []byte, left bool, nowMono int64, s filter.Sockets) filter.Seen
 }
 
 // ErrDatapath is matched by the error of Run when the datapath that was asked for
@@ -143,6 +149,11 @@ func (e *engine) openDatapath(fc filter.Config, macChanged func(net.HardwareAddr
 	}
 	if err != nil {
 		return err
+	}
+	if name != datapathRaw { // whose threads move frames, and wait for each other
+		if err := realtime.Slack(slack); err != nil {
+			e.log.Debug("this process takes somewhat more of a processor than it need", "error", err)
+		}
 	}
 	e.datapath = name
 	e.log.Info("datapath", "name", name, "ingress", e.ingress, "why", why)

@@ -20,6 +20,8 @@ import (
 type telling struct {
 	events    *api.Record[api.Event]
 	findings  *finding.Board
+	metrics   *metrics
+	server    atomic.Pointer[api.Server]
 	occurred  chan occurrence
 	missed    atomic.Uint64
 	host      string
@@ -77,6 +79,7 @@ func (e *engine) record(ctx context.Context) {
 			ev := o.tell()
 			ev.Time, ev.Node = o.at, e.self()
 			e.events.Add(ev)
+			e.metrics.events.WithLabelValues(ev.Kind).Inc()
 			if n := e.missed.Swap(0); n > 0 {
 				e.events.Add(api.Event{Time: o.at, Node: ev.Node, Kind: "state", Text: fmt.Sprintf("%d events were lost: there were too many at once", n)})
 			}

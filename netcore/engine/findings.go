@@ -67,7 +67,7 @@ type look struct {
 // at gives what is found in a status. What is there for a moment only, as when
 // nodes meet, does not count: it takes two looks.
 func (l *look) at(s *Status, now time.Time) (found []finding.Finding) {
-	if n := s.Counters["Guarded"]; n > l.guarded {
+	if n := s.Counters[guardedCounter]; n > l.guarded {
 		l.guarded, l.at0 = n, now
 	}
 	all := conditions(s)

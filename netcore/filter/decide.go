@@ -152,7 +152,7 @@ func (f *Filter) icmpError(p *packet, now int64, s Sockets) Verdict {
 	if !f.isVIP(&q, q.src) || !isUnicast(q.dst) || q.v6 && isMapped(q.dst) {
 		return DropQuote
 	}
-	q.src, q.dst, q.srcPort, q.dstPort = q.dst, q.src, q.dstPort, q.srcPort
+	q.turn()
 	var bucket int
 	own := false
 	switch q.kind {

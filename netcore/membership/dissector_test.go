@@ -39,6 +39,7 @@ func TestDissector(t *testing.T) {
 	probe, big := vectorCodec().Probe(vectorProbe(), Group), vectorProbe()
 	big.Size = 1514
 	fullProbe := vectorCodec().Probe(big, Group)
+	set := settingsFrame(t, vectorSettings())
 	many := vectorBeacon()
 	many.Heard = slices.Repeat(many.Heard, MaxNodes)
 	head := map[string]string{
@@ -84,6 +85,12 @@ func TestDissector(t *testing.T) {
 		{"card without names", captured{bare, 0}, []map[string]string{{"kind": "3", "address": "fd77::101", "name": "", "build": ""}}},
 		{"card, cut off in its addresses", captured{card[:70], 0}, []map[string]string{{"kind": "3", "address": "::ffff:10.77.0.101", "name": "", "cut_off": "1"}}},
 		{"card without addresses", captured{with(card, 44, 0), 0}, []map[string]string{{"kind": "3", "address": "", "malformed": "1,1"}}},
+		{"settings", captured{set, 0}, []map[string]string{{
+			"kind": "5", "sequence": "11", "settings.version": "5", "settings.author": "52:54:00:77:00:01", "settings.balance": "2", "settings.by": "ops: größer",
+			"settings.node": "52:54:00:77:00:02,52:54:00:77:00:03", "settings.weight": "50,1000", "hmac": fmt.Sprintf("%x", set[len(set)-macLen:]),
+		}}},
+		{"settings, cut off in their weights", captured{set[:70], 0}, []map[string]string{{"settings.version": "5", "settings.weight": "50", "settings.by": "", "cut_off": "1"}}},
+		{"settings of another balance", captured{with(set, 56, 3), 0}, []map[string]string{{"settings.balance": "3", "malformed": "1"}}},
 
 		{"probe", captured{probe, 0}, []map[string]string{{
 			"kind": "4", "probe.way": "3", "flags": "0x0f", "probe.hurry": "1", "probe.directed": "1", "probe.round": "16909060", "probe.copy": "1", "probe.mtu": "1500",
@@ -94,7 +101,7 @@ func TestDissector(t *testing.T) {
 		{"probe, cut off in its rows", captured{probe[:80], 0}, []map[string]string{{"kind": "4", "probe.row": "b323a1b200000007020201000203", "cut_off": "1"}}},
 		{"probe by no way", captured{with(probe, 42, 9), 0}, []map[string]string{{"kind": "4", "malformed": "1"}}},
 
-		{"kind of the future", captured{with(beacon, 17, 5), 0}, []map[string]string{{"kind": "5", "malformed": "1"}}},
+		{"kind of the future", captured{with(beacon, 17, 99), 0}, []map[string]string{{"kind": "99", "malformed": "1"}}},
 		{"too long", captured{append(slices.Clone(beacon), 0), 0}, []map[string]string{head, {"malformed": "1", "cut_off": ""}}},
 		{"another version", captured{with(beacon, 16, 3), 0}, []map[string]string{{"version": "3", "kind": "", "other_version": "1", "malformed": ""}}},
 		{"somebody else's", captured{with(beacon, 14, 'X'), 0}, []map[string]string{{"magic": "", "version": "", "malformed": ""}}},
@@ -110,7 +117,7 @@ func TestDissector(t *testing.T) {
 			}
 		}
 	}
-	frames = append(frames, noise([][]byte{beacon, small, large[0], large[1], card})...)
+	frames = append(frames, noise([][]byte{beacon, small, large[0], large[1], card, set})...)
 	values := dissect(t, frames, slices.Sorted(maps.Keys(names)))
 	for i, tt := range cases {
 		want := map[string]string{"cut_off": "", "malformed": "", "other_version": ""}

@@ -162,7 +162,7 @@ func (m *Map) index(id NodeID) uint8 {
 //	12  2  EtherType
 //	14  2  'C' 'C'
 //	16  1  version, 2
-//	17  1  kind: 1 beacon, 2 part of a map, 3 card, 4 probe
+//	17  1  kind: 1 beacon, 2 part of a map, 3 card, 4 probe, 5 settings
 //	18  8  cluster: the first bytes of SHA-256 of its name
 //	26  8  incarnation
 //	34  8  sequence

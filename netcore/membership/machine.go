@@ -114,13 +114,15 @@ const (
 	SendOnce                  // a map is sent when it is made, and not again
 	KeepQuarantine            // the quarantine of a dead node's buckets goes on
 	NoAuthentication          // frames with a wrong key are taken; not the machine but the simulator leaves it out
+	AnySettings               // any settings are taken, even older ones
+	SettingsOnce              // settings are said when they are new, and not again
 	weaknesses
 )
 
 // Weaknesses are all but None, with their names.
 var weaknessNames = [weaknesses]string{
 	"none", "take-at-once", "no-lease", "trust-one-way", "no-listening", "keep-lost", "forget-flows", "never-shared",
-	"old-maps", "no-fence", "ignore-divergent", "send-once", "keep-quarantine", "no-authentication",
+	"old-maps", "no-fence", "ignore-divergent", "send-once", "keep-quarantine", "no-authentication", "any-settings", "settings-once",
 }
 
 func (w Weakness) String() string {
@@ -138,8 +140,9 @@ func AllWeaknesses() (all []Weakness) {
 	return all
 }
 
-// An Event is something that happened: one of Tick, Received, ReceivedMap, Sent,
-// FlowsSeen, Carrier, Rename, Health, LoadSeen, Drain, Stop, Leave and Restart.
+// An Event is something that happened: one of Tick, Received, ReceivedMap,
+// ReceivedSettings, Sent, FlowsSeen, Carrier, Rename, Health, LoadSeen, Order, Drain,
+// Stop, Leave and Restart.
 type Event any
 
 type (
@@ -150,6 +153,12 @@ type (
 	// ReceivedMap is an authentic map from the wire, and whose frame it was.
 	ReceivedMap struct {
 		Map      *Map
+		From     Peer
+		Sequence uint64
+	}
+	// ReceivedSettings are authentic settings from the wire, and whose frame it was.
+	ReceivedSettings struct {
+		Settings *Settings
 		From     Peer
 		Sequence uint64
 	}
@@ -196,10 +205,14 @@ type Actions struct {
 	Map         *Map
 	MapSequence uint64
 	MapUnicast  []NodeID // and to these, which do not seem to hear the group and lack it
-	PollFlows   bool     // look up the flows and answer with FlowsSeen
-	Announce    bool     // the node owns buckets after it owned none
-	Next        int64    // Tick is due then
-	Notes       []Note
+	// Settings are to be sent to the group, as number SettingsSequence.
+	Settings         *Settings
+	SettingsSequence uint64
+	SettingsUnicast  []NodeID // and to these, which do not seem to hear the group
+	PollFlows        bool     // look up the flows and answer with FlowsSeen
+	Announce         bool     // the node owns buckets after it owned none
+	Next             int64    // Tick is due then
+	Notes            []Note
 }
 
 // Note is something for the log: what happened, to whom.
@@ -208,6 +221,8 @@ type Note struct {
 	Peer Peer
 	Map  MapID
 	Why  string // of NewMap and Lost
+	// Settings are those of NewSettings.
+	Settings *Settings
 }
 
 // NoteKind says what happened. The zero value is invalid.
@@ -216,19 +231,20 @@ type NoteKind uint8
 // The notes: first what is normal, then, from Replayed on, what is wrong with a
 // frame that had no effect.
 const (
-	_         NoteKind = iota
-	Heard              // the peer hears us
-	Lost               // the peer is dead
-	Left               // the peer has said that it leaves
-	Restarts           // the peer's engine has said that another will take its place
-	Silent             // this node sent nothing for so long that it may count as dead
-	Unheard            // this node hears the peer, which takes part and no longer hears it
-	NewMap             // this node leads, and has made a map
-	Adopted            // the map in use is another
-	FailOpen           // the services of all nodes fail; the cluster serves on
-	AllFailed          // the services of all nodes fail; the cluster stops
-	Recovered          // some node's services work again
-	Yielded            // this node is silent for a twin that was there before
+	_           NoteKind = iota
+	Heard                // the peer hears us
+	Lost                 // the peer is dead
+	Left                 // the peer has said that it leaves
+	Restarts             // the peer's engine has said that another will take its place
+	Silent               // this node sent nothing for so long that it may count as dead
+	Unheard              // this node hears the peer, which takes part and no longer hears it
+	NewMap               // this node leads, and has made a map
+	Adopted              // the map in use is another
+	NewSettings          // other settings hold
+	FailOpen             // the services of all nodes fail; the cluster serves on
+	AllFailed            // the services of all nodes fail; the cluster stops
+	Recovered            // some node's services work again
+	Yielded              // this node is silent for a twin that was there before
 	Replayed
 	TwinNode   // another node has this node's wire MAC
 	Twins      // two nodes have one wire MAC, or it has restarted
@@ -241,7 +257,7 @@ const (
 
 var noteTexts = [noteKinds]string{
 	Heard: "heard", Lost: "lost", Left: "left", Restarts: "restarts", Silent: "was silent", Unheard: "does not hear this node, which hears it",
-	NewMap: "made a map", Adopted: "adopted a map",
+	NewMap: "made a map", Adopted: "adopted a map", NewSettings: "goes by other settings",
 	FailOpen: "the services of all nodes fail their checks; serving on", AllFailed: "the services of all nodes fail their checks; nobody serves",
 	Recovered: "services pass their checks again", Yielded: "yields to another node with the same wire MAC",
 	Replayed: "replayed or reordered frame", TwinNode: "another node has this node's wire MAC",
@@ -296,6 +312,7 @@ type Machine struct {
 	leader   NodeID // zero: nobody, or not known
 
 	mapMaker // what a leader remembers
+	spreader
 
 	cur      *Map
 	history  []MapID // adopted before
@@ -320,32 +337,33 @@ type peer struct {
 	Peer
 	tag Tag
 	// first is when it, or one with its id that never proved to be there, was heard.
-	heard, first int64
-	otherHeard   int64    // another incarnation was; 0: never
-	otherSince   int64    // the first time under this incarnation
-	other        lastWord // of that
-	lastListed   int64
-	sequence     uint64
-	mapSequence  uint64
-	listsMe      bool // in its last beacon
-	proven       bool // it has listed this node's present incarnation
-	live         bool
-	listed       bool  // in this node's beacons
-	gone         bool  // it has said so
-	lapsed       bool  // it took part when it was lost or found, and does not yet go by the present map
-	alone        int64 // until then it is sent beacons by unicast as well
-	laggedSince  int64
-	state        State
-	sick         bool
-	weight       uint16
-	busy         uint16
-	flows        uint32
-	rules        uint64
-	mapID        MapID
-	parent       MapID
-	lowest       NodeID
-	tags         []Tag
-	retired      []lastWord // of former incarnations
+	heard, first     int64
+	otherHeard       int64    // another incarnation was; 0: never
+	otherSince       int64    // the first time under this incarnation
+	other            lastWord // of that
+	lastListed       int64
+	sequence         uint64
+	mapSequence      uint64
+	settingsSequence uint64
+	listsMe          bool // in its last beacon
+	proven           bool // it has listed this node's present incarnation
+	live             bool
+	listed           bool  // in this node's beacons
+	gone             bool  // it has said so
+	lapsed           bool  // it took part when it was lost or found, and does not yet go by the present map
+	alone            int64 // until then it is sent beacons by unicast as well
+	laggedSince      int64
+	state            State
+	sick             bool
+	weight           uint16
+	busy             uint16
+	flows            uint32
+	rules            uint64
+	mapID            MapID
+	parent           MapID
+	lowest           NodeID
+	tags             []Tag
+	retired          []lastWord // of former incarnations
 	// former has proved to be there, before this one that has not yet.
 	former       lastWord
 	liveSince    int64
@@ -461,6 +479,12 @@ func (m *Machine) take(ev Event, now int64, a *Actions) (urgent bool) {
 		return m.receive(ev.Beacon, now, a)
 	case ReceivedMap:
 		return m.receiveMap(ev, now, a)
+	case ReceivedSettings:
+		m.receiveSettings(ev, now, a)
+	case Order:
+		if next := m.settings.apply(ev, m.self.ID); next != nil {
+			m.goBy(next, now, a)
+		}
 	case Sent:
 		m.lastSent = max(m.lastSent, ev.At)
 	case FlowsSeen:
@@ -843,7 +867,7 @@ func (m *Machine) adopt(next *Map, now int64, a *Actions) {
 		m.history = append(m.history[max(0, len(m.history)-7):], old.MapID)
 	}
 	m.cur, m.myIndex, m.adopted = next, next.index(m.self.ID), now
-	m.unsettled = true
+	m.unsettled, m.reweighted = true, false
 	for _, p := range m.all {
 		if i := oldIndex(old, p.ID); i != Nobody {
 			for b := range old.Owner {
@@ -901,6 +925,9 @@ func (m *Machine) evaluate(now int64, a *Actions) {
 		changed, p.live = true, live
 		if live {
 			p.liveSince = now
+			if m.cfg.Weakness != SettingsOnce {
+				m.saySoon(now) // it may lack the settings, or have newer ones
+			}
 			// Until now this node has taken buckets without asking it.
 			p.lapsed = p.lapsed || p.state.takesPart() && m.cur != nil && p.mapID != m.cur.MapID
 			a.note(Heard, p.Peer)
@@ -1279,7 +1306,11 @@ func (m *Machine) publish(now int64, urgent bool, a *Actions) {
 		}
 		nextMap = m.nextMap(now)
 	}
+	m.maySay(now, a)
 	a.Next = min(m.nextBeacon(), m.nextPoll(), m.nextExpiry(now), nextMap, m.nextLook)
+	if m.settings != nil {
+		a.Next = min(a.Next, m.sayAt)
+	}
 	if m.state == Listening && now < m.listenUntil {
 		a.Next = min(a.Next, m.listenUntil)
 	}
@@ -1374,6 +1405,9 @@ type View struct {
 	Members []Member
 	// Owners is the present map, not to be changed; nil: none.
 	Owners *Map
+	// Settings are what was set at run time, not to be changed; nil: nothing.
+	Settings *Settings
+	Balance  Balance // that a leader goes by
 }
 
 // Owner gives the node that the present map gives bucket b to; false: none.
@@ -1404,6 +1438,7 @@ type Member struct {
 func (m *Machine) View() View {
 	v := View{
 		Self: m.self, State: m.state, Sick: m.sick, Leader: m.leader, Agreed: m.agreed, Fenced: m.fence || m.strange, AllSick: m.allSick,
+		Settings: m.settings, Balance: m.balance(),
 	}
 	var count [256]int
 	if m.cur != nil {
@@ -1419,7 +1454,7 @@ func (m *Machine) View() View {
 		return 0
 	}
 	v.Members = append(v.Members, Member{
-		Peer: m.self, State: m.state, Self: true, Live: true, Sick: m.sick, Weight: m.cfg.Weight, Busy: int(m.busy), Flows: int(m.flows),
+		Peer: m.self, State: m.state, Self: true, Live: true, Sick: m.sick, Weight: m.weight(m.self.ID, m.cfg.Weight), Busy: int(m.busy), Flows: int(m.flows),
 		Map: v.Map, Buckets: share(m.self.ID),
 	})
 	for _, p := range m.all {
@@ -1427,7 +1462,7 @@ func (m *Machine) View() View {
 			continue
 		}
 		v.Members = append(v.Members, Member{
-			Peer: p.Peer, State: p.state, Live: p.live, Sick: p.sick, Weight: int(p.weight), Busy: int(p.busy), Flows: int(p.flows),
+			Peer: p.Peer, State: p.state, Live: p.live, Sick: p.sick, Weight: m.weight(p.ID, int(p.weight)), Busy: int(p.busy), Flows: int(p.flows),
 			Map: p.mapID, Buckets: share(p.ID), May: p.may,
 		})
 	}

@@ -116,11 +116,11 @@ func (m *Machine) candidates() []candidate {
 		}
 	}
 	if m.cfg.Rules == rules {
-		add(m.self.ID, m.state, m.sick, m.cfg.Weight, int(m.busy), int(m.flows))
+		add(m.self.ID, m.state, m.sick, m.weight(m.self.ID, m.cfg.Weight), int(m.busy), int(m.flows))
 	}
 	for _, p := range m.live {
 		if p.rules == rules {
-			add(p.ID, p.state, p.sick, int(p.weight), int(p.busy), int(p.flows))
+			add(p.ID, p.state, p.sick, m.weight(p.ID, int(p.weight)), int(p.busy), int(p.flows))
 		}
 	}
 	chosen := well
@@ -174,7 +174,7 @@ func (m *Machine) wanted(chosen []candidate, now int64) (quotas []int, why strin
 		}
 	}
 	shares := fair
-	balance := m.cfg.Policy.Balance == Load && len(chosen) > 0
+	balance := m.balance() == Load && len(chosen) > 0
 	if balance {
 		shares = carryOver(have, fair, func(i int) bool { return m.cur.index(chosen[i].id) != Nobody })
 	}
@@ -188,14 +188,19 @@ func (m *Machine) wanted(chosen []candidate, now int64) (quotas []int, why strin
 		m.balancedAt = now
 		return apportion(shares), why
 	}
-	if !balance {
+	// What was set begins from the static shares, also where the load moves them then.
+	if !balance || m.reweighted {
+		m.reweighted = false
 		quotas = apportion(fair)
 		for i := range quotas {
 			if quotas[i] != int(have[i]) {
-				return quotas, "weights"
+				m.balancedAt = now
+				return quotas, whyWeights
 			}
 		}
-		return nil, ""
+		if !balance {
+			return nil, ""
+		}
 	}
 	if due := m.balancedAt + int64(time.Second); now < due {
 		m.nextLook = due
@@ -217,8 +222,11 @@ func (m *Machine) wanted(chosen []candidate, now int64) (quotas []int, why strin
 	return quotas, whyLoad
 }
 
-// whyLoad is the reason of a map that moves nothing but what the load asks for.
-const whyLoad = "load"
+// The reasons of maps that move nothing but what the load, or the weights, ask for.
+const (
+	whyLoad    = "load"
+	whyWeights = "weights"
+)
 
 // higherMap reports whether a live peer goes by a map of the same version as
 // the present one, and another.

@@ -46,10 +46,13 @@ type NodeConfig struct {
 	Urgent bool
 }
 
-// Counters count frames that had no effect.
+// Counters count frames: first those that had no effect.
 type Counters struct {
 	Malformed, OtherVersion, OtherCluster, Unauthentic uint64
 	Ignored                                            uint64 // authentic, but replayed, of this node's own MAC, or one node too many
+	Sent                                               uint64 // beacons
+	Heard                                              uint64 // authentic frames of others
+	Missed                                             uint64 // by the gaps in their numbers
 }
 
 // Node runs the machine.
@@ -64,7 +67,8 @@ type Node struct {
 	alive     atomic.Int64
 	active    atomic.Int64 // flows at the last look
 	drained   atomic.Bool
-	draining  atomic.Bool   // as it was told last
+	draining  atomic.Bool // as it was told last
+	load      atomic.Pointer[LoadSeen]
 	changed   chan struct{} // closed and replaced when drained or active may have changed
 	changeMu  sync.Mutex
 
@@ -72,9 +76,10 @@ type Node struct {
 	cardSequence uint64
 
 	assemblers map[NodeID]*Assembler
+	numbers    map[Peer]uint64 // the highest of each node
 	frame      [MaxFrame + 1]byte
 
-	malformed, otherVersion, otherCluster, unauthentic, ignored atomic.Uint64
+	malformed, otherVersion, otherCluster, unauthentic, ignored, sent, heard, missed atomic.Uint64
 
 	// What anyone can make the node say, and what takes the key. The first may
 	// not silence the second.
@@ -94,7 +99,7 @@ func NewNode(cfg NodeConfig) (*Node, error) {
 	cfg.Machine.Flows = flows
 	n := &Node{
 		cfg: cfg, events: make(chan Event, 64), poll: make(chan int64, 1), changed: make(chan struct{}),
-		machine: New(cfg.Machine, cfg.Now()), assemblers: map[NodeID]*Assembler{},
+		machine: New(cfg.Machine, cfg.Now()), assemblers: map[NodeID]*Assembler{}, numbers: map[Peer]uint64{},
 	}
 	n.active.Store(int64(active))
 	v := n.machine.View()
@@ -118,9 +123,12 @@ func (n *Node) View() View { return *n.status.Load() }
 // Alive is when the node last did a step, on the clock of NodeConfig.Now.
 func (n *Node) Alive() int64 { return n.alive.Load() }
 
-// Counters gives the numbers of frames without effect.
+// Counters gives the numbers of frames since the start.
 func (n *Node) Counters() Counters {
-	return Counters{n.malformed.Load(), n.otherVersion.Load(), n.otherCluster.Load(), n.unauthentic.Load(), n.ignored.Load()}
+	return Counters{
+		Malformed: n.malformed.Load(), OtherVersion: n.otherVersion.Load(), OtherCluster: n.otherCluster.Load(), Unauthentic: n.unauthentic.Load(),
+		Ignored: n.ignored.Load(), Sent: n.sent.Load(), Heard: n.heard.Load(), Missed: n.missed.Load(),
+	}
 }
 
 // SetCarrier tells the node about its NIC's link.
@@ -129,8 +137,8 @@ func (n *Node) SetCarrier(ctx context.Context, up bool) { n.tell(ctx, Carrier{up
 // SetHealth says whether the node's services pass their checks.
 func (n *Node) SetHealth(ctx context.Context, ok bool) { n.tell(ctx, Health{ok}) }
 
-// SetLoad says how busy the node is.
-func (n *Node) SetLoad(ctx context.Context, load LoadSeen) { n.tell(ctx, load) }
+// SetLoad says how busy the node is. That has time until the next beacon.
+func (n *Node) SetLoad(load LoadSeen) { n.load.Store(&load) }
 
 // SetID gives the node the NIC's new address.
 func (n *Node) SetID(ctx context.Context, id NodeID) {
@@ -169,6 +177,18 @@ func (n *Node) Drain(ctx context.Context) {
 func (n *Node) Resume(ctx context.Context) {
 	n.draining.Store(false)
 	n.tell(ctx, Drain{On: false})
+}
+
+// Order changes what holds at run time, and gives the settings that follow. The error
+// is that of ctx, or that the order cannot be followed.
+func (n *Node) Order(ctx context.Context, o Order) (*Settings, error) {
+	before := n.View().Settings
+	if before.apply(o, n.cfg.ID) == nil {
+		return nil, errSettings
+	}
+	n.tell(ctx, o)
+	n.await(ctx, func() bool { return n.View().Settings != before })
+	return n.View().Settings, ctx.Err()
 }
 
 // Leave gives this node's buckets to the others, calls given (if not nil) when it
@@ -294,6 +314,9 @@ func (n *Node) loop(ctx context.Context) error {
 		}
 		// Even under a flood of frames beacons go out in time.
 		if busy || next <= n.cfg.Now() {
+			if load := n.load.Swap(nil); load != nil {
+				n.step(*load)
+			}
 			next = n.step(Tick{})
 		}
 	}
@@ -310,14 +333,24 @@ func (n *Node) read(frame []byte) Event {
 		}
 		return nil
 	}
+	if isSettings(frame) {
+		set, err := n.cfg.Codec.DecodeSettings(frame)
+		if err != nil {
+			n.refuse(err, frame)
+			return nil
+		}
+		return *set
+	}
 	beacon, part, err := n.cfg.Codec.Decode(frame)
 	switch {
 	case err != nil:
 		n.refuse(err, frame)
 		return nil
 	case beacon != nil:
+		n.number(beacon.Peer, beacon.Sequence)
 		return Received{beacon}
 	}
+	n.number(part.From, part.Sequence)
 	a := n.assemblers[part.From.ID]
 	if a == nil {
 		if len(n.assemblers) >= MaxNodes {
@@ -334,6 +367,23 @@ func (n *Node) read(frame []byte) Event {
 		return nil
 	}
 	return ReceivedMap{Map: m, From: part.From, Sequence: part.Sequence}
+}
+
+// number counts a frame of another node, and those before it that did not come. The
+// parts of a map have one number.
+func (n *Node) number(from Peer, sequence uint64) {
+	if from.ID == n.machine.Self().ID {
+		return
+	}
+	n.heard.Add(1)
+	last, known := n.numbers[from]
+	if !known && len(n.numbers) >= 2*MaxNodes { // of many starts over the years
+		clear(n.numbers)
+	}
+	if known && sequence > last+1 {
+		n.missed.Add(sequence - last - 1)
+	}
+	n.numbers[from] = max(last, sequence)
 }
 
 // refuse counts a frame without effect; each kind is logged once in a while for
@@ -516,7 +566,13 @@ func (n *Node) step(ev Event) (next int64) {
 			}
 		}
 		if a.Beacon != nil && n.send(n.cfg.Codec.Beacon(a.Beacon), a.Unicast) == nil {
+			n.sent.Add(1)
 			ev = Sent{At: now}
+		}
+		if a.Settings != nil {
+			if f, err := n.cfg.Codec.Settings(a.Settings, n.machine.Self(), a.SettingsSequence); err == nil {
+				_ = n.send(f, a.SettingsUnicast) // they are said again
+			}
 		}
 		if a.PollFlows {
 			select {
@@ -566,6 +622,8 @@ func (n *Node) note(notes []Note) {
 			n.cfg.Logger.Info("node made a map", "version", note.Map.Version, "why", note.Why)
 		case Adopted:
 			n.cfg.Logger.Debug("node adopted a map", "version", note.Map.Version, "leader", note.Map.Leader)
+		case NewSettings:
+			n.cfg.Logger.Info("node "+note.What.String(), "version", note.Settings.Version, "by", note.Settings.By)
 		case FailOpen, AllFailed:
 			n.cfg.Logger.Warn(note.What.String())
 		case Lost:

@@ -155,6 +155,23 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// TestMissedFrames: gaps in the numbers of a node's frames count, each start of it
+// for itself; what comes late does not count twice.
+func TestMissedFrames(t *testing.T) {
+	n, _, _ := stillNode(t)
+	for _, f := range []struct{ start, sequence uint64 }{{1, 7}, {1, 8}, {1, 11}, {1, 9}, {1, 12}, {2, 1}, {2, 2}} {
+		b := vectorBeacon()
+		b.Peer, b.Sequence = Peer{ID: vectorNode(5), Incarnation: f.start}, f.sequence
+		n.read(vectorCodec().Beacon(b))
+	}
+	own := vectorBeacon()
+	own.Peer, own.Sequence = n.machine.Self(), 99
+	n.read(vectorCodec().Beacon(own))
+	if got, want := n.Counters(), (Counters{Heard: 7, Missed: 2}); got != want {
+		t.Errorf("counters %+v; want %+v", got, want)
+	}
+}
+
 // TestRefusalsAreBounded: the latest are kept, and those of long ago are not.
 func TestRefusalsAreBounded(t *testing.T) {
 	n, _, now := stillNode(t)

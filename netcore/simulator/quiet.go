@@ -129,6 +129,9 @@ func (s *sim) converged() {
 		case n.owned > 0 && !s.accepts(n):
 			s.fail("I4", "node %d owns %d buckets and accepts nothing: %v", n.n, n.owned, n.machine)
 			return
+		case first != nil && n.settings != first.settings && s.twinOf(n) == nil && s.twinOf(first) == nil:
+			s.fail("settings", "nodes %d and %d go by different settings: %v and %v", first.n, n.n, first.settings, n.settings)
+			return
 		case first == nil:
 			first = n
 		}
@@ -163,16 +166,16 @@ func (s *sim) verifyShares() {
 	}
 	total := 0
 	for _, n := range chosen {
-		total += n.weight
+		total += n.effective()
 	}
 	for _, n := range s.nodes {
 		share := 0.0
 		switch {
 		case !slices.Contains(chosen, n):
-		case s.policy.Balance == membership.Load:
+		case s.nodes[owner].machine.View().Balance == membership.Load:
 			continue
 		default:
-			share = filter.Buckets * float64(n.weight) / float64(total)
+			share = filter.Buckets * float64(n.effective()) / float64(total)
 		}
 		if off := float64(n.owned) - share; off <= -1 || off >= 1 {
 			s.fail("I4", "node %d has %d buckets, and should have %.1f", n.n, n.owned, share)
@@ -216,4 +219,25 @@ func (s *sim) verifyEnded() {
 		}
 	}
 	s.orphans = s.orphans[:0]
+}
+
+// effective is a node's weight, as set or configured; all have the same settings.
+func (n *node) effective() int {
+	if set := n.machine.Settings(); set != nil && set.Weights[n.id] != 0 {
+		return int(set.Weights[n.id])
+	}
+	return n.weight
+}
+
+// verifySettings checks that a node's settings never go back.
+func (s *sim) verifySettings(n *node) {
+	if n.stranger != 0 || n.machine.Settings() == n.set {
+		return
+	}
+	n.set = n.machine.Settings()
+	now := n.set.ID()
+	if now.Compare(n.settings) < 0 {
+		s.fail("settings", "node %d goes back from settings %v to %v", n.n, n.settings, now)
+	}
+	n.settings = now
 }

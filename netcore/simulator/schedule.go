@@ -61,6 +61,9 @@ func (s *sim) schedule() {
 			at = first + int64(i)*apart + s.rand.Int64N(D)
 		}
 		do := s.disturb()
+		if s.orders && s.rand.IntN(2) == 0 {
+			do = s.order()
+		}
 		if s.twins {
 			do = s.ask()
 		}
@@ -100,8 +103,29 @@ func (s *sim) configure() {
 	}
 	// Who does not get the group's frames gets maps late, too late for those that
 	// follow each other.
-	if s.rand.IntN(20) == 0 && !s.twins && s.policy.Balance != membership.Load {
+	s.orders = s.rand.IntN(6) == 0 && !s.twins
+	if s.rand.IntN(20) == 0 && !s.twins && s.policy.Balance != membership.Load && !s.orders {
 		s.any().filtered = true
+	}
+}
+
+// order draws something that an operator sets while the cluster runs.
+func (s *sim) order() func() {
+	n, of, weight, by := s.any(), s.any(), s.someWeight(), s.rand.Uint64()
+	if s.rand.IntN(3) == 0 {
+		weight = 0
+	}
+	o := membership.Order{Weights: map[membership.NodeID]uint16{of.id: uint16(weight)}, By: strconv.FormatUint(by, 36)}
+	if s.rand.IntN(3) == 0 {
+		b := membership.SetBalance(s.rand.IntN(3))
+		o.Balance = &b
+	}
+	return func() {
+		if n.running && !n.paused {
+			s.disturbed()
+			s.trace("node %d is told: weight %d for node %d, balance %v", n.n, weight, of.n, o.Balance != nil)
+			s.step(n, o)
+		}
 	}
 }
 
@@ -356,7 +380,7 @@ func (s *sim) tellLink(n *node) {
 // setFiltered begins or ends filtering for one node. Two of those could not find each
 // other.
 func (s *sim) setFiltered(n *node, on bool) {
-	if s.policy.Balance == membership.Load || n.filtered == on || on && slices.ContainsFunc(s.nodes, func(o *node) bool { return o.filtered }) {
+	if s.policy.Balance == membership.Load || s.orders || n.filtered == on || on && slices.ContainsFunc(s.nodes, func(o *node) bool { return o.filtered }) {
 		return
 	}
 	s.disturbed()

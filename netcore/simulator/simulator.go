@@ -17,6 +17,8 @@
 //   - I7: a frame is taken if and only if somebody has sent it who has the key. In a
 //     part of the schedules all frames are written and read, and there is a node of
 //     another cluster, with another key or version, or somebody who forges frames.
+//   - What is set at run time: while a node runs, its settings never go back, and when
+//     nothing has disturbed the segment for a while, all have the same.
 //   - I4 and convergence: when nothing has disturbed the segment for a while,
 //     every bucket has one owner, at every step until the next disturbance, and all go
 //     by one map. Where two machines have one address that is checked only at the end.
@@ -54,7 +56,7 @@ type Result struct {
 	Seed      uint64   `json:"seed"`
 	Nodes     int      `json:"nodes"`
 	Violation string   `json:"violation,omitempty"` // empty: all held
-	Invariant string   `json:"invariant,omitempty"` // "I3" to "I7"
+	Invariant string   `json:"invariant,omitempty"` // "I3" to "I7", or "settings"
 	At        float64  `json:"at_seconds,omitempty"`
 	Accepted  int      `json:"accepted"` // connections
 	Refused   int      `json:"refused"`  // attempts that nobody took
@@ -109,6 +111,7 @@ type sim struct {
 	recount         bool // who owns what has changed
 	twins           bool // two machines have one address
 	policy          membership.Policy
+	orders          bool // somebody sets weights and balance
 	// copies: what is sent to nodes alone reaches all of them, not only those that it is
 	// for. Many are sent.
 	copies     bool
@@ -154,6 +157,8 @@ type node struct {
 	drain, sick bool
 	stopping    bool // it has been told to own nothing any more
 	weight      int
+	set         *membership.Settings
+	settings    membership.SettingsID // of them
 	rules       uint64
 	former      []membership.NodeID // its wire MACs before
 	// linkDown: its cable is out; saidDown: its engine knows.
@@ -272,6 +277,7 @@ func (s *sim) boot(n *node) {
 		Policy: s.policy, Weight: n.weight, Rules: n.rules, Flows: s.held(n), Weakness: s.o.Weakness,
 	}, s.now+n.offset)
 	n.table, n.lease, n.owned = n.machine.Table(), 0, 0
+	n.set, n.settings = nil, membership.SettingsID{}
 	for j := range n.received {
 		n.received[j], n.since[j], n.unlisted[j] = 0, 0, 0
 	}
@@ -332,7 +338,7 @@ func (s *sim) step(n *node, ev membership.Event) {
 			}
 			if note.What == membership.NewMap && n.stranger == 0 {
 				s.result.Maps++
-				if note.Why == "load" {
+				if note.Why == "load" || note.Why == "weights" {
 					s.handedOver, s.recount = s.now+2*s.crossing(), true
 				}
 			}
@@ -340,6 +346,10 @@ func (s *sim) step(n *node, ev membership.Event) {
 		if a.Map != nil {
 			s.sendMap(n, &a)
 		}
+		if a.Settings != nil {
+			s.sendSettings(n, &a)
+		}
+		s.verifySettings(n)
 		if a.Beacon != nil {
 			s.sendBeacon(n, &a)
 			if !n.linkDown {

@@ -104,6 +104,20 @@ func (s *sim) sendMap(from *node, a *membership.Actions) {
 	}
 }
 
+func (s *sim) sendSettings(from *node, a *membership.Actions) {
+	ev := membership.ReceivedSettings{Settings: a.Settings, From: from.self(), Sequence: a.SettingsSequence}
+	if !s.frames {
+		s.broadcast(from, a.SettingsUnicast, ev, ev)
+		return
+	}
+	f, err := from.codec.Settings(a.Settings, from.self(), a.SettingsSequence)
+	if err != nil {
+		s.fail("settings", "node %d cannot say its settings: %v", from.n, err)
+		return
+	}
+	s.broadcast(from, a.SettingsUnicast, ev, s.framed(from, f))
+}
+
 func (s *sim) framed(from *node, bytes []byte) frame {
 	if from.stranger == otherVersion {
 		bytes[offVersion]++
@@ -158,6 +172,10 @@ func (s *sim) read(n *node, payload any) membership.Event {
 	}
 	s.result.Frames++
 	beacon, part, err := n.codec.Decode(f.bytes)
+	set, serr := n.codec.DecodeSettings(f.bytes)
+	if serr == nil {
+		err = nil
+	}
 	switch {
 	case n.stranger != 0:
 	case f.forged && err == nil:
@@ -174,6 +192,8 @@ func (s *sim) read(n *node, payload any) membership.Event {
 		return nil
 	case beacon != nil:
 		return membership.Received{Beacon: beacon}
+	case set != nil:
+		return *set
 	}
 	a := n.assemblers[part.From.ID]
 	if a == nil {
@@ -244,6 +264,12 @@ func (s *sim) forgery(said membership.Event) [][]byte {
 		m.Version += 1 << 32
 		m.Owner = [filter.Buckets]uint8{} // all to the first
 		return codec.Map(&m, said.From, said.Sequence+1<<32)
+	case membership.ReceivedSettings:
+		set := *said.Settings
+		set.Version += 1 << 32
+		if f, err := codec.Settings(&set, said.From, said.Sequence+1<<32); err == nil {
+			return [][]byte{f}
+		}
 	}
 	return nil
 }

@@ -84,11 +84,19 @@ func Generate(root string) ([]byte, error) {
 }
 
 func operation(r api.Route, s *schemas) (yaml.MapSlice, error) {
-	answer, err := s.ref(r.Answer)
-	if err != nil {
-		return nil, err
+	mediaType, answer := "application/json", yaml.MapSlice{{Key: "type", Value: "string"}}
+	switch {
+	case r.Type == "":
+		var err error
+		if answer, err = s.ref(r.Answer); err != nil {
+			return nil, err
+		}
+	case strings.HasPrefix(r.Type, "text/"):
+		mediaType = r.Type
+	default:
+		mediaType, answer = r.Type, append(answer, yaml.MapItem{Key: "format", Value: "binary"})
 	}
-	content := yaml.MapSlice{{Key: "application/json", Value: yaml.MapSlice{{Key: "schema", Value: answer}}}}
+	content := yaml.MapSlice{{Key: mediaType, Value: yaml.MapSlice{{Key: "schema", Value: answer}}}}
 	if r.Events != nil {
 		event, err := s.ref(r.Events)
 		if err != nil {

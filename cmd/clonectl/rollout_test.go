@@ -1,0 +1,217 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"clonecluster/config"
+	"clonecluster/netcore/api"
+)
+
+// rollNode is a node of a cluster of which nothing is real but the APIs.
+type rollNode struct {
+	*oneNode
+	c     *rollCluster
+	id    string
+	name  string
+	at    netip.AddrPort
+	born  time.Time
+	build string
+	next  string // what it runs after a restart
+}
+
+type rollCluster struct {
+	mu      sync.Mutex
+	nodes   []*rollNode
+	reboots []string
+	ordered func(*rollNode) error // instead of a restart; may be nil
+}
+
+func (n *rollNode) Self() (string, string) { return n.id, n.name }
+
+func (n *rollNode) Status() api.Status {
+	drained := n.isDrained()
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	s := api.Status{
+		Cluster: "demo", Name: n.name, WireMAC: n.id, State: "serving", Agreed: true, Leader: n.c.nodes[0].id, Build: n.build, Policy: "byRandom",
+		UptimeSec: time.Since(n.born).Seconds(), Drain: api.Drain{Draining: drained, Flows: n.flows},
+	}
+	if drained {
+		s.State = "draining"
+	}
+	for _, m := range n.c.nodes {
+		member := api.Member{Node: m.id, Self: m == n, State: "serving", Live: true, Weight: 100, Buckets: 1024 / len(n.c.nodes)}
+		if m == n && drained {
+			member.State, member.Buckets = "draining", 0
+		}
+		s.Members = append(s.Members, member)
+	}
+	return s
+}
+
+func (n *oneNode) isDrained() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.drained
+}
+
+func (n *rollNode) Peers() (peers []api.Peer) {
+	for _, m := range n.c.nodes {
+		if m != n {
+			peers = append(peers, api.Peer{Node: m.id, Name: m.name, Addresses: []netip.AddrPort{m.at}})
+		}
+	}
+	return peers
+}
+
+func (n *rollNode) Reboot(_ context.Context, o api.Order, who string) error {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	if n.c.ordered != nil {
+		if err := n.c.ordered(n); err != nil {
+			return err
+		}
+	}
+	n.c.reboots = append(n.c.reboots, n.name)
+	n.born, n.build = time.Now(), n.next
+	n.oneNode.order(false, o, who)
+	return nil
+}
+
+func serveRollout(t *testing.T) (c *rollCluster, at []string) {
+	t.Helper()
+	t.Setenv("CLONECLUSTER_CACHE", t.TempDir())
+	t.Chdir(t.TempDir())
+	if err := os.WriteFile("cluster.yaml", config.DemoYAML, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	demo := config.Demo()
+	a, err := api.NewAuthority(demo.Cluster.Name, demo.Cluster.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c = &rollCluster{}
+	for i, name := range []string{"web-1", "web-2", "web-3"} {
+		n := &rollNode{
+			oneNode: &oneNode{events: api.NewEvents(), log: api.NewLog()}, c: c, id: net.HardwareAddr{0x52, 0x54, 0, 0x77, 0, byte(i + 1)}.String(),
+			name: name, born: time.Now().Add(-time.Hour), build: "0ld", next: "new",
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.at = netip.MustParseAddrPort(l.Addr().String())
+		c.nodes = append(c.nodes, n)
+		s, err := api.NewServer(a, n, api.Limits{NewPerSecond: 1000, Requests: 1000}, slog.New(slog.NewTextHandler(io.Discard, nil)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		go s.Serve(l)
+		t.Cleanup(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			defer cancel()
+			s.Close(ctx)
+		})
+	}
+	return c, []string{"--address", c.nodes[0].at.String()}
+}
+
+func (c *rollCluster) rebooted() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return strings.Join(c.reboots, " ")
+}
+
+// TestRollout: one after the other, the leader last; what goes wrong ends it, and it
+// goes on from there.
+func TestRollout(t *testing.T) {
+	c, at := serveRollout(t)
+	run := func(args string) (string, error) {
+		t.Helper()
+		return clonectl(t, append(strings.Fields(args), at...)...)
+	}
+	out, err := run("rollout --dry-run")
+	if err != nil || !strings.Contains(out, "web-2: 1 of 3: serving, 341 buckets") || !strings.Contains(out, "web-1: 3 of 3") || c.rebooted() != "" {
+		t.Fatalf("a dry run does %q and says\n%s%v", c.rebooted(), out, err)
+	}
+	c.nodes[2].next = "other"
+	out, err = run("rollout --timeout 5s")
+	if err == nil || !strings.Contains(err.Error(), "web-3 came back with program other; want new") || c.rebooted() != "web-2 web-3" {
+		t.Fatalf("with another program on web-3: %q, %v\n%s", c.rebooted(), err, out)
+	}
+	if out, err = run("rollout"); !errors.As(err, new(usageError)) || !strings.Contains(err.Error(), "--resume") {
+		t.Errorf("beginning while one has stopped: %v\n%s", err, out)
+	}
+	c.nodes[2].next = "new"
+	if out, err = run("rollout --resume --json"); err != nil || c.rebooted() != "web-2 web-3 web-3 web-1" || strings.Count(out, `"step":"done"`) != 2 {
+		t.Errorf("resumed: %q, %v\n%s", c.rebooted(), err, out)
+	}
+	if out, err = run("rollout --resume"); !errors.As(err, new(usageError)) {
+		t.Errorf("resumed when it is done: %v\n%s", err, out)
+	}
+
+	// Connections that do not end, another node that is drained, and one that refuses.
+	for _, tt := range []struct {
+		args, want string
+		set        func(on bool)
+	}{
+		{"rollout --wait 300ms", "2 connections left", func(on bool) { c.nodes[1].flows = map[bool]int{true: 2}[on] }},
+		{"reboot web-2 --wait 300ms", "2 connections left", func(on bool) { c.nodes[1].flows = map[bool]int{true: 2}[on] }},
+		{"reboot web-2", "on its way down", func(on bool) {
+			c.ordered = map[bool]func(*rollNode) error{true: func(*rollNode) error { return api.ErrEnding }}[on]
+		}},
+	} {
+		before := c.rebooted()
+		tt.set(true)
+		out, err = run(tt.args)
+		tt.set(false)
+		if err == nil || !strings.Contains(err.Error(), tt.want) || c.rebooted() != before || c.nodes[1].isDrained() || !strings.Contains(out, "web-2: takes part again, and was not restarted") {
+			t.Errorf("clonectl %s: %v; want %q, and web-2 as before\n%s", tt.args, err, tt.want, out)
+		}
+	}
+	c.nodes[1].flows = 2
+	if out, err = run("reboot web-2 --wait 300ms --force"); err != nil || !strings.HasSuffix(c.rebooted(), "web-2") {
+		t.Errorf("reboot --force: %v\n%s", err, out)
+	}
+	c.nodes[1].flows = 0
+}
+
+// TestRolloutInterrupted: who ends it while a node drains finds the node as it was.
+func TestRolloutInterrupted(t *testing.T) {
+	c, at := serveRollout(t)
+	c.nodes[1].flows = 1
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var out bytes.Buffer
+	root := newRoot()
+	root.SetArgs(append([]string{"rollout"}, at...))
+	root.SetOut(&out)
+	go func() {
+		for !c.nodes[1].isDrained() {
+			time.Sleep(10 * time.Millisecond)
+		}
+		cancel()
+	}()
+	if err := root.ExecuteContext(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("the end is %v", err)
+	}
+	if c.nodes[1].isDrained() || c.rebooted() != "" || !strings.Contains(out.String(), "web-2: takes part again") {
+		t.Errorf("after Ctrl-C: drained %v, restarted %q\n%s", c.nodes[1].isDrained(), c.rebooted(), out.String())
+	}
+	dir, _ := cacheDir()
+	if _, err := os.Stat(filepath.Join(dir, "rollouts/demo.json")); err != nil {
+		t.Errorf("it cannot go on: %v", err)
+	}
+}
