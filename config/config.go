@@ -39,8 +39,9 @@ type Config struct {
 	// Services are the programs that every node runs.
 	Services []Service `yaml:"services" max:"32"`
 	// Rules are for the ports of other programs.
-	Rules  []Rule `yaml:"rules" max:"64"`
-	System System `yaml:"system"`
+	Rules   []Rule  `yaml:"rules" max:"64"`
+	Network Network `yaml:"network"`
+	System  System  `yaml:"system"`
 
 	origins origins // where each value came from, by path
 }
@@ -220,6 +221,21 @@ type Health struct {
 	// Fall is how many checks in a row must fail before a service counts as
 	// failed.
 	Fall int `yaml:"fall" default:"3" min:"1" max:"100"`
+}
+
+// The modes of Network.
+const (
+	ModeAuto     = "auto"
+	ModeFlooded  = "flooded"
+	ModeDirected = "directed"
+)
+
+// Network is what is asked of the network.
+type Network struct {
+	// Mode is how frames for the VIP reach the nodes: flooded, by the switch, to all;
+	// directed, to one node that sends each on to its owner, where no switch floods; auto
+	// is flooded until the nodes find that it does not work. Directed needs the datapath raw.
+	Mode string `yaml:"mode" default:"auto" enum:"auto,flooded,directed"`
 }
 
 // System is how the appliance itself behaves.

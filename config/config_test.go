@@ -60,7 +60,7 @@ func TestDemo(t *testing.T) {
 			Name: "web", Run: []string{"/bin/webd"}, Ports: []PortRange{{80, 80, "tcp"}}, Affinity: AffinityNone,
 			Health: Health{HTTP: "http://127.0.0.1/healthz", Interval: time.Second, Timeout: 500 * time.Millisecond, Rise: 2, Fall: 3},
 		}},
-		System: System{LogLevel: "info", Datapath: "auto", Ingress: "auto", Watchdog: 30 * time.Second},
+		Network: Network{Mode: ModeAuto}, System: System{LogLevel: "info", Datapath: "auto", Ingress: "auto", Watchdog: 30 * time.Second},
 	}
 	opts := cmp.Options{
 		cmpopts.IgnoreUnexported(Config{}),

@@ -8,12 +8,13 @@
 local cc = Proto("clonecluster", "Clone Cluster")
 
 local states = {[1] = "listening", [2] = "serving", [3] = "draining", [4] = "stopping", [5] = "leaving", [6] = "restarting"}
-local kinds = {[1] = "beacon", [2] = "part of a map", [3] = "card", [5] = "settings"}
+local kinds = {[1] = "beacon", [2] = "part of a map", [3] = "card", [4] = "probe", [5] = "settings"}
 local balances = {[0] = "as configured", [1] = "even", [2] = "load"}
+local ways = {[1] = "clone MAC", [2] = "group", [3] = "broadcast", [4] = "node", [5] = "node, full size", [6] = "burst, clone MAC", [7] = "burst, node"}
 
-local VERSION, BEACON, MAP, CARD, SETTINGS = 2, 1, 2, 3, 5
+local VERSION, BEACON, MAP, CARD, PROBE, SETTINGS = 2, 1, 2, 3, 4, 5
 local ETHERNET = 14 -- the bytes before those that the dissector is given
-local TAGS, PIECE, ADDRESSES, WEIGHTS = 223, 58, 47, 59
+local TAGS, PIECE, ADDRESSES, ROWS, ROW, BURST, WEIGHTS = 223, 58, 47, 59, 14, 8, 59
 local MAP_HEAD, BUCKETS, NOBODY = 23, 1024, 255
 local HMAC = 16
 
@@ -55,6 +56,18 @@ local f = {
 	address = ProtoField.ipv6("clonecluster.address", "Address"),
 	name = ProtoField.string("clonecluster.name", "Host name"),
 	build = ProtoField.string("clonecluster.build", "Program"),
+	way = ProtoField.uint8("clonecluster.probe.way", "Way", base.DEC, ways),
+	hurry = ProtoField.bool("clonecluster.probe.hurry", "Send a round, too", 8, nil, 0x01),
+	moved = ProtoField.bool("clonecluster.probe.moved", "The VIP was announced", 8, nil, 0x02),
+	directed = ProtoField.bool("clonecluster.probe.directed", "Directed mode", 8, nil, 0x04),
+	able = ProtoField.bool("clonecluster.probe.able", "Directed mode can be had", 8, nil, 0x08),
+	round = ProtoField.uint32("clonecluster.probe.round", "Round"),
+	copy = ProtoField.uint8("clonecluster.probe.copy", "Copy or stage"),
+	mtu = ProtoField.uint16("clonecluster.probe.mtu", "MTU"),
+	clone_mac = ProtoField.ether("clonecluster.probe.clone_mac", "Clone MAC"),
+	row = ProtoField.bytes("clonecluster.probe.row", "Row: whose, round, came by way, came again"),
+	burst = ProtoField.bytes("clonecluster.probe.burst", "Burst: whose, way, stage, came"),
+	padding = ProtoField.bytes("clonecluster.probe.padding", "Padding"),
 	settings_version = ProtoField.uint64("clonecluster.settings.version", "Version of the settings"),
 	settings_author = ProtoField.ether("clonecluster.settings.author", "Node that took the order"),
 	settings_balance = ProtoField.uint8("clonecluster.settings.balance", "Balance", base.DEC, balances),
@@ -219,6 +232,32 @@ local function card(tvb, tree)
 	return "Card" .. (said and " of " .. said:string() or ""), texts + name + build, whole and number(tvb, 46, 1) ~= nil
 end
 
+-- probe is the same for the fourth. How long it is only its length tells, as of a map.
+local function probe(tvb, tree)
+	local whole = add(tree, tvb, {
+		{42, 1, f.way}, {43, 1, f.flags}, {43, 1, f.hurry}, {43, 1, f.moved}, {43, 1, f.directed}, {43, 1, f.able}, {44, 4, f.round}, {48, 1, f.copy},
+		{49, 2, f.mtu}, {51, 6, f.clone_mac},
+	})
+	local rows, bursts = number(tvb, 57, 1) or 0, number(tvb, 58, 1) or 0
+	for i = 0, rows - 1 do
+		whole = whole and add(tree, tvb, {{ROWS + ROW * i, ROW, f.row}})
+	end
+	for i = 0, bursts - 1 do
+		whole = whole and add(tree, tvb, {{ROWS + ROW * rows + BURST * i, BURST, f.burst}})
+	end
+	local body, last = ROWS + ROW * rows + BURST * bursts, ETHERNET + tvb:reported_len() - HMAC
+	if last > body then
+		whole = whole and add(tree, tvb, {{body, last - body, f.padding}})
+	elseif last < body then
+		last = body
+	end
+	local way, round = number(tvb, 42, 1), number(tvb, 44, 4)
+	if way and not ways[way] then
+		tree:add_proto_expert_info(e.malformed)
+	end
+	return string.format("Probe, %s, round %s", ways[way] or "no way", tostring(round)), last, whole and number(tvb, 58, 1) ~= nil
+end
+
 -- settings is the same for the fourth kind.
 local function settings(tvb, tree)
 	local whole = add(tree, tvb, {{42, 8, f.settings_version}, {50, 6, f.settings_author}, {56, 1, f.settings_balance}})
@@ -261,6 +300,8 @@ function cc.dissector(tvb, pinfo, tree)
 		info, hmac, whole = map_part(tvb, top)
 	elseif kind == CARD then
 		info, hmac, whole = card(tvb, top)
+	elseif kind == PROBE then
+		info, hmac, whole = probe(tvb, top)
 	elseif kind == SETTINGS then
 		info, hmac, whole = settings(tvb, top)
 	elseif kind then

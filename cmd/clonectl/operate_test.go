@@ -33,6 +33,8 @@ type oneNode struct {
 	orders  []string
 	events  *api.Record[api.Event]
 	log     *api.Record[api.LogLine]
+	exam    api.Examination
+	burst   int
 }
 
 const oneNodeID = "52:54:00:77:00:01"
@@ -97,6 +99,22 @@ func (n *oneNode) Peers() []api.Peer {
 func (n *oneNode) Owners() api.Owners {
 	return api.Owners{Map: 7, Nodes: []string{oneNodeID}, Buckets: make([]byte, 1024)}
 }
+
+func (n *oneNode) Examine(burst int, _ string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.burst, n.exam.Running = burst, true
+}
+
+// Examination runs until it has been asked for twice.
+func (n *oneNode) Examination() api.Examination {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	e := n.exam
+	n.exam.Running = false
+	return e
+}
+
 func (n *oneNode) Events() *api.Record[api.Event] { return n.events }
 func (n *oneNode) Which(f api.Flow) (api.Which, error) {
 	b := 313

@@ -3,6 +3,7 @@ package api
 import (
 	"time"
 
+	"clonecluster/netcore/doctor"
 	"clonecluster/netcore/finding"
 )
 
@@ -51,6 +52,9 @@ type OfferedBuckets struct {
 	SYNs      []uint64  `json:"syns"`
 	SYNsAgain []uint64  `json:"syns_again"`
 }
+
+// Examination is the answer to GET /v1/doctor and POST /v1/doctor.
+type Examination = doctor.Examination
 
 // Which is the answer to GET /v1/which: who takes a client's connection.
 type Which struct {

@@ -277,6 +277,33 @@ func TestFindings(t *testing.T) {
 	}
 }
 
+// TestExamine: who may only look may look, and who controls has another node examine.
+func TestExamine(t *testing.T) {
+	nodes := startAll(t, 2, Limits{})
+	look, control := nodes[0].client(t, RoleReadOnly), nodes[0].client(t, RoleControl)
+	other := url.Values{"node": {nodes[1].id}, "burst": {"500"}}
+	var e Examination
+	if err := look.Get(t.Context(), "/v1/doctor", url.Values{"node": {nodes[1].id}}, &e); err != nil || e.Node != nodes[1].id || len(e.Checks) != 1 {
+		t.Errorf("looking: %+v, %v", e, err)
+	}
+	var refused *Error
+	if err := look.Post(t.Context(), "/v1/doctor", other, nil, &e); !errors.As(err, &refused) || refused.Code != http.StatusForbidden {
+		t.Errorf("who may only look orders an examination: %v; want 403", err)
+	}
+	if err := control.Post(t.Context(), "/v1/doctor", url.Values{"burst": {"7"}}, nil, &e); !errors.As(err, &refused) || refused.Code != http.StatusBadRequest {
+		t.Errorf("a burst of 7: %v; want 400", err)
+	}
+	if len(nodes[1].orders) != 0 {
+		t.Errorf("what was refused was done: %v", nodes[1].orders)
+	}
+	if err := control.Post(t.Context(), "/v1/doctor", other, nil, &e); err != nil || e.Node != nodes[1].id {
+		t.Errorf("%+v, %v", e, err)
+	}
+	if len(nodes[1].orders) != 1 || !strings.HasSuffix(nodes[1].orders[0], "burst 500") || len(nodes[0].orders) != 0 {
+		t.Errorf("orders %v and %v; want one burst of 500 at the second node", nodes[0].orders, nodes[1].orders)
+	}
+}
+
 // TestMetricsPage: what a backend writes goes out as it is, also by way of another
 // node, in the format that was asked for; and answers are counted.
 func TestMetricsPage(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 
 	"clonecluster/config"
 	"clonecluster/netcore/capture"
+	"clonecluster/netcore/doctor"
 	"clonecluster/netcore/finding"
 )
 
@@ -119,6 +120,13 @@ func (e *engine) Owners() Owners {
 func (e *engine) Logs(_ context.Context, after uint64) ([]LogLine, string, uint64, <-chan struct{}, error) {
 	lines, lost, more := e.log.After(after)
 	return lines, e.log.Run(), lost, more, nil
+}
+
+func (e *engine) Examine(burst int, who string) {
+	e.order(false, Order{Reason: fmt.Sprint("burst ", burst)}, who)
+}
+func (e *engine) Examination() Examination {
+	return Examination{Node: e.id, Checks: []doctor.Check{{Name: "flooding", Verdict: doctor.Good}}}
 }
 
 func (e *engine) Capture(ctx context.Context, q capture.Query, w io.Writer, flush func() error) error {

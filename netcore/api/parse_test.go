@@ -35,6 +35,21 @@ func TestParseFlow(t *testing.T) {
 	}
 }
 
+func TestParseBurst(t *testing.T) {
+	for text, want := range map[string]int{
+		"": 0, "0": 0, "250": 250, "16000": 16000,
+		"249": -1, "16001": -1, "-1": -1, "many": -1, "1e3": -1, "99999999999999999999": -1,
+	} {
+		got, err := ParseBurst(text)
+		if err != nil {
+			got = -1
+		}
+		if got != want {
+			t.Errorf("ParseBurst(%q) = %d, %v; want %d", text, got, err, want)
+		}
+	}
+}
+
 func FuzzParseFlow(f *testing.F) {
 	f.Add("192.0.2.1:4000", "80", "tcp")
 	f.Add("[fe80::1%eth0]:1", "0", "udp")

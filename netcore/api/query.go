@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"time"
 	"unicode"
+
+	"clonecluster/netcore/doctor"
 )
 
 // Flow is a client's connection, or what is known of it before it exists.
@@ -161,6 +163,18 @@ func checkReason(text string) error {
 		}
 	}
 	return nil
+}
+
+// ParseBurst reads the rate of a burst in frames a second, 0 if the text is empty.
+func ParseBurst(text string) (int, error) {
+	if text == "" {
+		return 0, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n != 0 && (n < doctor.MinRate || n > doctor.MaxRate) {
+		return 0, fmt.Errorf("burst %q: want 0 or %d to %d frames a second", clip(text), doctor.MinRate, doctor.MaxRate)
+	}
+	return n, nil
 }
 
 // clip bounds what is said again of a stranger's words.

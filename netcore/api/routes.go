@@ -40,6 +40,7 @@ type Param struct {
 var (
 	sinceParam  = Param{Name: "since", About: "only what came after the event or line with this number, or from this time on (RFC 3339), or for so long (10m)"}
 	followParam = Param{Name: "follow", About: "1: go on with what comes, as server-sent events; the header Accept: text/event-stream says the same"}
+	burstParam  = Param{Name: "burst", About: "how many frames a second a burst to the clone MAC goes up to, to find storm control; 250 to 16000; left out or 0: none"}
 	nodeParam   = Param{Name: "node", About: "the node that is meant, by wire MAC, by the end of it (02:03) or by host name; left out: the one that is asked"}
 )
 
@@ -71,6 +72,8 @@ var Routes = []Route{
 		{Name: "snap", About: "keep so many bytes of each frame; left out: all"},
 	}, Type: "application/x-pcapng", Streams: true, OfNode: true},
 	{Method: "GET", Path: "/v1/boot", Name: "boot", Summary: "How an appliance booted, and what it runs; 404 from an engine on an ordinary host", Role: RoleReadOnly, Answer: Boot{}, Also: []int{404}, OfNode: true},
+	{Method: "GET", Path: "/v1/doctor", Name: "examination", Summary: "Will the network cooperate? What a node knows of it, and how far the examination is that runs", Role: RoleReadOnly, Answer: Examination{}, OfNode: true},
+	{Method: "POST", Path: "/v1/doctor", Name: "examine", Summary: "Have a node examine the network now, and all others with it; it takes some seconds. One that runs goes on", Role: RoleControl, Answer: Examination{}, Params: []Param{burstParam}, OfNode: true},
 	{Method: "GET", Path: "/metrics", Name: "metrics", Summary: "What Prometheus asks for, in its text format or another that the header Accept names", Role: RoleReadOnly, Type: "text/plain", OfNode: true},
 	{Method: "POST", Path: "/v1/drain", Name: "drain", Summary: "Give a node's share to the others; its connections go on. It stays so until it is resumed, but over a restart of the machine", Role: RoleControl, Body: Order{}, Answer: Status{}, OfNode: true},
 	{Method: "POST", Path: "/v1/resume", Name: "resume", Summary: "Have a drained node take its share again", Role: RoleControl, Body: Order{}, Answer: Status{}, OfNode: true},

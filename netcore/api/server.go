@@ -51,6 +51,10 @@ type Backend interface {
 	// Logs gives the lines after an id; more is closed when others come, and nil
 	// if that is not known.
 	Logs(ctx context.Context, after uint64) (lines []LogLine, run string, lost uint64, more <-chan struct{}, err error)
+	// Examine has the network examined, unless that is under way, with a burst up to
+	// so many frames a second; 0: none. Examination is how far it is.
+	Examine(burst int, who string)
+	Examination() Examination
 	// Capture writes the frames that pass the node's NIC until ctx ends or the query is
 	// satisfied.
 	Capture(ctx context.Context, q capture.Query, w io.Writer, flush func() error) error
@@ -211,7 +215,7 @@ type problem struct {
 
 func (s *Server) handler() http.Handler {
 	serve := map[string]func(http.ResponseWriter, *http.Request) (any, error){
-		"health": s.health, "status": s.status, "cluster": s.askCluster, "findings": s.findings, "offered": s.offered, "which": s.which, "events": s.events,
+		"health": s.health, "status": s.status, "cluster": s.askCluster, "findings": s.findings, "offered": s.offered, "examination": s.examination, "examine": s.examine, "which": s.which, "events": s.events,
 		"logs": s.logs, "boot": s.boot, "capture": s.capture, "metrics": s.metrics, "live": s.live,
 		"drain": s.order(atOnce(s.backend.Drain)), "resume": s.order(atOnce(s.backend.Resume)), "reboot": s.order(s.backend.Reboot), "policy": s.policy, "setPolicy": s.setPolicy,
 	}
@@ -372,6 +376,19 @@ func (s *Server) health(http.ResponseWriter, *http.Request) (any, error) {
 
 func (s *Server) status(http.ResponseWriter, *http.Request) (any, error) {
 	return s.backend.Status(), nil
+}
+
+func (s *Server) examination(http.ResponseWriter, *http.Request) (any, error) {
+	return s.backend.Examination(), nil
+}
+
+func (s *Server) examine(_ http.ResponseWriter, r *http.Request) (any, error) {
+	burst, err := ParseBurst(r.URL.Query().Get("burst"))
+	if err != nil {
+		return nil, problem{http.StatusBadRequest, err}
+	}
+	s.backend.Examine(burst, who(r))
+	return s.backend.Examination(), nil
 }
 
 func (s *Server) metrics(w http.ResponseWriter, r *http.Request) (any, error) {

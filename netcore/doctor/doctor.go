@@ -138,6 +138,8 @@ type node struct {
 	lags    int             // how often it did so without this node
 	mine    uint32          // of this node's rounds, the last that it told of
 	moved   bool
+	direct  bool // it takes the cluster to be in directed mode
+	able    bool
 	links   map[membership.Tag]*link // what it got of others
 	bursts  map[membership.Burst]int // Got is 0 in the keys
 	burstOf uint32
@@ -184,6 +186,9 @@ type Machine struct {
 
 	exam  exam
 	storm *storm
+
+	directed, able bool  // of this node
+	badAt, goodAt  int64 // since when the clone MAC does not, or does, reach all
 }
 
 // New makes the doctor of a node.
@@ -258,7 +263,7 @@ func (m *Machine) Hear(p *membership.Probe, now int64) {
 	if n == nil || p.Round < n.round {
 		return // late, or a recording
 	}
-	n.heard, n.mtu = now, int(p.MTU)
+	n.heard, n.mtu, n.direct, n.able = now, int(p.MTU), p.Directed, p.Able
 	if p.Way == membership.BurstClone || p.Way == membership.BurstNode {
 		if n.burstOf != p.Round {
 			n.burstOf, n.bursts = p.Round, map[membership.Burst]int{}
@@ -380,6 +385,7 @@ func (m *Machine) Tick(now int64) (a Actions) {
 		}
 	}
 	m.doubt(now)
+	m.watchPlace(now)
 	m.experiment(now, &a)
 	m.examine(now, &a)
 	if now >= m.next {
@@ -481,7 +487,7 @@ func (m *Machine) doubt(now int64) {
 func (m *Machine) probes() (all []Frame) {
 	m.round++
 	p := membership.Probe{
-		Peer: m.self, Round: m.round, Hurry: m.asking, Moved: m.moving > 0, MTU: uint16(min(m.cfg.MTU, 1<<16-1)), CloneMAC: m.cfg.CloneMAC,
+		Peer: m.self, Round: m.round, Hurry: m.asking, Moved: m.moving > 0, Directed: m.directed, Able: m.able, MTU: uint16(min(m.cfg.MTU, 1<<16-1)), CloneMAC: m.cfg.CloneMAC,
 	}
 	m.moving = max(0, m.moving-1)
 	add := func(to [6]byte, w membership.Way, i int, told bool) {

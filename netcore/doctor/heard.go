@@ -46,10 +46,16 @@ func (m *Machine) Claim(from, mac membership.NodeID, vip netip.Addr, now int64) 
 	}
 }
 
-// Leak is told that count frames with the clone MAC as their source came in: every
-// switch on their way has learned it.
+// Leak is told that count frames with the clone MAC as their source came in, and what
+// they are, where that is known: every switch on their way has learned it.
 func (m *Machine) Leak(what string, count int, now int64) {
-	m.leaks, m.leakAt, m.leakWhat = m.leaks+count, now, what
+	if what == "" && m.leaks == 0 {
+		what = "after a migration it is a RARP"
+	}
+	if what != "" {
+		m.leakWhat = what
+	}
+	m.leaks, m.leakAt = m.leaks+count, now
 }
 
 // Server is told of a DHCP server that offers or acknowledges something.

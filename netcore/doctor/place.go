@@ -103,7 +103,7 @@ func (m *Machine) strange() bool {
 
 // mayTry tells whether an announcement could say more.
 func (m *Machine) mayTry(now int64) bool {
-	return m.strange() && (m.movedAt == 0 || now-m.movedAt >= int64(remember))
+	return m.strange() && !m.directed && (m.movedAt == 0 || now-m.movedAt >= int64(remember))
 }
 
 // experiment announces the VIP from a node where the clone MAC is not reached: a
@@ -125,6 +125,33 @@ func (m *Machine) experiment(now int64, a *Actions) {
 	m.movedAt, m.movedBy, m.before, m.moving = now, m.self.ID, m.place, confirmed+2
 	a.Announce = true
 	m.rush(confirmed+2, now)
+}
+
+// watchPlace keeps since when frames to the clone MAC go where they should, or not.
+func (m *Machine) watchPlace(now int64) {
+	switch {
+	case m.place.kind == placeUnknown:
+		m.badAt, m.goodAt = 0, 0
+	case m.place.kind == placeAll:
+		m.badAt = 0
+		if m.goodAt == 0 {
+			m.goodAt = now
+		}
+	default:
+		m.goodAt = 0
+		if m.badAt == 0 {
+			m.badAt = now
+		}
+	}
+}
+
+// Direct says whether this node takes the cluster to be in directed mode, and whether
+// it is able to be. The others are told at once.
+func (m *Machine) Direct(directed, able bool, now int64) {
+	if directed != m.directed || able != m.able {
+		m.directed, m.able = directed, able
+		m.rush(1, now)
+	}
 }
 
 // An exam is one that was asked for.
@@ -193,8 +220,8 @@ func (m *Machine) BurstSent(now int64) {
 
 // The burst goes up from a rate by doubling, in stages.
 const (
-	lowestRate = 250
-	// MaxRate is the highest rate of a burst in frames a second.
+	// MinRate and MaxRate bound the highest rate of a burst, in frames a second.
+	MinRate    = 250
 	MaxRate    = 16000
 	stageTime  = 500 * time.Millisecond
 	burstFrame = 1000 // bytes
@@ -227,7 +254,7 @@ func (m *Machine) burst() []Stage {
 			CloneMAC: m.cfg.CloneMAC, Size: min(burstFrame, m.cfg.MTU+14),
 		}}})
 	}
-	for rate := min(lowestRate, m.exam.rate); rate <= m.exam.rate; rate *= 2 {
+	for rate := min(MinRate, m.exam.rate); rate <= m.exam.rate; rate *= 2 {
 		stage(m.cfg.CloneMAC, membership.BurstClone, rate)
 	}
 	m.storm.control = m.ordered()[0].ID

@@ -99,7 +99,7 @@ func (d *Doctor) step(ctx context.Context) time.Duration {
 	m.Members(d.opt.Members(), now)
 	if d.opt.Leaks != nil {
 		if n := d.opt.Leaks(); n > d.leaks {
-			m.Leak("of a kind that is not told; after a migration it is a RARP", int(n-d.leaks), now)
+			m.Leak("", int(n-d.leaks), now)
 			d.leaks = n
 		}
 	}
@@ -168,6 +168,44 @@ func (d *Doctor) Examine(rate int) {
 	d.machine.Examine(rate, d.opt.Now())
 	d.mu.Unlock()
 	d.prod()
+}
+
+// Direct says whether this node takes the cluster to be in directed mode, and whether
+// it is able to be.
+func (d *Doctor) Direct(directed, able bool) {
+	d.mu.Lock()
+	before := d.machine.next
+	d.machine.Direct(directed, able, d.opt.Now())
+	changed := d.machine.next < before
+	d.mu.Unlock()
+	if changed {
+		d.prod()
+	}
+}
+
+// Flooding tells for how long frames to the clone MAC have not reached every node, and
+// for how long they have; 0: they do not, or it is not known.
+func (d *Doctor) Flooding() (bad, good time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := d.opt.Now()
+	if at := d.machine.badAt; at != 0 {
+		bad = time.Duration(now - at)
+	}
+	if at := d.machine.goodAt; at != 0 {
+		good = time.Duration(now - at)
+	}
+	return bad, good
+}
+
+// Directed tells what another node says of directed mode; unknown if it is not heard.
+func (d *Doctor) Directed(id membership.NodeID) (directed, able, known bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if n := d.machine.nodes[id]; n != nil {
+		return n.direct, n.able, true
+	}
+	return false, false, false
 }
 
 // Examination is how far it is.

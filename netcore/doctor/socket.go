@@ -20,16 +20,13 @@ import (
 type Sockets struct {
 	conns []*packet.Conn
 	fd    int // of the first, which sends
-	clone *packet.Conn
 }
 
 // maxHeard is more than any frame that is of interest.
 const maxHeard = membership.MaxProbe + 1
 
-// OpenSockets opens them on a NIC. Frames to the clone MAC that the kernel takes off
-// the NIC for a macvlan are heard there, at the interface of that index; 0: there is
-// none.
-func OpenSockets(nic net.Interface, clone int) (_ *Sockets, err error) {
+// OpenSockets opens them on a NIC. They also hear there what goes to a macvlan on it.
+func OpenSockets(nic net.Interface) (_ *Sockets, err error) {
 	s := &Sockets{fd: -1}
 	defer func() {
 		if err != nil {
@@ -56,12 +53,6 @@ func OpenSockets(nic net.Interface, clone int) (_ *Sockets, err error) {
 			return nil, err
 		}
 		s.conns = append(s.conns, conn)
-	}
-	if clone != 0 {
-		if s.clone, err = listen(net.Interface{Index: clone, Name: "clone0"}, membership.EtherType, []bpf.Instruction{accept}); err != nil {
-			return nil, err
-		}
-		s.conns = append(s.conns, s.clone)
 	}
 	if err := s.conns[0].JoinGroup(membership.Group[:]); err != nil {
 		return nil, fmt.Errorf("joining the group of probes on %s: %w", nic.Name, err)
@@ -135,10 +126,7 @@ func (s *Sockets) read(ctx context.Context, c *packet.Conn, d *Doctor) error {
 		case err != nil:
 			return fmt.Errorf("hearing probes: %w", err)
 		}
-		// A macvlan also gets what goes to all; that has come in at the NIC.
-		if frame := buf[:n]; c != s.clone || n > 0 && frame[0]&1 == 0 {
-			d.Hear(frame)
-		}
+		d.Hear(buf[:n])
 	}
 }
 

@@ -9,10 +9,15 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"slices"
 	"time"
+
+	"github.com/mdlayher/packet"
 
 	"clonecluster/config"
 	"clonecluster/netcore/hostcheck"
+	"clonecluster/netcore/membership"
 	"clonecluster/netcore/nic"
 )
 
@@ -45,7 +50,7 @@ func CheckHost(cfg *config.Config, datapath string, log *slog.Logger) func(conte
 			if err != nil {
 				log.Warn("whether somebody else has the VIP cannot be told", "error", err)
 			}
-			findings = append(findings, hostcheck.JudgeClaims(claims, w, false)...)
+			findings = append(findings, hostcheck.JudgeClaims(withoutDirector(ctx, claims, cfg, n), w, false)...)
 		}
 		for _, f := range findings {
 			if f.Level == hostcheck.Warn {
@@ -54,6 +59,37 @@ func CheckHost(cfg *config.Config, datapath string, log *slog.Logger) func(conte
 		}
 		return hostcheck.Refuse(findings)
 	}
+}
+
+// directorHeard is how long a node that answers for the VIP with its own address, as the
+// director does in directed mode, may take to prove by a beacon that it is a node.
+const directorHeard = 2 * time.Second
+
+// withoutDirector takes out of the claims those of nodes of this cluster.
+func withoutDirector(ctx context.Context, claims []hostcheck.Claim, cfg *config.Config, n nic.NIC) []hostcheck.Claim {
+	foreign := func(c hostcheck.Claim) bool { return c.MAC.String() != cfg.VIP.CloneMAC.String() }
+	if cfg.Network.Mode == config.ModeFlooded || !slices.ContainsFunc(claims, foreign) {
+		return claims
+	}
+	conn, err := packet.Listen(&net.Interface{Index: n.Index, Name: n.Name}, packet.Raw, membership.EtherType, nil)
+	if err != nil {
+		return claims
+	}
+	defer conn.Close()
+	if conn.JoinGroup(membership.Group[:]) != nil || conn.SetReadDeadline(time.Now().Add(directorHeard)) != nil {
+		return claims
+	}
+	codec, buf := newCodec(cfg), make([]byte, membership.MaxFrame+1)
+	for ctx.Err() == nil && slices.ContainsFunc(claims, foreign) {
+		size, _, err := conn.ReadFrom(buf)
+		if err != nil {
+			break
+		}
+		if b, _, err := codec.Decode(buf[:size]); err == nil && b != nil {
+			claims = slices.DeleteFunc(claims, func(c hostcheck.Claim) bool { return membership.NodeID(c.MAC) == b.ID })
+		}
+	}
+	return claims
 }
 
 // check is the verb "check": it looks at this machine as an engine does that starts,
@@ -140,7 +176,7 @@ func findings(ctx context.Context, file, iface, datapath, bpffs string) []hostch
 			all = append(all, failed("segment", err, "run it as root"))
 			break
 		}
-		all = append(all, hostcheck.JudgeClaims(claims, w, m.Running())...)
+		all = append(all, hostcheck.JudgeClaims(withoutDirector(ctx, claims, cfg, m.NIC), w, m.Running())...)
 	}
 	return all
 }

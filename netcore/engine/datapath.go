@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"time"
 
+	"clonecluster/config"
 	"clonecluster/netcore/bpf"
 	"clonecluster/netcore/clone"
 	"clonecluster/netcore/filter"
@@ -109,6 +110,9 @@ func (e *engine) openDatapath(fc filter.Config, macChanged func(net.HardwareAddr
 	want := e.opt.Datapath
 	if want == "" {
 		want = cfg.System.Datapath
+	}
+	if want == datapathAuto && cfg.Network.Mode == config.ModeDirected {
+		want = datapathRaw // the only one that can
 	}
 	name, why, err := chooseDatapath(want, e.opt.BPFFS)
 	if err != nil {

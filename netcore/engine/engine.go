@@ -28,6 +28,7 @@ import (
 
 	"clonecluster/config"
 	"clonecluster/netcore/api"
+	"clonecluster/netcore/doctor"
 	"clonecluster/netcore/filter"
 	"clonecluster/netcore/finding"
 	"clonecluster/netcore/health"
@@ -91,6 +92,9 @@ type engine struct {
 	vips              []netip.Addr
 	start             time.Time
 
+	doctor  *doctor.Doctor
+	sockets *doctor.Sockets
+
 	unwell atomic.Pointer[[]string] // why services fail their checks
 	full   atomic.Bool              // the machine's processors are
 
@@ -143,6 +147,9 @@ func Run(ctx context.Context, opt Options) error {
 func (e *engine) closeSockets() (err error) {
 	if e.link != nil {
 		err = e.link.Close()
+	}
+	if e.sockets != nil {
+		e.sockets.Close()
 	}
 	if e.socket != nil {
 		_ = e.socket.Close() // serving it has closed it already
@@ -203,6 +210,9 @@ func (e *engine) open(ctx, parts context.Context) (err error) {
 		ID: membership.NodeID(e.nic.MAC), Link: e.link, Logger: e.log, Now: monotonic, Codec: newCodec(cfg),
 		Apply: e.apply, Announce: e.announce, Flows: e.flows, Changed: e.viewChanged, Noted: e.noted, Urgent: true,
 	})
+	if err == nil {
+		err = e.openDoctor()
+	}
 	if err != nil {
 		return errors.Join(err, e.path.Undo())
 	}
@@ -507,6 +517,9 @@ func (e *engine) run(ctx context.Context, g *errgroup.Group, parts context.Conte
 		g.Go(func() error { return e.serveStatus(parts) })
 	}
 	g.Go(func() error { e.record(parts); return nil })
+	g.Go(func() error { e.doctor.Run(parts); return nil })
+	g.Go(func() error { e.hearForDoctor(parts); return nil })
+	g.Go(func() error { e.watchDirected(parts); return nil })
 	g.Go(func() error { e.watchFindings(parts); return nil })
 	if e.opt.Config.Management.Port != 0 {
 		g.Go(func() error { e.serveAPI(parts); return nil })

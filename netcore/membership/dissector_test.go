@@ -36,6 +36,9 @@ func TestDissector(t *testing.T) {
 	beacon := readVector(t, "beacon.hex")[0]
 	small, large := readVector(t, "map-3.hex")[0], readVector(t, "map-200.hex")
 	card, bare := cardFrame(t, vectorCard()), cardFrame(t, &Card{Peer: vectorPeer, Port: 1, Addresses: vectorCard().Addresses[1:2]})
+	probe, big := vectorCodec().Probe(vectorProbe(), Group), vectorProbe()
+	big.Size = 1514
+	fullProbe := vectorCodec().Probe(big, Group)
 	set := settingsFrame(t, vectorSettings())
 	many := vectorBeacon()
 	many.Heard = slices.Repeat(many.Heard, MaxNodes)
@@ -88,6 +91,15 @@ func TestDissector(t *testing.T) {
 		}}},
 		{"settings, cut off in their weights", captured{set[:70], 0}, []map[string]string{{"settings.version": "5", "settings.weight": "50", "settings.by": "", "cut_off": "1"}}},
 		{"settings of another balance", captured{with(set, 56, 3), 0}, []map[string]string{{"settings.balance": "3", "malformed": "1"}}},
+
+		{"probe", captured{probe, 0}, []map[string]string{{
+			"kind": "4", "probe.way": "3", "flags": "0x0f", "probe.hurry": "1", "probe.directed": "1", "probe.round": "16909060", "probe.copy": "1", "probe.mtu": "1500",
+			"probe.clone_mac": "02:cc:0a:4d:00:0a", "probe.row": "b323a1b200000007020201000203,816b15e000000009000000000000", "probe.burst": "b323a1b206040fa0",
+			"probe.padding": "", "hmac": fmt.Sprintf("%x", probe[len(probe)-macLen:]),
+		}}},
+		{"probe of full size", captured{fullProbe, 0}, []map[string]string{{"kind": "4", "hmac": fmt.Sprintf("%x", fullProbe[len(fullProbe)-macLen:])}}},
+		{"probe, cut off in its rows", captured{probe[:80], 0}, []map[string]string{{"kind": "4", "probe.row": "b323a1b200000007020201000203", "cut_off": "1"}}},
+		{"probe by no way", captured{with(probe, 42, 9), 0}, []map[string]string{{"kind": "4", "malformed": "1"}}},
 
 		{"kind of the future", captured{with(beacon, 17, 99), 0}, []map[string]string{{"kind": "99", "malformed": "1"}}},
 		{"too long", captured{append(slices.Clone(beacon), 0), 0}, []map[string]string{head, {"malformed": "1", "cut_off": ""}}},

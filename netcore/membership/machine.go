@@ -1430,6 +1430,8 @@ type Member struct {
 	Flows   int
 	Map     MapID
 	Buckets int // by the present map
+	// May are the buckets in which another node may have flows without owning them.
+	May Bits
 }
 
 // View gives the present view: this node and all that are heard, by id.
@@ -1461,7 +1463,7 @@ func (m *Machine) View() View {
 		}
 		v.Members = append(v.Members, Member{
 			Peer: p.Peer, State: p.state, Live: p.live, Sick: p.sick, Weight: m.weight(p.ID, int(p.weight)), Busy: int(p.busy), Flows: int(p.flows),
-			Map: p.mapID, Buckets: share(p.ID),
+			Map: p.mapID, Buckets: share(p.ID), May: p.may,
 		})
 	}
 	slices.SortFunc(v.Members, func(a, b Member) int { return a.ID.Compare(b.ID) })

@@ -38,12 +38,14 @@ type Probe struct {
 	Way      Way
 	Hurry    bool // who gets it is to send a round at once, too
 	Moved    bool // the sender has announced the VIP just before this round
-	Round    uint32
-	Copy     uint8
-	MTU      uint16 // of the sender's NIC, in bytes
-	CloneMAC [6]byte
-	Rows     []Row   // at most MaxRows
-	Bursts   []Burst // at most MaxBursts
+	// Directed: the sender takes the cluster to be in directed mode; Able: it could be.
+	Directed, Able bool
+	Round          uint32
+	Copy           uint8
+	MTU            uint16 // of the sender's NIC, in bytes
+	CloneMAC       [6]byte
+	Rows           []Row   // at most MaxRows
+	Bursts         []Burst // at most MaxBursts
 	// Size is how long the frame is to be in bytes, if it would be shorter.
 	Size int
 }
@@ -75,7 +77,7 @@ const (
 // A probe has between the head and the HMAC, as a beacon has it
 //
 //	42  1  way
-//	43  1  flags; bit 0: hurry, bit 1: moved
+//	43  1  flags; bit 0: hurry, bit 1: moved, bit 2: directed, bit 3: able to be
 //	44  4  round
 //	48  1  copy
 //	49  2  MTU
@@ -91,8 +93,11 @@ const (
 	burstLen  = 8
 	kindProbe = 4
 
-	flagHurry = 1
-	flagMoved = 2
+	flagHurry    = 1
+	flagMoved    = 2
+	flagDirected = 4
+	flagAble     = 8
+	probeFlags   = flagHurry | flagMoved | flagDirected | flagAble
 )
 
 // Probe gives the Ethernet frame of a probe, to be sent to a MAC.
@@ -102,11 +107,13 @@ func (c *Codec) Probe(p *Probe, to [6]byte) []byte {
 	f := c.begin(kindProbe, p.Peer, p.Sequence, size)
 	copy(f, to[:])
 	var flags byte
-	if p.Hurry {
-		flags |= flagHurry
-	}
-	if p.Moved {
-		flags |= flagMoved
+	for _, b := range []struct {
+		on   bool
+		flag byte
+	}{{p.Hurry, flagHurry}, {p.Moved, flagMoved}, {p.Directed, flagDirected}, {p.Able, flagAble}} {
+		if b.on {
+			flags |= b.flag
+		}
 	}
 	f = append(f, byte(p.Way), flags)
 	f = binary.BigEndian.AppendUint32(f, p.Round)
@@ -145,11 +152,12 @@ func (c *Codec) DecodeProbe(f []byte) (*Probe, error) {
 	}
 	p := &Probe{
 		Peer: from, Sequence: sequence, Way: Way(body[42]), Hurry: body[43]&flagHurry != 0, Moved: body[43]&flagMoved != 0,
+		Directed: body[43]&flagDirected != 0, Able: body[43]&flagAble != 0,
 		Round: binary.BigEndian.Uint32(body[44:]), Copy: body[48], MTU: binary.BigEndian.Uint16(body[49:]), CloneMAC: [6]byte(body[51:]), Size: len(f),
 	}
 	rows, bursts := int(body[57]), int(body[58])
 	rest := body[offRows:]
-	if p.Way == 0 || p.Way >= ways || body[43]&^(flagHurry|flagMoved) != 0 || rows > MaxRows || bursts > MaxBursts || len(rest) < rows*rowLen+bursts*burstLen {
+	if p.Way == 0 || p.Way >= ways || body[43]&^probeFlags != 0 || rows > MaxRows || bursts > MaxBursts || len(rest) < rows*rowLen+bursts*burstLen {
 		return nil, ErrMalformed
 	}
 	for range rows {

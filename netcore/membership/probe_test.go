@@ -10,7 +10,7 @@ import (
 
 func vectorProbe() *Probe {
 	return &Probe{
-		Peer: vectorPeer, Sequence: 5, Way: ToAll, Hurry: true, Moved: true, Round: 0x01020304, Copy: 1, MTU: 1500,
+		Peer: vectorPeer, Sequence: 5, Way: ToAll, Hurry: true, Moved: true, Directed: true, Able: true, Round: 0x01020304, Copy: 1, MTU: 1500,
 		CloneMAC: [6]byte{0x02, 0xcc, 0x0a, 0x4d, 0, 0x0a},
 		Rows:     []Row{{Of: 0xb323a1b2, Round: 7, Got: [5]uint8{2, 2, 1, 0, 2}, Again: 3}, {Of: 0x816b15e0, Round: 9}},
 		Bursts:   []Burst{{Of: 0xb323a1b2, Way: BurstClone, Stage: 4, Got: 4000}},
@@ -48,7 +48,7 @@ func TestProbe(t *testing.T) {
 		{"a beacon", c.Beacon(vectorBeacon()), ErrMalformed},
 		{"no way", resign(with(f, 42, 0)), ErrMalformed},
 		{"a way of the future", resign(with(f, 42, 8)), ErrMalformed},
-		{"a flag of the future", resign(with(f, 43, 4)), ErrMalformed},
+		{"a flag of the future", resign(with(f, 43, 16)), ErrMalformed},
 		{"too many rows", resign(with(f, 57, 255)), ErrMalformed},
 		{"a burst by no burst's way", resign(with(f, offRows+2*rowLen+4, 3)), ErrMalformed},
 		{"something but zeros at the end", resign(append(slices.Clone(f), 0)), ErrMalformed}, // what was the HMAC

@@ -26,9 +26,11 @@ var (
 
 // Config is what a Responder speaks for.
 type Config struct {
-	CloneMAC   [6]byte    // in every payload
+	CloneMAC   [6]byte    // in every payload; in directed mode the director's wire MAC
 	WireMAC    [6]byte    // in every Ethernet header
 	VIP4, VIP6 netip.Addr // at least one is valid
+	// Directed: CloneMAC may be WireMAC.
+	Directed bool
 }
 
 // Responder builds frames; it sends nothing. It is immutable.
@@ -50,7 +52,7 @@ func New(cfg Config) (*Responder, error) {
 		return nil, fmt.Errorf("clone MAC %v is not a unicast address", r.clone)
 	case !isUnicast(r.wire):
 		return nil, fmt.Errorf("wire MAC %v is not a unicast address", r.wire)
-	case bytes.Equal(r.clone, r.wire):
+	case bytes.Equal(r.clone, r.wire) && !cfg.Directed:
 		return nil, fmt.Errorf("wire MAC and clone MAC are both %v", r.clone)
 	case !r.vip4.IsValid() && !r.vip6.IsValid():
 		return nil, errors.New("there is no VIP")

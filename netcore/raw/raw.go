@@ -83,6 +83,8 @@ type Datapath struct {
 
 	wireMAC   atomic.Uint64 // six bytes, the first of them highest
 	responder atomic.Pointer[neigh.Responder]
+	directed  atomic.Pointer[directed] // nil: the network floods
+	shield    shield
 	count     counters
 
 	rxAlive, txAlive atomic.Int64 // Now() when the loop last proved alive
@@ -171,6 +173,7 @@ func (d *Datapath) Abandon() {
 }
 
 func (d *Datapath) closeFiles() {
+	_ = d.shield.close() // it ends with the process anyway
 	if d.tap != nil {
 		_ = d.tap.Close()
 	}
@@ -208,7 +211,7 @@ func (d *Datapath) setWireMAC(mac net.HardwareAddr) error {
 // Announce sends one gratuitous ARP and one unsolicited neighbour advertisement
 // for the VIP. Every node announces the same binding, so clients cannot flap.
 func (d *Datapath) Announce() error {
-	frames, err := d.responder.Load().Announcements()
+	frames, err := d.speaker().Announcements()
 	if err != nil {
 		return fmt.Errorf("building announcements: %w", err)
 	}
@@ -348,6 +351,9 @@ func (l *receiveLoop) frame(n int) {
 	if n < vnetHdrLen {
 		return
 	}
+	if to := d.directed.Load(); to != nil && l.direct(to, n) {
+		return
+	}
 	frame := l.buf[vnetHdrLen:n]
 	verdict := d.cfg.Filter.Ingress(frame, d.cfg.Now(), d.diag)
 	switch {
@@ -361,7 +367,7 @@ func (l *receiveLoop) frame(n int) {
 }
 
 func (l *receiveLoop) answerNeighbor(frame []byte) {
-	reply, err := l.d.responder.Load().Reply(frame, l.answer[:vnetHdrLen])
+	reply, err := l.d.speaker().Reply(frame, l.answer[:vnetHdrLen])
 	if err != nil {
 		l.d.count.neighErrors.Add(1)
 		return
@@ -431,6 +437,9 @@ func (d *Datapath) sendFromClone(b []byte) {
 	v := d.wireMAC.Load()
 	src := b[vnetHdrLen+6 : vnetHdrLen+12]
 	src[0], src[1], src[2], src[3], src[4], src[5] = byte(v>>40), byte(v>>32), byte(v>>24), byte(v>>16), byte(v>>8), byte(v)
+	if to := d.directed.Load(); to != nil {
+		neigh.Redirect(b[vnetHdrLen:], d.cfg.CloneMAC, to.Director)
+	}
 	d.send(b, 0)
 }
 

@@ -137,7 +137,32 @@ func socketFilter(cloneMAC [6]byte, vip4, vip6 netip.Addr) []bpf.Instruction {
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipTrue: 1},
 		drop,
 	}
+	prog = append(prog, ownFilter(vip4, vip6)...)
 	return append(prog, addressFilter(cloneMAC, vip4, vip6)...)
+}
+
+// ownFilter accepts what is sent to the VIP at the NIC's own address: clients do so in
+// directed mode.
+func ownFilter(vip4, vip6 netip.Addr) []bpf.Instruction {
+	var own []bpf.Instruction
+	if vip4.IsValid() {
+		v4 := vip4.As4()
+		word := binary.BigEndian.Uint32(v4[:])
+		own = append(own, acceptIf(match{12, 2, etherTypeIPv4}, match{30, 4, word})...)
+		own = append(own, acceptIf(match{12, 2, etherTypeARP}, match{38, 4, word})...)
+	}
+	if vip6.IsValid() {
+		v6 := vip6.As16()
+		ms := []match{{12, 2, etherTypeIPv6}}
+		for i := 0; i < len(v6); i += 4 {
+			ms = append(ms, match{38 + i, 4, binary.BigEndian.Uint32(v6[i:])})
+		}
+		own = append(own, acceptIf(ms...)...)
+	}
+	return append([]bpf.Instruction{
+		bpf.LoadExtension{Num: bpf.ExtType},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.PACKET_HOST, SkipTrue: uint8(len(own))},
+	}, own...)
 }
 
 // addressFilter is the part of socketFilter that looks at the frame alone.

@@ -92,7 +92,7 @@ enum asked { ASK_KERNEL, ASK_NOBODY, NO_SOCKET, LISTENER, ESTABLISHED };
 // Of IEEE 802, RFC 826, RFC 791, RFC 8200, RFC 792, RFC 4443, RFC 4861, RFC 3810.
 enum {
 	ETHER_HEADER = 14,
-	ETHER_IPV4 = 0x0800, ETHER_ARP = 0x0806, ETHER_VLAN = 0x8100, ETHER_SERVICE = 0x88a8, ETHER_IPV6 = 0x86dd,
+	ETHER_IPV4 = 0x0800, ETHER_ARP = 0x0806, ETHER_VLAN = 0x8100, ETHER_SERVICE = 0x88a8, ETHER_IPV6 = 0x86dd, ETHER_PROBE = 0x88b5,
 	PROTO_ICMP = 1, PROTO_TCP = 6, PROTO_UDP = 17, PROTO_ICMPV6 = 58,
 	EXT_HOP_BY_HOP = 0, EXT_ROUTING = 43, EXT_FRAGMENT = 44, EXT_DEST = 60,
 	FIN = 1, SYN = 2, RST = 4, ACK = 16,
@@ -859,8 +859,12 @@ inline_always u32 from_wire(struct frame *f, u64 *dst)
 		return v;
 	if (type == ETHER_ARP)
 		return arp_in(f, off);
-	if (type != ETHER_IPV4 && type != ETHER_IPV6)
+	if (type != ETHER_IPV4 && type != ETHER_IPV6) {
+		// Probes go on to netcore/doctor, which is to find out whether they come.
+		if (type == ETHER_PROBE)
+			*dst = 0;
 		return DROP_NOT_OURS;
+	}
 	struct packet *p = &f->scratch->packet;
 	p->header = off;
 	p->end = f->len;

@@ -1,0 +1,61 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"net"
+
+	"clonecluster/netcore/api"
+	"clonecluster/netcore/doctor"
+	"clonecluster/netcore/filter"
+	"clonecluster/netcore/membership"
+)
+
+// openDoctor prepares what looks whether the network cooperates.
+func (e *engine) openDoctor() (err error) {
+	ifi, err := net.InterfaceByIndex(e.nic.Index)
+	if err != nil {
+		return fmt.Errorf("looking for the MTU of %s: %w", e.nic.Name, err)
+	}
+	if e.sockets, err = doctor.OpenSockets(*ifi); err != nil {
+		return err
+	}
+	e.doctor = doctor.NewDoctor(doctor.Options{
+		Config: doctor.Config{CloneMAC: [6]byte(e.opt.Config.VIP.CloneMAC), MTU: ifi.MTU},
+		Codec:  newCodec(e.opt.Config), Wire: e.sockets, VIPs: e.vips, Now: monotonic,
+		Self: func() membership.Peer { return e.node.View().Self }, Members: e.heardMembers,
+		Leaks: e.leaks, Announce: e.path.Announce, Board: e.findings, Logger: e.log,
+	})
+	return nil
+}
+
+// hearForDoctor hands the doctor what it is to hear. That it fails is no reason to stop.
+func (e *engine) hearForDoctor(ctx context.Context) {
+	if err := e.sockets.Run(ctx, e.doctor); err != nil {
+		e.log.Warn("the network is no longer examined", "error", err)
+	}
+}
+
+// heardMembers are the nodes that are heard; true: who hears this one as well.
+func (e *engine) heardMembers() map[membership.NodeID]bool {
+	heard := map[membership.NodeID]bool{}
+	for _, m := range e.node.View().Members {
+		if !m.Self {
+			heard[m.ID] = m.Live
+		}
+	}
+	return heard
+}
+
+// leaks counts frames from the clone MAC that the doctor's own sockets do not hear:
+// the programs drop them before, and raw's filter sees none but those of clients.
+func (e *engine) leaks() uint64 { return e.filter.Counters()[filter.DropCloneSource] }
+
+// Examine has the network examined.
+func (b backend) Examine(burst int, who string) {
+	b.log.Info("the network is examined", "by", who, "burst", burst)
+	b.doctor.Examine(burst)
+}
+
+// Examination is how far that is.
+func (b backend) Examination() api.Examination { return b.doctor.Examination() }
