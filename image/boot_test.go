@@ -49,7 +49,7 @@ func members(t testing.TB, arch string, debug bool) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	services, err := image.BuildServices(t.Context(), image.ServiceOptions{Config: cfg, Dir: ".", Arch: "amd64", Debug: debug, OutDir: dir})
+	services, err := image.BuildServices(t.Context(), image.ServiceOptions{Config: cfg, Dir: ".", Arch: arch, Debug: debug, OutDir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -210,12 +210,14 @@ type record struct {
 // unpack gives the members of an archive, plain or one zstd frame.
 func unpack(data []byte) (list []record, err error) {
 	if bytes.HasPrefix(data, []byte{0x28, 0xb5, 0x2f, 0xfd}) {
-		d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(image.MaxContent))
+		// As a stream: a frame's header may promise more than there is, and all of
+		// that would be allocated at once.
+		d, err := zstd.NewReader(bytes.NewReader(data), zstd.WithDecoderConcurrency(1))
 		if err != nil {
 			return nil, err
 		}
 		defer d.Close()
-		if data, err = d.DecodeAll(data, nil); err != nil {
+		if data, err = io.ReadAll(io.LimitReader(d, image.MaxContent)); err != nil {
 			return nil, err
 		}
 	}
