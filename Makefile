@@ -40,7 +40,7 @@ MAX_BUSY    := 3
 export CGO_ENABLED := 0
 
 DEPS_BUILD := gcc libc6-dev binutils make flex bison bc libelf-dev zstd xz-utils qemu-system-x86 ca-certificates systemd-boot-efi grub-pc-bin $(if $(KERNEL_SOURCE),,linux-source-6.12)
-DEPS_TEST  := clang llvm linux-libc-dev git iproute2 tshark curl iputils-ping iputils-arping ethtool ndisc6 procps nginx-light nftables haproxy wrk iptables sbsigntool gdisk dosfstools mtools ovmf ipxe ipxe-qemu dnsmasq-base udhcpc tftp-hpa atftp minisign qemu-system-arm qemu-efi-aarch64 keepalived mmdebstrap prometheus rsyslog
+DEPS_TEST  := clang llvm linux-libc-dev git iproute2 tshark curl iputils-ping iputils-arping ethtool ndisc6 procps nginx-light nftables haproxy wrk iptables sbsigntool gdisk dosfstools mtools ovmf ipxe ipxe-qemu dnsmasq-base udhcpc tftp-hpa atftp minisign qemu-system-arm qemu-efi-aarch64 keepalived chromium fonts-dejavu-core mmdebstrap prometheus rsyslog
 # For boards of another architecture, whose machine is emulated.
 ifneq (,$(filter %-arm64,$(BOARD)))
 DEPS_BUILD += qemu-system-arm qemu-efi-aarch64 $(if $(filter aarch64,$(shell uname -m)),,gcc-aarch64-linux-gnu binutils-aarch64-linux-gnu)
@@ -83,9 +83,11 @@ test: deps-test image ## all tests; those that need root, namespaces or QEMU say
 	  { echo "$$busy tests found this machine too busy to judge: run them again when it has less to do" >&2; exit 1; }
 	CGO_ENABLED=1 $(GO) test -count=1 -p 1 -race -short -timeout 20m $(RACE)
 
-test-boot: deps-test stub-arm ## every way to boot, arm64 included, whose kernel is built if it is not in the cache (half an hour)
-	@$(MAKE) --no-print-directory deps kernel BOARD=generic-arm64
-	CLONECLUSTER_TEST_KERNEL_ARM64=$(CURDIR)/$(OUT)/generic-arm64/bzImage $(GO) run $(GOTESTSUM) -- -count=1 -p 1 -timeout 40m ./qemu/... ./image/...
+# Not part of "make test": two more kernels are an hour on two cores.
+test-boot: deps-test stub-arm ## every way to boot, on every board, whose kernels are built if they are not in the cache (an hour)
+	@for board in qemu-x86_64 pc-x86_64 generic-arm64; do $(MAKE) --no-print-directory deps kernel BOARD=$$board; done
+	CLONECLUSTER_TEST_KERNEL=$(CURDIR)/$(OUT)/qemu-x86_64/bzImage CLONECLUSTER_TEST_KERNEL_PC=$(CURDIR)/$(OUT)/pc-x86_64/bzImage \
+	  CLONECLUSTER_TEST_KERNEL_ARM64=$(CURDIR)/$(OUT)/generic-arm64/bzImage $(GO) run $(GOTESTSUM) -- -count=1 -p 1 -timeout 40m ./qemu/... ./image/...
 
 # The packages with goroutines that run without a kernel of their own.
 RACE := ./config/... ./netcore/filter/... ./netcore/membership/... ./netcore/api/... ./netcore/health/... ./netcore/load/... ./qemu/vswitch/... ./qemu/nethost/... ./netcore/dhcpd/... ./image/pxe/... ./uinit/... ./cmd/internal/...

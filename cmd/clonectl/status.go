@@ -133,7 +133,11 @@ func printCluster(w io.Writer, c *api.Cluster) {
 			leader = called[leader]
 		}
 		fmt.Fprintf(w, "cluster %s at %s\n", c.Cluster, strings.Join(asked.VIP, " and "))
-		fmt.Fprintf(w, "policy %s; map %d made by %s, %s\n\n", asked.Policy, asked.Map, leader, agreed)
+		changed := ""
+		if asked.PolicyVersion > 0 {
+			changed = fmt.Sprintf(" (changed at run time: balance %s)", asked.Balance)
+		}
+		fmt.Fprintf(w, "policy %s%s; map %d made by %s, %s\n\n", asked.Policy, changed, asked.Map, leader, agreed)
 	}
 	name := len("NODE")
 	for _, n := range c.Nodes {
@@ -161,6 +165,9 @@ func printCluster(w io.Writer, c *api.Cluster) {
 		m := selfIn(s)
 		fmt.Fprintf(w, "%-*s  %-10s %7d %6d %4.0f%% %6d %7s  %s\n", name, label, s.State, m.Buckets, m.Weight, 100*m.Busy, m.Flows,
 			upFor(time.Duration(s.UptimeSec*float64(time.Second))), datapathOf(s))
+	}
+	if asked != nil {
+		printOffered(w, &asked.Offered)
 	}
 	switch len(builds) {
 	case 0:
@@ -198,6 +205,26 @@ func printCluster(w io.Writer, c *api.Cluster) {
 			fmt.Fprintln(w, "  "+wrap("-> "+printable(f.Fix), 76, "     "))
 		}
 	}
+}
+
+// printOffered writes what clients send to all nodes together.
+func printOffered(w io.Writer, o *api.Offered) {
+	fmt.Fprintf(w, "\noffered: %s frames/s, %s connections/s", perSecond(o.FramesPerSecond), perSecond(max(0, o.SYNsPerSecond-o.SYNsAgainPerSecond)))
+	if o.SYNsAgainPerSecond > 0 {
+		fmt.Fprintf(w, "; SYNs again: %s/s", perSecond(o.SYNsAgainPerSecond))
+	}
+	if o.UnownedPerSecond > 0 {
+		fmt.Fprintf(w, "; for nobody: %s/s", perSecond(o.UnownedPerSecond))
+	}
+	fmt.Fprintln(w)
+}
+
+// perSecond has a digit behind the point where that matters.
+func perSecond(rate float64) string {
+	if rate > 0 && rate < 10 {
+		return fmt.Sprintf("%.1f", rate)
+	}
+	return fmt.Sprintf("%.0f", rate)
 }
 
 // marks are what a finding of a level begins with.

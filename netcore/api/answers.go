@@ -41,6 +41,17 @@ type Findings struct {
 	Silent []NodeReport `json:"silent"`
 }
 
+// OfferedBuckets is the answer to GET /v1/offered: what each of the 1024 buckets was
+// offered since the engine of the node that is asked began.
+type OfferedBuckets struct {
+	Node      string    `json:"node"`
+	Time      time.Time `json:"time"`
+	Total     Offered   `json:"total"`
+	Frames    []uint64  `json:"frames"`
+	SYNs      []uint64  `json:"syns"`
+	SYNsAgain []uint64  `json:"syns_again"`
+}
+
 // Which is the answer to GET /v1/which: who takes a client's connection.
 type Which struct {
 	Client   string `json:"client"`
@@ -66,6 +77,29 @@ type WhichNode struct {
 	Socket bool   `json:"socket"`          // it has a connection with this very tuple
 	Fenced bool   `json:"fenced,omitempty"`
 	Error  string `json:"error,omitempty"` // why nothing is known of it
+}
+
+// Policy is the answer to GET and POST /v1/policy: who gets how many buckets, and by
+// whose word.
+type Policy struct {
+	// Version rises with each change at run time; 0: all is as configured.
+	Version    uint64 `json:"version"`
+	Balance    string `json:"balance"`               // in force: even or load
+	Set        string `json:"set_balance,omitempty"` // at run time; empty: the configured one is in force
+	Configured string `json:"configured_balance"`    // of the node that is asked
+	Affinity   string `json:"affinity"`              // as configured; it cannot be changed at run time
+	Author     string `json:"author,omitempty"`      // the node that took the last change, by wire MAC
+	By         string `json:"by,omitempty"`          // who wanted it, and why
+	// Nodes are those that are heard, and others with a weight that was set.
+	Nodes []PolicyNode `json:"nodes"`
+}
+
+// PolicyNode is one node's weight.
+type PolicyNode struct {
+	Node   string `json:"node"` // wire MAC
+	Name   string `json:"name,omitempty"`
+	Weight int    `json:"weight"`        // in force
+	Set    bool   `json:"set,omitempty"` // at run time
 }
 
 // LogLine is one line of a log.

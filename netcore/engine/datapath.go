@@ -61,6 +61,8 @@ type table interface {
 	Bucket(t filter.Tuple) int
 	Hold(t filter.Tuple, nowMono int64) bool
 	Counters() filter.Counters
+	Offered() *filter.Offered
+	Askers(nowMono int64) []filter.Asker
 	Look(frame []byte, left bool, nowMono int64, s filter.Sockets) filter.Seen
 }
 

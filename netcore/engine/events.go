@@ -13,6 +13,7 @@ import (
 	"clonecluster/netcore/api"
 	"clonecluster/netcore/finding"
 	"clonecluster/netcore/health"
+	"clonecluster/netcore/health/probe"
 	"clonecluster/netcore/membership"
 )
 
@@ -21,6 +22,8 @@ type telling struct {
 	events    *api.Record[api.Event]
 	findings  *finding.Board
 	metrics   *metrics
+	offering  offering
+	askHealth probe.Bell // rung when clients get no answer
 	server    atomic.Pointer[api.Server]
 	occurred  chan occurrence
 	missed    atomic.Uint64
@@ -53,11 +56,9 @@ type occurrence struct {
 	tell func() api.Event
 }
 
-func newTelling() telling {
-	return telling{
-		events: api.NewEvents(), occurred: make(chan occurrence, 256), met: make(chan struct{}, 1),
-		host: hostname(), gone: map[membership.NodeID]departure{},
-	}
+func (t *telling) init() {
+	t.events, t.occurred, t.met = api.NewEvents(), make(chan occurrence, 256), make(chan struct{}, 1)
+	t.host, t.gone = hostname(), map[membership.NodeID]departure{}
 }
 
 // happened notes an event; it never waits.
@@ -92,7 +93,7 @@ func (e *engine) record(ctx context.Context) {
 var kinds = map[membership.NoteKind]string{
 	membership.Heard: "joined", membership.Lost: "lost", membership.Left: "left", membership.Restarts: "restarts",
 	membership.Silent: "silent", membership.Unheard: "one-way", membership.FailOpen: "fail-open", membership.AllFailed: "all-failed",
-	membership.Recovered: "recovered", membership.Yielded: "yielded",
+	membership.Recovered: "recovered", membership.Yielded: "yielded", membership.NewSettings: "policy",
 }
 
 // noted is called by the beacon thread.
@@ -132,7 +133,11 @@ func (e *engine) noted(n membership.Note) {
 		case membership.Unheard:
 			text = fmt.Sprintf("this node hears %s, which does not hear it any more", e.called(about))
 		}
-		return api.Event{Kind: kind, About: about.String(), Text: text, Why: n.Why}
+		why := n.Why
+		if n.What == membership.NewSettings {
+			about, text, why = n.Settings.Author, e.settingsText(n.Settings), "by "+n.Settings.By
+		}
+		return api.Event{Kind: kind, About: about.String(), Text: text, Why: why}
 	})
 }
 
