@@ -142,6 +142,7 @@ func (f *Filter) Detach() error {
 	}
 	if f.pins != "" {
 		errs = append(errs, os.RemoveAll(f.pins))
+		_ = os.Remove(filepath.Dir(f.pins)) // the last of several engines; it is not empty before
 	}
 	return errors.Join(errs...)
 }
