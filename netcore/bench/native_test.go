@@ -19,6 +19,7 @@ import (
 	"github.com/u-root/u-root/pkg/cpio"
 	"golang.org/x/sys/unix"
 
+	"clonecluster/netcore/netnstest"
 	"clonecluster/qemu"
 )
 
@@ -43,7 +44,7 @@ func TestBenchNative(t *testing.T) {
 	if folder == "" || kernel == "" {
 		t.Skip("takes ten minutes: make bench-native")
 	}
-	if err := lacks(guestTools...); err != nil {
+	if err := netnstest.Lacks(guestTools...); err != nil {
 		t.Fatalf("%v: make deps-test", err)
 	}
 	r := runGuest(t, kernel, os.Getenv("BENCH_ROUNDS"))
