@@ -191,7 +191,7 @@ func measure(t *testing.T, p Plan, r *Report, only *regexp.Regexp, save func()) 
 				if d := p.settle(s); d > 0 {
 					say("%s: until the shares follow the load", s)
 					settling := Run{Setup: s, Workload: webstone.Small.Name, Clients: 1000}
-					rate := settleShare * float64(s.Machines) * r.best(settling.Workload)
+					rate := settleShare * r.best(settling.Workload)
 					if rate == 0 {
 						settling.Clients = 20
 					}
@@ -276,9 +276,9 @@ func (p *Plan) progress(r *Report, only *regexp.Regexp) (say func(format string,
 	}
 }
 
-// settleShare is at what part of the machines' rate shares come to follow the load: a part at
-// which a slow one of them is full, and the others are not.
-const settleShare = 0.6
+// settleShare is at what rate shares come to follow the load, in what one plain server can do: one
+// at which of four nodes a slow one is full, and the others are not.
+const settleShare = 1.1
 
 func runsOf(p Plan) (all []*Measured) {
 	for _, run := range p.Runs {

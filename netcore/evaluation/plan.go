@@ -1,7 +1,6 @@
 package evaluation
 
 import (
-	"math"
 	"time"
 
 	"clonecluster/netcore/webstone"
@@ -31,16 +30,12 @@ func Full() Plan {
 		setups = append(setups, Setup{Way: way, Machines: 4})
 	}
 	for _, s := range setups {
-		// At 40, 60 and 80 % of what four machines could do, or of three and a half: first, so
-		// that shares that follow the load have something to go by. Where all are full, and
-		// clients wait for their answers, the loads are all the same.
+		// At rates that four machines can serve, of which one of half the speed cannot serve its
+		// fourth: first, so that shares that follow the load have something to go by. Where all are
+		// full, and clients wait for their answers, the loads are all the same.
 		if s.Machines == 4 && s.Policy != "bySource" {
-			of := 4.
-			if s.Uneven {
-				of = 3.5
-			}
-			for _, part := range []float64{.4, .6, .8} {
-				p.Runs = append(p.Runs, Run{Setup: s, Workload: webstone.Small.Name, Clients: 1000, Share: math.Round(part*of*10) / 10})
+			for _, share := range []float64{0.8, 1.1, 1.4} {
+				p.Runs = append(p.Runs, Run{Setup: s, Workload: webstone.Small.Name, Clients: 1000, Share: share})
 			}
 		}
 		for _, w := range []webstone.Workload{webstone.Small, webstone.Standard} {
