@@ -41,8 +41,9 @@ type engine struct {
 	found   []finding.Finding
 }
 
-func (e *engine) Self() (string, string) { return e.id, e.host }
-func (e *engine) Health() Health         { return Health{State: "serving", OK: !e.isDrained()} }
+func (e *engine) Self() (string, string)  { return e.id, e.host }
+func (e *engine) Offered() OfferedBuckets { return OfferedBuckets{Node: e.id} }
+func (e *engine) Health() Health          { return Health{State: "serving", OK: !e.isDrained()} }
 func (e *engine) Status() Status {
 	return Status{Cluster: "test", Name: e.host, WireMAC: e.id, Drain: Drain{Draining: e.isDrained()}, Findings: e.found}
 }

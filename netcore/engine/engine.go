@@ -120,7 +120,8 @@ func Run(ctx context.Context, opt Options) error {
 	if opt.Heartbeat == 0 {
 		opt.Heartbeat = time.Second
 	}
-	e := &engine{opt: opt, log: opt.Logger, start: time.Now(), telling: newTelling()}
+	e := &engine{opt: opt, log: opt.Logger, start: time.Now()}
+	e.telling.init()
 	e.findings = finding.NewBoard(e.foundEvent)
 	e.openMetrics()
 	// The parts outlive ctx by the time it takes to leave.
@@ -420,7 +421,7 @@ func slot(v membership.View) (slot int, owners []string) {
 // watchHealth tells the protocol whether the services pass their checks.
 func (e *engine) watchHealth(ctx context.Context) {
 	full := func() bool { return e.full.Load() }
-	health.Run(ctx, checks(e.opt.Config), health.Options{VIPs: e.vips, Logger: e.log, Full: full, Room: e.room, Tell: func(r health.Report) {
+	health.Run(ctx, checks(e.opt.Config), health.Options{VIPs: e.vips, Logger: e.log, Full: full, Room: e.room, Bell: &e.askHealth, Tell: func(r health.Report) {
 		e.healthEvent(r)
 		e.unwell.Store(&r.Reasons)
 		e.node.SetHealth(ctx, r.Healthy)

@@ -70,6 +70,8 @@ type Report struct {
 type Options struct {
 	VIPs   []netip.Addr // for Check.Listen
 	Logger *slog.Logger
+	// Bell has all services asked at once when it rings; nil: nobody rings.
+	Bell *probe.Bell
 	// Tell is given the report at the start, and then whenever it is another.
 	// It is called once at a time, in order, and must return soon.
 	Tell func(Report)
@@ -119,7 +121,7 @@ func run(ctx context.Context, services []*service, opt Options) {
 			continue
 		}
 		asking.Go(func() {
-			probe.Repeat(ctx, s.check.Interval, s.check.Timeout, s.ask, func(answer error) { r.answered(s, answer) })
+			probe.Repeat(ctx, s.check.Interval, s.check.Timeout, opt.Bell, s.ask, func(answer error) { r.answered(s, answer) })
 		})
 	}
 	asking.Wait()
