@@ -97,8 +97,8 @@ lint: ## gofmt, go vet, staticcheck
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 
-# Not by "go test", which would not let it take everything back at Ctrl-C.
-bench: deps-test ## CPU per request and per frame, against a plain host, haproxy, nginx and xt_cluster (as root, on a quiet machine; BENCH_ROUNDS=2 is short)
+# Neither is run by "go test", which would not let it take everything back at Ctrl-C.
+bench-costs: deps-test ## CPU per request and per frame, against a plain host, haproxy, nginx and xt_cluster (as root, on a quiet machine; BENCH_ROUNDS=2 is short)
 	@mkdir -p $(OUT)/bin
 	$(GO) test -c -o $(OUT)/bin/bench.test ./netcore/bench
 	CLONECLUSTER_BENCH=$(CURDIR) $(OUT)/bin/bench.test -test.timeout 3h -test.v -test.run '^TestBench$$'
@@ -115,14 +115,14 @@ churn: deps-test ## cables, kills, restarts and drains under load, five minutes 
 	for d in bpf raw; do CLONECLUSTER_FULL=1 CLONECLUSTER_DATAPATH=$$d $(GO) test -count=1 -timeout 20m -v -run '^TestFailoverChurn$$' ./netcore/engine; done
 	CLONECLUSTER_FULL=1 CLONECLUSTER_NATIVE_KERNEL=$(CURDIR)/$(OUT)/pc-x86_64/bzImage $(GO) test -count=1 -timeout 3h -v -run '^TestNative$$' ./netcore/engine
 
-evaluation: deps-test $(CLONECTL) ## WebStone on 1 to 8 nodes and on haproxy, nginx, xt_cluster: docs/evaluation.md (as root, on a quiet machine; two hours)
+bench: ## WebStone on 1 to 4 nodes and on haproxy, nginx, xt_cluster, too few rounds to judge: into build/evaluation-short (as root; less than ten minutes)
+	@EVALUATION_PLAN=short $(MAKE) --no-print-directory evaluation EVALUATION_RESULTS=$(OUT)/evaluation-short.json EVALUATION_OUT=$(OUT)/evaluation-short
+
+evaluation: deps-test $(CLONECTL) ## the same in full, on up to 8 nodes: docs/evaluation.md (as root, on a quiet machine; an hour, and interrupted it goes on where it was)
 	@mkdir -p $(OUT)/bin
 	$(GO) test -c -o $(OUT)/bin/evaluation.test ./netcore/evaluation
 	CLONECLUSTER_EVALUATION=$(CURDIR)/$(EVALUATION_RESULTS) $(OUT)/bin/evaluation.test -test.timeout 4h -test.v -test.run '^TestEvaluation$$'
 	$(CLONECTL) bench --report $(EVALUATION_RESULTS) --out $(EVALUATION_OUT)
-
-evaluation-short: ## a few of these, and too few rounds to judge (some minutes; into build/)
-	@EVALUATION_PLAN=short $(MAKE) --no-print-directory evaluation EVALUATION_RESULTS=$(OUT)/evaluation-short.json EVALUATION_OUT=$(OUT)/evaluation-short
 
 bench-go: deps-test ## benchmarks of single functions
 	$(GO) test -run '^$$' -bench . -benchmem ./netcore/...
@@ -181,4 +181,4 @@ $$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive $$cmd -q \
 endef
 
 FORCE:
-.PHONY: help demo image kernel deb sizes test lint bench bench-native bench-go churn figures fuzz clean deps deps-test test-boot stub-arm evaluation evaluation-short FORCE
+.PHONY: help demo image kernel deb sizes test lint bench bench-costs bench-native bench-go churn figures fuzz clean deps deps-test test-boot stub-arm evaluation FORCE

@@ -1,6 +1,6 @@
 // Package bench compares what a request costs when it is answered by a plain host, by
 // a cluster on each datapath, and by servers behind a dispatcher; and what a frame costs a
-// node that discards it or takes it. The measuring is in its tests, which "make bench" runs;
+// node that discards it or takes it. The measuring is in its tests, which "make bench-costs" runs;
 // this is the arithmetic and the report.
 //
 // What is measured is the processor time of all parties: client, servers, dispatcher,

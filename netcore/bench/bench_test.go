@@ -6,18 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"clonecluster/netcore/engine"
 	"clonecluster/netcore/netnstest"
@@ -53,11 +48,11 @@ const (
 	document   = "docs/benchmarks.md"
 )
 
-// TestBench is "make bench".
+// TestBench is "make bench-costs".
 func TestBench(t *testing.T) {
 	folder := os.Getenv("CLONECLUSTER_BENCH")
 	if folder == "" {
-		t.Skip("takes a quarter of an hour, and a machine with nothing else to do: make bench")
+		t.Skip("takes a quarter of an hour, and a machine with nothing else to do: make bench-costs")
 	}
 	s := scale{rounds: 7, requests: 2 * time.Second, octets: 64 << 20, files: 16, frames: 512_000, testRuns: 100_000, tries: 2, rest: time.Second}
 	if text := os.Getenv("BENCH_ROUNDS"); text != "" {
@@ -103,7 +98,7 @@ func writeDocument(t *testing.T, folder string) {
 		}
 	}
 	if here == nil {
-		t.Logf("the results are in build/; %s is written when \"make bench\" has been run, too", document)
+		t.Logf("the results are in build/; %s is written when \"make bench-costs\" has been run, too", document)
 		return
 	}
 	text := here.Markdown(native, virtio)
@@ -148,12 +143,12 @@ type measurer struct {
 
 // measure gives what it has to done after each round.
 func measure(t *testing.T, s scale, done func(*Report)) *Report {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := netnstest.Interruptible()
 	t.Cleanup(stop) // after all else is cleaned up: another Ctrl-C must not leave it half done
 	m := &measurer{t: t, ctx: ctx, scale: s, ksoftirqd: ksoftirqd(t), patience: s.patience}
 	m.files = prepareFiles(t, s.octets)
 	t.Cleanup(m.sayInterrupted)
-	r := &Report{Machine: machine(t), Kernel: kernel(t), Processors: runtime.NumCPU()}
+	r := &Report{Machine: netnstest.Processor(t), Kernel: netnstest.Kernel(t), Processors: runtime.NumCPU()}
 
 	var ways []*way
 	for _, p := range m.plans() {
@@ -255,30 +250,5 @@ func (m *measurer) sayInterrupted() {
 
 // progress tells who watches a terminal where it is, and a log which round it is.
 func (m *measurer) progress(format string, args ...any) {
-	if _, err := unix.IoctlGetTermios(int(os.Stderr.Fd()), unix.TCGETS); err == nil {
-		fmt.Fprintf(os.Stderr, "\r\x1b[K"+format, args...)
-	} else if m.scale.rounds > 1 && format != "" {
-		fmt.Fprintf(os.Stderr, format+"\n", args...)
-	}
-}
-
-func kernel(t *testing.T) string {
-	var uts unix.Utsname
-	if err := unix.Uname(&uts); err != nil {
-		t.Fatal(err)
-	}
-	return unix.ByteSliceToString(uts.Release[:])
-}
-
-// machine is what the processor calls itself; empty if it does not.
-func machine(t *testing.T) string {
-	info, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	name := regexp.MustCompile(`(?m)^model name\s*: (.*)$`).FindSubmatch(info)
-	if name == nil {
-		return ""
-	}
-	return strings.TrimSpace(string(name[1]))
+	netnstest.Progress(format, args...)
 }

@@ -54,9 +54,9 @@ func (m *measurer) spent(b *netnstest.Bed, do func() (ended time.Duration)) cost
 		}
 		return sum + b.CPU()
 	}
-	own, all, start := running(), busy(m.t), time.Now()
+	own, all, start := running(), netnstest.Processors(m.t).Busy, time.Now()
 	ended := do()
-	c := cost{own: running() - own + ended, all: busy(m.t) - all, wall: time.Since(start)}
+	c := cost{own: running() - own + ended, all: netnstest.Processors(m.t).Busy - all, wall: time.Since(start)}
 	c.extra = time.Duration(m.idle * float64(c.wall))
 	return c
 }
@@ -89,11 +89,11 @@ func (m *measurer) quietly(measure func() (cost, Run)) Run {
 func (m *measurer) awaitQuiet() {
 	const look = 100 * time.Millisecond
 	for m.patience > 0 {
-		all, start := busy(m.t), time.Now()
+		all, start := netnstest.Processors(m.t).Busy, time.Now()
 		time.Sleep(look)
 		m.mustGoOn()
 		waited := time.Since(start)
-		if float64(busy(m.t)-all)/float64(waited) < bearable {
+		if float64(netnstest.Processors(m.t).Busy-all)/float64(waited) < bearable {
 			return
 		}
 		m.patience -= waited
@@ -102,36 +102,13 @@ func (m *measurer) awaitQuiet() {
 
 // rest measures what the machine does when nothing is measured.
 func (m *measurer) rest(d time.Duration) {
-	all, start := busy(m.t), time.Now()
+	all, start := netnstest.Processors(m.t).Busy, time.Now()
 	select {
 	case <-m.ctx.Done():
 	case <-time.After(d):
 	}
 	m.mustGoOn()
-	m.idle = float64(busy(m.t)-all) / float64(time.Since(start))
-}
-
-// busy is how long the processors of this machine have been at work since it booted, with
-// the resolution of proc(5): 10 ms.
-func busy(t *testing.T) (sum time.Duration) {
-	t.Helper()
-	data, err := os.ReadFile("/proc/stat")
-	if err != nil {
-		t.Fatal(err)
-	}
-	line, _, _ := strings.Cut(string(data), "\n")
-	for i, field := range strings.Fields(line)[1:] {
-		n, err := strconv.ParseInt(field, 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		switch i {
-		case 3, 4, 7, 8, 9: // idle, waiting for a disk, stolen, and guests, which are user time already
-		default:
-			sum += time.Duration(n) * 10 * time.Millisecond
-		}
-	}
-	return sum
+	m.idle = float64(netnstest.Processors(m.t).Busy-all) / float64(time.Since(start))
 }
 
 // TestSpent: what this process does is not counted, what the bed's processes do is.

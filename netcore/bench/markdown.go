@@ -34,8 +34,8 @@ func (r *Report) Markdown(native, virtio *Report) []byte {
 
 	say("# Benchmarks")
 	say("")
-	say("What a request and a frame cost. Written by `make bench`, as root: seven rounds take some twenty minutes on a machine with nothing")
-	say("else to do, `BENCH_ROUNDS=2 make bench` a third of that. All runs are in build/bench.json. Measured on %s, %d processors, Linux %s, in %d rounds.", cmp.Or(r.Machine, "a processor without a name"), r.Processors, r.Kernel, r.Rounds)
+	say("What a request and a frame cost. Written by `make bench-costs`, as root: seven rounds take some twenty minutes on a machine with nothing")
+	say("else to do, `BENCH_ROUNDS=2 make bench-costs` a third of that. All runs are in build/bench.json. Measured on %s, %d processors, Linux %s, in %d rounds.", cmp.Or(r.Machine, "a processor without a name"), r.Processors, r.Kernel, r.Rounds)
 	say("")
 	say("Everybody is a network namespace of this machine: the cables are veth, the switch is a Linux bridge. Real NICs and switches add")
 	say("their own. In each round all take turns; every figure is the median over the rounds, and in parentheses the least and the")

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"clonecluster/netcore/netnstest"
 	"clonecluster/qemu/qemutest"
 )
 
@@ -29,7 +30,7 @@ func TestBenchNative(t *testing.T) {
 	if folder == "" || kernel == "" {
 		t.Skip("takes ten minutes: make bench-native")
 	}
-	if err := lacks(guestTools...); err != nil {
+	if err := netnstest.Lacks(guestTools...); err != nil {
 		t.Fatalf("%v: make deps-test", err)
 	}
 	r := runGuest(t, kernel, os.Getenv("BENCH_ROUNDS"))

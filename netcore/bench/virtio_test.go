@@ -100,7 +100,7 @@ func measureVirtio(t *testing.T) {
 		rounds = n
 	}
 	m := &measurer{t: t, ctx: t.Context()}
-	r := &Report{Kernel: kernel(t), Processors: runtime.NumCPU(), Rounds: rounds}
+	r := &Report{Kernel: netnstest.Kernel(t), Processors: runtime.NumCPU(), Rounds: rounds}
 	idle := startIdle(t)
 	for round := range rounds {
 		for _, nic := range []string{VirtioOffloads, VirtioPlain} {

@@ -65,7 +65,7 @@ func (m *measurer) plans() []plan {
 
 // build builds a way; why says what this machine lacks for it.
 func (m *measurer) build(p plan, f files) (w *way, why error) {
-	if err := lacks("nginx", "wrk", "curl"); err != nil {
+	if err := netnstest.Lacks("nginx", "wrk", "curl"); err != nil {
 		m.t.Skipf("%v: make deps-test", err)
 	}
 	b := netnstest.NewUnwatched(m.t)
@@ -304,7 +304,7 @@ func (m *measurer) dispatcher(w *way, f files) *netnstest.Host {
 
 func (m *measurer) haproxy(mode string) func(*way, files) error {
 	return func(w *way, f files) error {
-		if err := lacks("haproxy"); err != nil {
+		if err := netnstest.Lacks("haproxy"); err != nil {
 			return err
 		}
 		options := map[string]string{

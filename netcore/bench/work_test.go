@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"os/exec"
 	"regexp"
 	"strconv"
 	"strings"
@@ -114,14 +113,4 @@ func (m *measurer) client(h *netnstest.Host, d time.Duration, name string, args 
 // perUnit is a run of n requests, octets or frames.
 func perUnit(c cost, n float64) Run {
 	return Run{CPU: float64(c.own) / n, All: float64(c.all-c.extra) / n, Rate: n / c.wall.Seconds()}
-}
-
-// lacks gives the first tool that is not there.
-func lacks(tools ...string) error {
-	for _, tool := range tools {
-		if _, err := exec.LookPath(tool); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -430,11 +431,18 @@ func slot(v membership.View) (slot int, owners []string) {
 // watchHealth tells the protocol whether the services pass their checks.
 func (e *engine) watchHealth(ctx context.Context) {
 	full := func() bool { return e.full.Load() }
-	health.Run(ctx, checks(e.opt.Config), health.Options{VIPs: e.vips, Logger: e.log, Full: full, Bell: &e.askHealth, Tell: func(r health.Report) {
+	health.Run(ctx, checks(e.opt.Config), health.Options{VIPs: e.vips, Logger: e.log, Full: full, Room: e.room, Bell: &e.askHealth, Tell: func(r health.Report) {
 		e.healthEvent(r)
 		e.unwell.Store(&r.Reasons)
 		e.node.SetHealth(ctx, r.Healthy)
 	}})
+}
+
+// room reports whether some other node could take more.
+func (e *engine) room() bool {
+	return slices.ContainsFunc(e.node.View().Members, func(m membership.Member) bool {
+		return !m.Self && m.Live && !m.Sick && m.State == membership.Serving && m.Busy < roomBusy
+	})
 }
 
 func checks(cfg *config.Config) (all []health.Check) {
@@ -463,6 +471,9 @@ const loadInterval = 500 * time.Millisecond
 // fullBusy is from where on, in thousandths, a machine's processors have no time left. That
 // has to show within the time of the few checks after which a service counts as failed.
 const fullBusy = 900
+
+// roomBusy is up to where a node has room.
+const roomBusy = 700
 
 // watchLoad tells the protocol how busy the machine is.
 func (e *engine) watchLoad(ctx context.Context) {

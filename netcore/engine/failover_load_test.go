@@ -4,45 +4,17 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"clonecluster/netcore/load"
 	"clonecluster/netcore/netnstest"
 )
 
-func init() { netnstest.Register("cloned-busy", clonedBusy) }
-
-// clonedBusy is cloned on a machine whose processors are as busy as the file of
-// its first argument says: the nodes of a test share one machine and are all
-// equally busy.
-func clonedBusy(args []string) int {
-	runtime.LockOSThread()
-	err := func() error {
-		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-			return os.NewSyscallError("unshare", err)
-		}
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-			return os.NewSyscallError("mount", err)
-		}
-		if err := unix.Mount(args[0], load.ProcStat, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("mounting %s over %s: %w", args[0], load.ProcStat, err)
-		}
-		self, err := os.Executable()
-		if err != nil {
-			return err
-		}
-		// So that the whole process has the thread's view of the files.
-		return syscall.Exec(self, append([]string{self}, args[1:]...), append(os.Environ(), netnstest.ProgramEnv+"=cloned"))
-	}()
-	fmt.Println(err)
-	return 1
-}
+// cloned-busy is cloned on a machine whose processors are as busy as the file of its first
+// argument says: the nodes of a test share one machine and are all equally busy.
+func init() { netnstest.Register("cloned-busy", netnstest.Over(load.ProcStat, "cloned")) }
 
 // A meter is the /proc/stat of a node that takes so much of its processor for
 // each connection that it answers.

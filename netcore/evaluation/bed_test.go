@@ -5,17 +5,12 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"clonecluster/config"
 	"clonecluster/netcore/engine"
@@ -26,7 +21,7 @@ import (
 
 func TestMain(m *testing.M) {
 	os.Exit(netnstest.Main(m, map[string]func([]string) int{
-		"cloned": engine.Main, "cloned-quota": clonedQuota, "clients": clients, "probe": probe,
+		"cloned": engine.Main, "cloned-quota": netnstest.Over(load.ProcStat, "cloned"), "clients": clients, "probe": probe,
 	}))
 }
 
@@ -255,7 +250,7 @@ func (b *bed) build(s Setup, detect string) error {
 			return missing{err}
 		}
 	case HAProxy, NGINX:
-		if err := lacks(strings.Fields(s.Way)[0]); err != nil {
+		if err := netnstest.Lacks(strings.Fields(s.Way)[0]); err != nil {
 			return missing{err}
 		}
 	default:
@@ -346,29 +341,6 @@ func (b *bed) agreed() {
 	}
 }
 
-// clonedQuota is cloned where /proc/stat is the file of its first argument.
-func clonedQuota(args []string) int {
-	runtime.LockOSThread()
-	err := func() error {
-		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-			return os.NewSyscallError("unshare", err)
-		}
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-			return os.NewSyscallError("mount", err)
-		}
-		if err := unix.Mount(args[0], load.ProcStat, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("mounting %s over %s: %w", args[0], load.ProcStat, err)
-		}
-		self, err := os.Executable()
-		if err != nil {
-			return err
-		}
-		return syscall.Exec(self, append([]string{self}, args[1:]...), append(os.Environ(), netnstest.ProgramEnv+"=cloned"))
-	}()
-	fmt.Println(err)
-	return 1
-}
-
 // xtCluster is set up as in iptables-extensions(8); see netcore/bench.
 func (b *bed) xtCluster() error {
 	for i, m := range b.servers {
@@ -428,16 +400,6 @@ func (b *bed) dispatcher(way string) {
 	d.command(b.t, "haproxy", "-db", "-f", conf)
 }
 
-// lacks gives the first tool that is not there.
-func lacks(tools ...string) error {
-	for _, tool := range tools {
-		if _, err := exec.LookPath(tool); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // clients is the load generator: the configuration comes from a file, the result goes to one.
 func clients(args []string) int {
 	err := func() error {
@@ -449,7 +411,7 @@ func clients(args []string) int {
 		if err := json.Unmarshal(data, &cfg); err != nil {
 			return err
 		}
-		ctx, stop := interruptible()
+		ctx, stop := netnstest.Interruptible()
 		defer stop()
 		r, err := webstone.Run(ctx, cfg)
 		if err != nil {
@@ -470,7 +432,7 @@ func clients(args []string) int {
 // probe tries a connection every 5 ms until it is interrupted, and prints when each began,
 // and how it ended.
 func probe(args []string) int {
-	ctx, stop := interruptible()
+	ctx, stop := netnstest.Interruptible()
 	defer stop()
 	type try struct {
 		at time.Time

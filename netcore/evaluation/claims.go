@@ -12,6 +12,29 @@ type Claim struct {
 	AtLeast      bool // else at most
 	Disturbed    bool // something that it rests on was
 	Rounds       int  // the fewest of what it rests on
+	kind         kind
+}
+
+// kind is what a claim is about, and so why it may not hold.
+type kind uint8
+
+const (
+	below kind = iota + 1
+	beyond
+	requests
+	latency
+	uneven
+	away
+)
+
+// why says for each kind why it may not hold.
+var why = map[kind]string{
+	below:    "Before one server is full, a cluster answers as fast as that only if its engines, and the frames that each node discards, cost no time; both are on its quota here, which is small.",
+	beyond:   "Of each node's quota its engine takes a part at rest, and the frames of all others' requests take another, which grows with the nodes: see what a request takes. Both are the same for a server that works longer for a request, whose cluster so comes closer to its number of nodes.",
+	requests: "A dispatcher is a machine that serves nothing, and the more a request takes of a server, the less its own part matters: then it costs one machine of all, and no more.",
+	latency:  "A dispatcher keeps a queue for each server and gives a request to the shortest. A cluster's nodes have no common queue: where a client's connection goes is decided by its port.",
+	uneven:   "Shares follow the processors' load by some percent a second. Where all nodes are full, as with many clients that wait for their answers, they are equally loaded and there is nothing to follow.",
+	away:     "The time is that of the detection, which can be configured: an engine notices a dead one after 150 ms with `detect: fast`, keepalived after three adverts that did not come.",
 }
 
 // enoughRounds is how many it takes to judge a claim.
@@ -46,9 +69,9 @@ func (r *Report) Claims() (claims []Claim) {
 				s := Setup{Way: Clone, Machines: nodes.machines, Policy: policy}
 				cluster := r.points(s, w, false)
 				if nodes.machines == 2 {
-					claims = add(claims, ratios(cluster, single, func(n int) bool { return n < full }), fmt.Sprintf("%s, %s: throughput ÷ one server below its saturation, worst", s, w), 0.98, true)
+					claims = add(claims, ratios(cluster, single, func(n int) bool { return n < full }), fmt.Sprintf("%s, %s: throughput ÷ one server below its saturation, worst", s, w), 0.98, true, below)
 				}
-				claims = add(claims, ratios(cluster, single, func(n int) bool { return n >= full }), fmt.Sprintf("%s, %s: throughput ÷ one server from its saturation on, worst", s, w), nodes.least, true)
+				claims = add(claims, ratios(cluster, single, func(n int) bool { return n >= full }), fmt.Sprintf("%s, %s: throughput ÷ one server from its saturation on, worst", s, w), nodes.least, true, beyond)
 			}
 		}
 		for _, s := range r.setups() {
@@ -59,8 +82,8 @@ func (r *Report) Claims() (claims []Claim) {
 			clone := r.points(Setup{Way: Clone, Machines: s.Machines, Policy: "byRandom"}, w, false)
 			other := r.points(s, w, false)
 			most := func(points []*Point) []*Point { return points[max(len(points)-1, 0):] }
-			claims = add(claims, ratios(most(clone), most(other), always), fmt.Sprintf("%d nodes ÷ %s, %s: requests/s with the most clients", s.Machines, s, w), 1.5, true)
-			claims = add(claims, compare(most(clone), most(other), always, p99), fmt.Sprintf("%d nodes ÷ %s, %s: p99 with the most clients", s.Machines, s, w), 1, false)
+			claims = add(claims, ratios(most(clone), most(other), always), fmt.Sprintf("%d nodes ÷ %s, %s: requests/s with the most clients", s.Machines, s, w), 1.5, true, requests)
+			claims = add(claims, compare(most(clone), most(other), always, p99), fmt.Sprintf("%d nodes ÷ %s, %s: p99 with the most clients", s.Machines, s, w), 1, false, latency)
 		}
 		for _, s := range r.setups() {
 			if !s.Uneven || s.Policy != "byLoad" {
@@ -68,13 +91,13 @@ func (r *Report) Claims() (claims []Claim) {
 			}
 			random := s
 			random.Policy = "byRandom"
-			claims = add(claims, compare(r.points(s, w, false), r.points(random, w, false), always, p99), fmt.Sprintf("%s, %s: p99 ÷ byRandom, closed loop, worst", s, w), 0.5, false)
+			claims = add(claims, compare(r.points(s, w, false), r.points(random, w, false), always, p99), fmt.Sprintf("%s, %s: p99 ÷ byRandom, closed loop, worst", s, w), 0.5, false, uneven)
 			for _, m := range r.Runs {
 				if m.Setup == s && m.Workload == w && m.Share > 0 && m.Round == 0 {
 					other := m.Run
 					other.Setup = random
 					if p, q := r.point(m.Run), r.point(other); p != nil && q != nil {
-						claims = add(claims, compare([]*Point{p}, []*Point{q}, always, p99), fmt.Sprintf("%s, %s: p99 ÷ byRandom, at %.1f times the rate of one server", s, w, m.Share), 0.5, false)
+						claims = add(claims, compare([]*Point{p}, []*Point{q}, always, p99), fmt.Sprintf("%s, %s: p99 ÷ byRandom, at %.1f times the rate of one server", s, w, m.Share), 0.5, false, uneven)
 					}
 				}
 			}
@@ -90,7 +113,7 @@ func (r *Report) failoverClaims() (claims []Claim) {
 	}{{CloneFailover, KeepalivedDefault, 5}, {CloneFast, KeepalivedTuned, 2}} {
 		ours, theirs := r.failover(c.ours), r.failover(c.other)
 		if len(ours) > 0 && len(theirs) > 0 {
-			claims = append(claims, Claim{What: fmt.Sprintf("fail-over: %s ÷ %s, medians", c.other, c.ours), Value: median(theirs) / median(ours), Limit: c.least, AtLeast: true, Rounds: min(len(ours), len(theirs))})
+			claims = append(claims, Claim{What: fmt.Sprintf("fail-over: %s ÷ %s, medians", c.other, c.ours), Value: median(theirs) / median(ours), Limit: c.least, AtLeast: true, Rounds: min(len(ours), len(theirs)), kind: away})
 		}
 	}
 	return claims
@@ -161,11 +184,11 @@ func compare(a, b []*Point, where func(clients int) bool, of func(*Point) float6
 }
 
 // add adds a claim for the worst of some ratios.
-func add(claims []Claim, all []ratio, what string, limit float64, atLeast bool) []Claim {
+func add(claims []Claim, all []ratio, what string, limit float64, atLeast bool, of kind) []Claim {
 	if len(all) == 0 {
 		return claims
 	}
-	c := Claim{What: what, Value: all[0].value, Limit: limit, AtLeast: atLeast, Rounds: all[0].rounds}
+	c := Claim{What: what, Value: all[0].value, Limit: limit, AtLeast: atLeast, Rounds: all[0].rounds, kind: of}
 	for _, x := range all {
 		if x.value < c.Value == atLeast {
 			c.Value = x.value

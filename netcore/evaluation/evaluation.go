@@ -105,7 +105,7 @@ func (p *Plan) Times(r Run) (warmUp, window time.Duration) {
 
 // settle is for how long a set-up is asked before it is measured.
 func (p *Plan) settle(s Setup) time.Duration {
-	if s.Policy != "byLoad" {
+	if s.Policy != "byLoad" || !s.Uneven {
 		return 0
 	}
 	return time.Duration(p.Settle * float64(time.Second))
@@ -204,6 +204,9 @@ type Point struct {
 	Disturbed         bool             // all of the rounds were
 	Generator, Idle   float64          // processors, the worst of the rounds
 	Full              int              // nodes that were, in most rounds
+	// Request is what all machines together take of a processor for one, in seconds; 0 if
+	// none was answered.
+	Request float64
 }
 
 // point takes the rounds of a run that nobody disturbed, or all if there is none; nil
@@ -227,8 +230,12 @@ func (r *Report) point(run Run) *Point {
 	}
 	merged := &webstone.Result{}
 	p.Idle = all[0].Idle
-	full := 0
+	full, taken, answered := 0, 0., 0.
 	for _, m := range all {
+		for _, n := range m.Nodes {
+			taken += n.CPU
+		}
+		answered += m.Result.Total().Rate()
 		merged.Windows = append(merged.Windows, m.Result.Windows...)
 		p.Idle = min(p.Idle, m.Idle)
 		for _, n := range m.Nodes {
@@ -239,6 +246,9 @@ func (r *Report) point(run Run) *Point {
 	}
 	p.Full = (full + len(all)/2) / len(all)
 	p.Rounds = len(all)
+	if answered > 0 {
+		p.Request = taken / answered
+	}
 	p.Total = merged.Total()
 	p.Mbit = merged.Median((*webstone.Window).Throughput)
 	p.Rate = merged.Median((*webstone.Window).Rate)

@@ -32,18 +32,19 @@ func window(rate float64, mean time.Duration) *webstone.Window {
 func fixture() *Report {
 	r := &Report{
 		Date: "2026-01-02", Machine: "An Example", Kernel: "6.12", Processors: 2, Versions: map[string]string{"nginx": "1.22.1", "Go": "1.26"},
-		Accounting: "Whose time it was.", Plan: Plan{Quota: .05, PeriodMS: 20, WarmUp: 1, Window: 10, Timeout: 10, Rounds: 2},
+		Accounting: "Whose time it was.", Plan: Plan{Quota: .05, PeriodMS: 20, ModerationMS: 1, WarmUp: 1, Window: 10, Timeout: 10, Rounds: 2},
 		Missing:   map[string]string{"xt_cluster, 4 servers": "no such match"},
 		Failovers: []Failover{{Way: CloneFailover, Seconds: []float64{.3, .2, .25}}, {Way: CloneFast, Seconds: []float64{.3, .2, .25}}, {Way: KeepalivedDefault, Seconds: []float64{3.5, 3.6, 3.4}}, {Way: KeepalivedTuned, Seconds: []float64{.4, .4, .4}}},
 		Rest:      map[string]float64{"clone, 2 nodes, byRandom": .0061},
 		Configs:   map[string]string{"haproxy": "global\n maxconn 2000\n"},
 	}
 	enter := func(s Setup, clients int, rate float64, idle float64) {
+		nodes := slices.Repeat([]NodeUse{{Name: "server", Quota: .05, CPU: .0499, Throttled: .9}}, s.Machines)
 		for round := range 2 {
 			mean := time.Duration(float64(clients) / rate * 1e9)
 			r.Enter(&Measured{Run: Run{Setup: s, Workload: "2k", Clients: clients}, Round: round, Idle: idle,
 				Result: &webstone.Result{Clients: clients, Windows: []*webstone.Window{window(rate, mean)}},
-				Nodes:  []NodeUse{{Name: "server1", Quota: .05, CPU: .0499, Throttled: .9}}})
+				Nodes:  nodes})
 		}
 	}
 	for _, n := range []int{10, 110, 200} {
@@ -128,7 +129,7 @@ func TestReport(t *testing.T) {
 			t.Errorf("%s is not the one in testdata (%v): if that is right, go test -run TestReport -update", name, err)
 		}
 	}
-	for _, line := range []string{"| 200 | 16.00 / 0.200 |", "**does not hold**", "- xt_cluster, 4 servers: no such match", "| clone, 2 nodes | 3 | 0.250 | 0.200 | 0.300 |", "![The policies](evaluation-2k-policies.svg)", "| clone, 2 nodes, byRandom | 0.61 % | 12 % |"} {
+	for _, line := range []string{"| 200 | 16.00 / 0.200 |", "**does not hold**", "- xt_cluster, 4 servers: no such match", "| clone, 2 nodes | 3 | 0.250 | 0.200 | 0.300 |", "![The policies](evaluation-2k-policies.svg)", "| clone, 2 nodes, byRandom | 0.61 % | 12 % |", "| clone, 2 nodes, byLoad | 2k | 59 | 176 | 9 |", "85 ms and 104 ms: 19 ms more"} {
 		if !strings.Contains(string(first[Document]), line) {
 			t.Errorf("the report lacks %q", line)
 		}

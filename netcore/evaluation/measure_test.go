@@ -11,21 +11,18 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"reflect"
 	"regexp"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"clonecluster/netcore/engine"
+	"clonecluster/netcore/netnstest"
 	"clonecluster/netcore/webstone"
 )
 
@@ -151,15 +148,11 @@ func planOf(t *testing.T, name string) (p Plan) {
 	return p
 }
 
-func interruptible() (context.Context, context.CancelFunc) {
-	return signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-}
-
 // measure does all runs whose set-ups have a name that matches, and tells save after each.
 func measure(t *testing.T, p Plan, r *Report, only *regexp.Regexp, save func()) {
-	ctx, stop := interruptible()
+	ctx, stop := netnstest.Interruptible()
 	defer stop()
-	r.Plan, r.Date, r.Machine, r.Kernel, r.Processors = p, time.Now().UTC().Format(time.DateOnly), processor(t), kernel(t), runtime.NumCPU()
+	r.Plan, r.Date, r.Machine, r.Kernel, r.Processors = p, time.Now().UTC().Format(time.DateOnly), netnstest.Processor(t), netnstest.Kernel(t), runtime.NumCPU()
 	r.Versions = programs()
 	if r.Missing == nil {
 		r.Missing, r.Configs = map[string]string{}, map[string]string{}
@@ -197,7 +190,12 @@ func measure(t *testing.T, p Plan, r *Report, only *regexp.Regexp, save func()) 
 				}
 				if d := p.settle(s); d > 0 {
 					say("%s: until the shares follow the load", s)
-					b.measure(ctx, Run{Setup: s, Workload: lacking[0].Workload, Clients: 110}, 0, d, 0)
+					settling := Run{Setup: s, Workload: webstone.Small.Name, Clients: 1000}
+					rate := settleShare * r.best(settling.Workload)
+					if rate == 0 {
+						settling.Clients = 20
+					}
+					b.measure(ctx, settling, rate, d, 0)
 				}
 				for _, run := range lacking {
 					if ctx.Err() != nil {
@@ -254,7 +252,7 @@ func measure(t *testing.T, p Plan, r *Report, only *regexp.Regexp, save func()) 
 		r.Complete = true
 	}
 	save()
-	progress("")
+	netnstest.Progress("")
 	if ctx.Err() != nil {
 		t.Fatal("interrupted: the runs that were complete are in the results, and all that was set up is taken back; the same command goes on from there")
 	}
@@ -274,9 +272,13 @@ func (p *Plan) progress(r *Report, only *regexp.Regexp) (say func(format string,
 		if over := all - left; over > time.Minute {
 			left = time.Duration(float64(left) * float64(time.Since(begin)) / float64(over))
 		}
-		progress("%3.0f %%, %s left: %s", 100*(1-float64(these.Takes(r))/float64(max(all, 1))), left.Round(time.Minute/2), fmt.Sprintf(format, args...))
+		netnstest.Progress("%3.0f %%, %s left: %s", 100*(1-float64(these.Takes(r))/float64(max(all, 1))), left.Round(time.Minute/2), fmt.Sprintf(format, args...))
 	}
 }
+
+// settleShare is at what rate shares come to follow the load, in what one plain server can do: one
+// at which of four nodes a slow one is full, and the others are not.
+const settleShare = 1.1
 
 func runsOf(p Plan) (all []*Measured) {
 	for _, run := range p.Runs {
@@ -436,24 +438,8 @@ func (b *bed) sample() (s sample) {
 	for _, n := range b.all() {
 		s.groups = append(s.groups, n.group.used(b.t))
 	}
-	data, err := os.ReadFile("/proc/stat")
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	line, _, _ := strings.Cut(string(data), "\n")
-	for i, field := range strings.Fields(line)[1:] {
-		n, err := strconv.ParseInt(field, 10, 64)
-		if err != nil {
-			b.t.Fatal(err)
-		}
-		switch i {
-		case 3, 4: // idle, and waiting for a disk
-			s.idle += time.Duration(n) * 10 * time.Millisecond
-		case 8, 9: // guests, which are user time already
-		default:
-			s.busy += time.Duration(n) * 10 * time.Millisecond
-		}
-	}
+	t := netnstest.Processors(b.t)
+	s.idle, s.busy = t.Idle, t.Busy+t.Stolen
 	return s
 }
 
@@ -467,7 +453,7 @@ func failover(t *testing.T, p Plan, way, content string, configs map[string]stri
 	case CloneFast:
 		detect = "fast"
 	default:
-		if err := lacks("keepalived"); err != nil {
+		if err := netnstest.Lacks("keepalived"); err != nil {
 			return 0, missing{fmt.Errorf("%w (Debian package keepalived)", err)}
 		}
 		s = Setup{Way: Plain, Machines: 2}
@@ -582,14 +568,6 @@ func (b *bed) keepalived(way string, configs map[string]string) {
 	time.Sleep(1500 * time.Millisecond)
 }
 
-func progress(format string, args ...any) {
-	if _, err := unix.IoctlGetTermios(int(os.Stderr.Fd()), unix.TCGETS); err == nil {
-		fmt.Fprintf(os.Stderr, "\r\x1b[K"+format, args...)
-	} else if format != "" {
-		fmt.Fprintf(os.Stderr, format+"\n", args...)
-	}
-}
-
 // contentFolder has the files of all workloads, in memory.
 func contentFolder(t *testing.T) string {
 	t.Helper()
@@ -602,27 +580,6 @@ func contentFolder(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return dir
-}
-
-func kernel(t *testing.T) string {
-	var uts unix.Utsname
-	if err := unix.Uname(&uts); err != nil {
-		t.Fatal(err)
-	}
-	return unix.ByteSliceToString(uts.Release[:])
-}
-
-// processor is what the processor calls itself; empty if it does not.
-func processor(t *testing.T) string {
-	info, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	name := regexp.MustCompile(`(?m)^model name\s*: (.*)$`).FindSubmatch(info)
-	if name == nil {
-		return ""
-	}
-	return strings.TrimSpace(string(name[1]))
 }
 
 // programs are the versions of those that take part, as they say them.
@@ -647,7 +604,7 @@ func TestSmoke(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds: not with -short")
 	}
-	if err := lacks("nginx", "curl", "ethtool"); err != nil {
+	if err := netnstest.Lacks("nginx", "curl", "ethtool"); err != nil {
 		t.Skipf("%v: make deps-test", err)
 	}
 	p := Plan{Quota: 0.2, PeriodMS: 20, ModerationMS: 1, WarmUp: 0.3, Window: 0.7, Timeout: 10, Rounds: 1, Failovers: 0}

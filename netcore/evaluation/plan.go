@@ -1,7 +1,6 @@
 package evaluation
 
 import (
-	"math"
 	"time"
 
 	"clonecluster/netcore/webstone"
@@ -17,7 +16,7 @@ var policies = []string{"byRandom", "byLoad", "bySource"}
 // eight machines with 6 % of a processor each, full, take 0.48 processors and have the clients
 // take 1.3: 1.8 of two. One machine answers some thousand requests in a run then.
 func Full() Plan {
-	p := Plan{Quota: 0.06, PeriodMS: 20, ModerationMS: 1, WarmUp: 0.7, Window: 1.8, Settle: 15, Timeout: 10, Rounds: 2, Failovers: 5}
+	p := Plan{Quota: 0.06, PeriodMS: 20, ModerationMS: 1, WarmUp: 0.7, Window: 1.8, Settle: 45, Timeout: 10, Rounds: 2, Failovers: 5}
 	setups := []Setup{{Way: Plain, Machines: 1}, {Way: Clone, Machines: 1, Policy: "byRandom"}}
 	for _, n := range []int{2, 4, 8} {
 		for _, policy := range policies {
@@ -31,19 +30,17 @@ func Full() Plan {
 		setups = append(setups, Setup{Way: way, Machines: 4})
 	}
 	for _, s := range setups {
+		// At rates that four machines can serve, of which one of half the speed cannot serve its
+		// fourth: first, so that shares that follow the load have something to go by. Where all are
+		// full, and clients wait for their answers, the loads are all the same.
+		if s.Machines == 4 && s.Policy != "bySource" {
+			for _, share := range []float64{0.8, 1.1, 1.4} {
+				p.Runs = append(p.Runs, Run{Setup: s, Workload: webstone.Small.Name, Clients: 1000, Share: share})
+			}
+		}
 		for _, w := range []webstone.Workload{webstone.Small, webstone.Standard} {
 			for _, n := range append(webstone.PublishedClients(), 2000) {
 				p.Runs = append(p.Runs, Run{Setup: s, Workload: w.Name, Clients: n})
-			}
-		}
-		// At 40, 60 and 80 % of what four machines could do, or of three and a half.
-		if s.Machines == 4 && s.Policy != "bySource" {
-			of := 4.
-			if s.Uneven {
-				of = 3.5
-			}
-			for _, part := range []float64{.4, .6, .8} {
-				p.Runs = append(p.Runs, Run{Setup: s, Workload: webstone.Small.Name, Clients: 1000, Share: math.Round(part*of*10) / 10})
 			}
 		}
 		if s.Way == Clone && s.Machines == 4 && !s.Uneven {
@@ -53,7 +50,7 @@ func Full() Plan {
 	return p
 }
 
-// Short is that of "make evaluation-short": some minutes, and too few rounds to judge.
+// Short is that of "make bench": some minutes, and too few rounds to judge.
 func Short() Plan {
 	p := Full()
 	p.Rounds, p.Failovers = 1, 2

@@ -76,9 +76,12 @@ type Options struct {
 	// It is called once at a time, in order, and must return soon.
 	Tell func(Report)
 	// Full, if set, reports whether this machine's processors have no time left. A service
-	// that answers late then is not held to have failed, for ten times as many checks:
+	// that answers late then is not held to have failed, for ten times as many checks at least:
 	// to take its share away would fill the other nodes, and then theirs.
 	Full func() bool
+	// Room reports whether other nodes could take this one's share: only then does that end. Not
+	// set: they could.
+	Room func() bool
 }
 
 // slowStart is the time after which a service that has not worked yet is worth
@@ -107,7 +110,7 @@ func run(ctx context.Context, services []*service, opt Options) {
 	for _, s := range services {
 		s.machine = newMachine(s.check.Rise, s.check.Fall)
 		if s.ask == nil {
-			s.machine.step(nil, false)
+			s.machine.step(nil, false, true)
 		}
 	}
 	r.told = r.report()
@@ -139,7 +142,7 @@ func (r *runner) answered(s *service, answer error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	before, excusedBefore := s.machine.state, s.machine.excused
-	s.machine.step(answer, errors.Is(answer, probe.ErrLate) && r.opt.Full != nil && r.opt.Full())
+	s.machine.step(answer, errors.Is(answer, probe.ErrLate) && r.opt.Full != nil && r.opt.Full(), r.opt.Room == nil || r.opt.Room())
 	if excusedBefore == 0 && s.machine.excused > 0 {
 		r.opt.Logger.Warn("service is late on a machine that is full, which is no failure yet", "service", s.check.Name, "checks", excuses*s.machine.fall)
 	}

@@ -30,13 +30,13 @@ func newMachine(rise, fall int) machine {
 const excuses = 10
 
 // step takes an answer, nil if all was well. One that is excused does not count against a
-// healthy service, unless there were very many in a row.
-func (m *machine) step(answer error, excused bool) {
+// healthy service, unless there were very many in a row and the last of them found room elsewhere.
+func (m *machine) step(answer error, excused, room bool) {
 	if answer != nil {
 		m.reason = answer.Error()
 	}
 	if answer != nil && excused && m.state == healthy {
-		if m.excused++; m.excused < excuses*m.fall {
+		if m.excused++; m.excused < excuses*m.fall || !room {
 			return
 		}
 		m.streak = m.fall - 1

@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// TestMachine writes answers as +, - and e (excused), and the states after each as s
+// TestMachine writes answers as +, - and e (excused) or E (excused, and
+// there is no room elsewhere), and the states after each as s
 // (starting), h (healthy) and f (failed).
 func TestMachine(t *testing.T) {
 	for _, tt := range []struct {
@@ -27,6 +28,7 @@ func TestMachine(t *testing.T) {
 		{"a streak ends with its state", 2, 2, "+--++-+--", "hhffhhhhf"},
 		{"excused", 1, 1, "+eeeeeeeee+", "hhhhhhhhhhh"},
 		{"excused too often", 1, 1, "+eeeeeeeeee", "hhhhhhhhhhf"},
+		{"excused without end", 1, 1, "+EEEEEEEEEEEEEEe", "hhhhhhhhhhhhhhhf"},
 		{"excused between others", 1, 3, "+-e-e-", "hhhhhf"},
 		{"no excuse for what has failed", 2, 1, "+-+e++", "hffffh"},
 		{"no excuse before the start", 1, 1, "ee+", "ssh"},
@@ -36,9 +38,9 @@ func TestMachine(t *testing.T) {
 		var got strings.Builder
 		for _, a := range tt.answers {
 			if a == '+' {
-				m.step(nil, false)
+				m.step(nil, false, true)
 			} else {
-				m.step(errors.New("bad"), a == 'e')
+				m.step(errors.New("bad"), a == 'e' || a == 'E', a != 'E')
 			}
 			got.WriteByte(" shf"[m.state])
 			if (m.why() == "") != (m.state == healthy) {
@@ -65,7 +67,7 @@ func TestReason(t *testing.T) {
 		{nil, "three"},
 		{nil, ""},
 	} {
-		m.step(tt.answer, false)
+		m.step(tt.answer, false, true)
 		if got := m.why(); got != tt.want {
 			t.Errorf("after answer %d, %v: reason %q; want %q", i, tt.answer, got, tt.want)
 		}
