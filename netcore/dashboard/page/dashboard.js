@@ -314,7 +314,7 @@ function showRing(now) {
   set($('flows'), number(flows));
   set($('rate'), number(rate));
   if (!owners) return;
-  const moved = move && now - move.at < 4000 ? move.changed : null;
+  const moved = move && now - move.at < 6000 ? move.changed : null;
   for (let i = 0; i < buckets; i++) {
     const c = 'b ' + (owners[i] ? node(owners[i]).color : 'nobody') + (moved?.has(i) ? ' moved' : '');
     if (arcs[i].getAttribute('class') !== c) arcs[i].setAttribute('class', c);
