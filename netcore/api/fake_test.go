@@ -41,8 +41,9 @@ type engine struct {
 	found   []finding.Finding
 }
 
-func (e *engine) Self() (string, string) { return e.id, e.host }
-func (e *engine) Health() Health         { return Health{State: "serving", OK: !e.isDrained()} }
+func (e *engine) Self() (string, string)  { return e.id, e.host }
+func (e *engine) Offered() OfferedBuckets { return OfferedBuckets{Node: e.id} }
+func (e *engine) Health() Health          { return Health{State: "serving", OK: !e.isDrained()} }
 func (e *engine) Status() Status {
 	s := Status{Cluster: "test", Name: e.host, WireMAC: e.id, Drain: Drain{Draining: e.isDrained()}, Map: 1, Findings: e.found}
 	s.Members = []Member{{Node: e.id, Name: e.host, Self: true, Live: true, State: "serving"}}

@@ -30,6 +30,7 @@ type Backend interface {
 	// Self is the node's id, which is its wire MAC, and the name of its host.
 	Self() (id, host string)
 	Health() Health
+	Offered() OfferedBuckets
 	Status() Status
 	// Drain and Resume do as they are told by who, and return at once.
 	Drain(ctx context.Context, why Order, who string)
@@ -207,7 +208,7 @@ type problem struct {
 
 func (s *Server) handler() http.Handler {
 	serve := map[string]func(http.ResponseWriter, *http.Request) (any, error){
-		"health": s.health, "status": s.status, "cluster": s.askCluster, "findings": s.findings, "which": s.which, "events": s.events,
+		"health": s.health, "status": s.status, "cluster": s.askCluster, "findings": s.findings, "offered": s.offered, "which": s.which, "events": s.events,
 		"logs": s.logs, "boot": s.boot, "capture": s.capture, "metrics": s.metrics, "live": s.live,
 		"drain": s.order(atOnce(s.backend.Drain)), "resume": s.order(atOnce(s.backend.Resume)), "reboot": s.order(s.backend.Reboot),
 	}
@@ -227,6 +228,8 @@ func (s *Server) handler() http.Handler {
 		byPath[r.Path] = append(byPath[r.Path], r)
 	}
 	return http.HandlerFunc(func(plain http.ResponseWriter, r *http.Request) {
+		// It knows only net/http's own writer, which then does not wait for the rest.
+		r.Body = http.MaxBytesReader(plain, r.Body, mostBody)
 		w, name := &coded{plain, http.StatusOK}, "none"
 		defer func() { s.limits.Asked(name, w.code) }()
 		answer, err := func() (any, error) {
@@ -293,7 +296,6 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request, byPath map[string
 		w.Header().Set("Connection", "close")
 		return Route{}, problem{http.StatusRequestEntityTooLarge, fmt.Errorf("the body is longer than %d bytes", mostBody)}
 	}
-	r.Body = http.MaxBytesReader(w, r.Body, mostBody)
 	routes := byPath[r.URL.Path]
 	i := slices.IndexFunc(routes, func(x Route) bool { return x.Method == r.Method })
 	// A stranger is not told what there is.
@@ -374,6 +376,10 @@ func (s *Server) metrics(w http.ResponseWriter, r *http.Request) (any, error) {
 	w.Header().Set("Content-Type", mediaType)
 	_, _ = w.Write(page.Bytes()) // or the client has gone
 	return nil, nil
+}
+
+func (s *Server) offered(http.ResponseWriter, *http.Request) (any, error) {
+	return s.backend.Offered(), nil
 }
 
 func (s *Server) boot(_ http.ResponseWriter, r *http.Request) (any, error) {

@@ -275,6 +275,12 @@ func (b backend) Health() api.Health {
 	return api.Health{State: v.State.String(), OK: v.State == membership.Serving && !v.Fenced}
 }
 
+// Offered gives what each bucket was offered.
+func (b backend) Offered() api.OfferedBuckets {
+	o := b.offering.buckets()
+	return api.OfferedBuckets{Node: b.self(), Time: time.Now(), Total: b.offering.rates(), Frames: o.Frames[:], SYNs: o.SYNs[:], SYNsAgain: o.Again[:]}
+}
+
 // Peers are the other nodes that are heard or were so until a while ago.
 func (b backend) Peers() (peers []api.Peer) {
 	heard := map[membership.NodeID]bool{}
