@@ -2,12 +2,16 @@ package api
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"net/http"
 	"net/url"
 	"slices"
 	"testing"
 	"time"
+
+	"clonecluster/netcore/dashboard"
 )
 
 // lookOn follows a node's live messages until enough says that it has seen enough.
@@ -154,5 +158,38 @@ func TestLiveStreams(t *testing.T) {
 	}
 	if !slices.Equal(codes, []int{200, 200, 503}) {
 		t.Errorf("three who look: %v; want 200, 200, 503", codes)
+	}
+}
+
+// TestPage: a node gives the dashboard to those with a certificate, and takes no
+// orders from a page of somebody else's.
+func TestPage(t *testing.T) {
+	n := start(t, "02:00:00:00:00:01", "one", Limits{}, authority(t, testKey))
+	stranger := NewClient(&tls.Config{RootCAs: authority(t, testKey).pool, ServerName: "test", MinVersion: tls.VersionTLS13}, n.at)
+	defer stranger.Close()
+	ask := func(c *Client, method, path string, header http.Header) *http.Response {
+		t.Helper()
+		resp, err := c.raw(t.Context(), method, path, nil, nil, header)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { resp.Body.Close() })
+		return resp
+	}
+	for _, path := range append(dashboard.Paths(), "/") {
+		if resp := ask(stranger, "GET", path, nil); resp.StatusCode != 401 {
+			t.Errorf("%s without a certificate: %s; want 401", path, resp.Status)
+		}
+		resp := ask(n.client(t, RoleReadOnly), "GET", path, nil)
+		if resp.StatusCode != 200 || resp.Header.Get("Content-Security-Policy") != dashboard.Policy || resp.Header.Get("Content-Type") == "" {
+			t.Errorf("%s: %s, %v", path, resp.Status, resp.Header)
+		}
+	}
+	for name, header := range map[string]http.Header{
+		"another site's": {"Sec-Fetch-Site": {"cross-site"}}, "of an old browser, another site's": {"Origin": {"https://evil.example"}},
+	} {
+		if resp := ask(n.client(t, RoleControl), "POST", "/v1/drain", header); resp.StatusCode != 403 || n.isDrained() {
+			t.Errorf("an order on a page, %s: %s, drained %v; want 403", name, resp.Status, n.isDrained())
+		}
 	}
 }

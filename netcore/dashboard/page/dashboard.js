@@ -314,7 +314,7 @@ function showRing(now) {
   set($('flows'), number(flows));
   set($('rate'), number(rate));
   if (!owners) return;
-  const moved = move && now - move.at < 4000 ? move.changed : null;
+  const moved = move && now - move.at < 6000 ? move.changed : null;
   for (let i = 0; i < buckets; i++) {
     const c = 'b ' + (owners[i] ? node(owners[i]).color : 'nobody') + (moved?.has(i) ? ' moved' : '');
     if (arcs[i].getAttribute('class') !== c) arcs[i].setAttribute('class', c);
@@ -455,10 +455,11 @@ function graph(svg, what, now, name) {
     if (now - e.at > span * 1000) break;
     if (!flagged[e.kind] || !history.length || e.at < history[0].t || e.kind === 'joined' && move === null) continue;
     parts.push(make('svg:line', { class: 'mark-line', x1: x(e.at), x2: x(e.at), y1: 0, y2: h }));
-    if (free - x(e.at) < 90) continue;
+    const text = flagged[e.kind] + ' ' + called(e.about), half = 5 * text.length + 12; // of 600
+    if (free - x(e.at) < 2 * half) continue;
     free = x(e.at);
-    const flag = make('span', { class: 'flag', 'aria-hidden': 'true' }, flagged[e.kind] + ' ' + called(e.about));
-    flag.style.left = Math.min(94, Math.max(6, 100 * x(e.at) / w)) + '%';
+    const flag = make('span', { class: 'flag', 'aria-hidden': 'true' }, text);
+    flag.style.left = Math.min(w - half, Math.max(half, x(e.at))) / w * 100 + '%';
     flags.push(flag);
   }
   svg.replaceChildren(...parts);
