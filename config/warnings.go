@@ -1,8 +1,13 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"net"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -18,6 +23,7 @@ func (c *Config) Warnings() []string {
 		if len(s.Ports) == 0 {
 			w = append(w, fmt.Sprintf("services.%s has no ports: its clients are spread as for affinity %s, that of the policy", s.Name, c.Policy.Affinity))
 		}
+		w = append(w, s.portWarnings()...)
 	}
 	for i, r := range c.Rules {
 		for _, p := range r.Ports {
@@ -28,6 +34,52 @@ func (c *Config) Warnings() []string {
 	}
 	return w
 }
+
+// portWarnings compares the ports of the image's own web service, which are said in up
+// to three places. What other programs listen on is not known.
+func (s *Service) portWarnings() []string {
+	if len(s.Run) == 0 || s.Run[0] != webd {
+		return nil
+	}
+	var w []string
+	listens := "80"
+	for i, arg := range s.Run {
+		listen, is := strings.CutPrefix(arg, "--listen=")
+		if arg == "--listen" && i+1 < len(s.Run) {
+			listen, is = s.Run[i+1], true
+		}
+		if _, port, err := net.SplitHostPort(listen); is && err == nil {
+			listens = port
+		}
+	}
+	port, err := strconv.ParseUint(listens, 10, 16)
+	if err != nil {
+		return nil // it says so itself
+	}
+	if len(s.Ports) > 0 && !slices.ContainsFunc(s.Ports, func(r PortRange) bool {
+		return r.Protocol == "tcp" && uint64(r.First) <= port && port <= uint64(r.Last)
+	}) {
+		w = append(w, fmt.Sprintf("services.%s listens on port %d, which is not among its ports", s.Name, port))
+	}
+	for key, at := range map[string]string{"http": hostPort(s.Health.HTTP), "tcp": s.Health.TCP} {
+		if a, err := netip.ParseAddrPort(at); err == nil && uint64(a.Port()) != port {
+			w = append(w, fmt.Sprintf("services.%s.health.%s asks port %d, and the service listens on port %d", s.Name, key, a.Port(), port))
+		}
+	}
+	return w
+}
+
+// hostPort gives the address and port of an http URL, and "" of none.
+func hostPort(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil || u.Host == "" {
+		return ""
+	}
+	return net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "80"))
+}
+
+// webd is the web service that every image has; it listens on port 80 unless told otherwise.
+const webd = "/bin/webd"
 
 // The kernel's ip_local_port_range, unless somebody has changed it.
 const firstLocalPort, lastLocalPort = 32768, 60999

@@ -8,10 +8,10 @@
 local cc = Proto("clonecluster", "Clone Cluster")
 
 local states = {[1] = "listening", [2] = "serving", [3] = "draining", [4] = "stopping", [5] = "leaving", [6] = "restarting"}
-local kinds = {[1] = "beacon", [2] = "part of a map", [3] = "card", [4] = "settings"}
+local kinds = {[1] = "beacon", [2] = "part of a map", [3] = "card", [5] = "settings"}
 local balances = {[0] = "as configured", [1] = "even", [2] = "load"}
 
-local VERSION, BEACON, MAP, CARD, SETTINGS = 2, 1, 2, 3, 4
+local VERSION, BEACON, MAP, CARD, SETTINGS = 2, 1, 2, 3, 5
 local ETHERNET = 14 -- the bytes before those that the dissector is given
 local TAGS, PIECE, ADDRESSES, WEIGHTS = 223, 58, 47, 59
 local MAP_HEAD, BUCKETS, NOBODY = 23, 1024, 255

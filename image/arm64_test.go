@@ -3,7 +3,6 @@ package image_test
 import (
 	"context"
 	"encoding/json"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -68,51 +67,17 @@ func waysARM64(t *testing.T, board boards.Board, kernel string, initrd []string,
 	})
 }
 
-// stockModules are what a node needs of a distribution's kernel on a virtual
-// machine; of some kernels they are built in.
-var stockModules = []string{"failover", "net_failover", "virtio_net", "macvlan", "tun", "evdev"}
-
 // The same image on the kernel of a distribution, as Debian's package has it
 // (CLONECLUSTER_TEST_STOCK_ARM64 is the folder where linux-image-cloud-arm64 has
 // been unpacked): without the wire address, so by the datapath bpf.
 func TestBootARM64Stock(t *testing.T) {
-	dir := os.Getenv("CLONECLUSTER_TEST_STOCK_ARM64")
-	if dir == "" {
-		t.Skip("CLONECLUSTER_TEST_STOCK_ARM64 names no folder with Debian's linux-image-cloud-arm64 (dpkg -x)")
-	}
+	kernel, modules := stock(t, "CLONECLUSTER_TEST_STOCK_ARM64", "arm64")
 	board, err := boards.Get("generic-arm64")
 	if err != nil {
 		t.Fatal(err)
 	}
 	qemutest.Emulator(t, qemu.Virt)
-	kernel := only(t, filepath.Join(dir, "boot/vmlinuz-*"))
-	var modules []string
-	for _, m := range stockModules {
-		found := ""
-		err := filepath.WalkDir(only(t, filepath.Join(dir, "lib/modules/*")), func(path string, d fs.DirEntry, err error) error {
-			if d != nil && strings.TrimSuffix(d.Name(), ".xz") == m+".ko" {
-				found = path
-			}
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if found != "" {
-			modules = append(modules, found)
-		}
-	}
-	initrd := append(members(t, "arm64", false), qemutest.Modules(t, "arm64", modules...))
-	waysARM64(t, board, kernel, initrd, " rdinit=/preinit", "bpf", false)
-}
-
-func only(t *testing.T, pattern string) string {
-	t.Helper()
-	names, err := filepath.Glob(pattern)
-	if err != nil || len(names) != 1 {
-		t.Fatalf("%s: %q, %v; want one file", pattern, names, err)
-	}
-	return names[0]
+	waysARM64(t, board, kernel, append(members(t, "arm64", false), modules), " rdinit=/preinit", "bpf", false)
 }
 
 // Sticks have the unified image where the board says that its UEFI looks.
@@ -168,7 +133,7 @@ func answersARM64(t *testing.T, l *lab.Lab, datapath string) {
 	for _, s := range l.Node(0).Stages() {
 		t.Logf("%8.3f s  %s", s.At.Seconds(), s.Name)
 	}
-	text, _ := fetch(ctx, t, l, "/whoami")
+	text, _ := qemutest.Get(ctx, t, l, "/whoami")
 	var who struct{ Node string }
 	if err := json.Unmarshal([]byte(text), &who); err != nil || who.Node != l.Node(0).MAC().String() {
 		t.Errorf("/whoami = %s, %v", text, err)

@@ -3,7 +3,6 @@ package image_test
 import (
 	"context"
 	"encoding/json"
-	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -21,7 +20,7 @@ import (
 const bootLimit = 4 * time.Minute
 
 // cluster builds what a node of the demo boots, and gives the files.
-func cluster(t *testing.T, debug bool) (kernel string, initrd []string) {
+func cluster(t testing.TB, debug bool) (kernel string, initrd []string) {
 	t.Helper()
 	kernel = qemutest.Kernel(t)
 	qemutest.Accel(t) // skips where no guest can run
@@ -29,7 +28,7 @@ func cluster(t *testing.T, debug bool) (kernel string, initrd []string) {
 }
 
 // members builds the initramfs of a node of the demo.
-func members(t *testing.T, arch string, debug bool) []string {
+func members(t testing.TB, arch string, debug bool) []string {
 	t.Helper()
 	dir := t.TempDir()
 	base, err := image.BuildBase(t.Context(), image.BaseOptions{OutDir: dir, Arch: arch, Debug: debug, Progress: t.Output()})
@@ -68,27 +67,6 @@ func members(t *testing.T, arch string, debug bool) []string {
 	return []string{base.Path, services.Path, file}
 }
 
-// fetch asks at the VIP.
-func fetch(ctx context.Context, t *testing.T, l *lab.Lab, path string) (string, http.Header) {
-	t.Helper()
-	client := l.Client().HTTPClient()
-	defer client.CloseIdleConnections()
-	r, err := http.NewRequestWithContext(ctx, "GET", "http://"+lab.VIP4.String()+path, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := client.Do(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != 200 {
-		t.Fatalf("GET %s = %s, %v", path, resp.Status, err)
-	}
-	return string(b), resp.Header
-}
-
 // The kernel unpacks both members, init finds the configuration, and the
 // service answers at the VIP with the content that was packed.
 func TestBoot(t *testing.T) {
@@ -107,7 +85,7 @@ func TestBoot(t *testing.T) {
 	if ready.Attrs["node"] != l.Node(0).MAC().String() {
 		t.Errorf("ready = %v", ready)
 	}
-	get := func(path string) (string, http.Header) { return fetch(ctx, t, l, path) }
+	get := func(path string) (string, http.Header) { return qemutest.Get(ctx, t, l, path) }
 	var who struct{ Node, Hostname string }
 	text, _ := get("/whoami")
 	if err := json.Unmarshal([]byte(text), &who); err != nil || who.Node != l.Node(0).MAC().String() || who.Hostname != "demo-770001" {

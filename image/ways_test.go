@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"net"
-	"net/netip"
 	"path/filepath"
 	"testing"
 	"time"
@@ -16,7 +14,6 @@ import (
 	"clonecluster/image/pxe"
 	"clonecluster/qemu"
 	"clonecluster/qemu/lab"
-	"clonecluster/qemu/nethost"
 	"clonecluster/qemu/qemutest"
 )
 
@@ -47,7 +44,7 @@ func TestThreeWaysOneCluster(t *testing.T) {
 	cfg.Nodes[1].Boot = &lab.Boot{Firmware: qemu.UEFI, Disks: []qemu.Disk{{Path: stick, Bus: qemu.USB, Snapshot: true}}, MemoryMB: 512}
 	cfg.Nodes[2].Boot = &lab.Boot{Firmware: qemu.UEFI, NetBoot: qemu.PXE, MemoryMB: 512}
 	l := qemutest.Lab(t, cfg)
-	serve(t, l, pxe.Image{Arch: "amd64", Folder: dir, Cmdline: cmdline})
+	qemutest.ServePXE(t, l, pxe.Image{Arch: "amd64", Folder: dir, Cmdline: cmdline})
 	ctx, cancel := context.WithTimeout(t.Context(), 2*bootLimit)
 	defer cancel()
 	for _, n := range l.Nodes() {
@@ -65,32 +62,6 @@ func TestThreeWaysOneCluster(t *testing.T) {
 	answering(ctx, t, l, []*lab.Machine{l.Node(0), l.Node(2)})
 }
 
-// serve boots the machines of the laboratory from the network, beside its DHCP
-// server, until the test ends.
-func serve(t *testing.T, l *lab.Lab, img pxe.Image) {
-	t.Helper()
-	at := netip.MustParsePrefix("10.77.0.2/24")
-	host, err := nethost.Attach(l.Switch(), "pxe", nethost.Config{MAC: net.HardwareAddr{0x52, 0x54, 0, 0x77, 0xff, 2}, Addrs: []netip.Prefix{at}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(host.Close)
-	s, err := pxe.New(pxe.Options{Network: host, Addr: at, Images: []pxe.Image{img}, OnEvent: func(e pxe.Event) { t.Log(e) }})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("the server: %v", err)
-		}
-		s.Close()
-	})
-}
-
 // answering asks at the VIP, a connection each, until every one of the nodes has
 // answered, and fails at a request that is not answered or by another node.
 func answering(ctx context.Context, t *testing.T, l *lab.Lab, nodes []*lab.Machine) {
@@ -103,7 +74,7 @@ func answering(ctx context.Context, t *testing.T, l *lab.Lab, nodes []*lab.Machi
 		if i == 300 {
 			t.Fatalf("of 300 answers: %v; want some of each of %v", seen, want)
 		}
-		text, _ := fetch(ctx, t, l, "/whoami")
+		text, _ := qemutest.Get(ctx, t, l, "/whoami")
 		var who struct{ Node string }
 		if err := json.Unmarshal([]byte(text), &who); err != nil || want[who.Node] == "" {
 			t.Fatalf("/whoami = %s, %v; want one of %v", text, err, want)

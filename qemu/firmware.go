@@ -120,9 +120,10 @@ func (c Config) validateFirmware() error {
 	return nil
 }
 
-// vars is the machine's own copy of the firmware's variables. It stays as long as
-// Dir, as the flash of a real machine does, over resets and power failures.
-func (c Config) vars() string { return filepath.Join(c.Dir, c.Name+".vars") }
+// VarsFile is the machine's own copy of the firmware's variables. It stays as long
+// as Dir, as the flash of a real machine does, over resets and power failures; it
+// may become Vars of other machines.
+func (c Config) VarsFile() string { return filepath.Join(c.Dir, c.Name+".vars") }
 
 // prepareFirmware checks that all files are there and makes the machine's copy of
 // the variables, unless it has one.
@@ -146,7 +147,7 @@ func (c Config) prepareFirmware() error {
 			return err
 		}
 	}
-	if _, err := os.Stat(c.vars()); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(c.VarsFile()); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	b, err := os.ReadFile(from)
@@ -154,11 +155,11 @@ func (c Config) prepareFirmware() error {
 		return fmt.Errorf("reading firmware variables: %w", err)
 	}
 	// By rename: half a copy would be taken for the machine's own next time.
-	tmp := c.vars() + ".new"
+	tmp := c.VarsFile() + ".new"
 	if err := os.WriteFile(tmp, b, 0o600); err != nil {
 		return err
 	}
-	return os.Rename(tmp, c.vars())
+	return os.Rename(tmp, c.VarsFile())
 }
 
 func installed(file, pkg string) error {
@@ -195,7 +196,7 @@ func (c Config) bootArgs() []string {
 	if f, ok := firmwares[c.Machine][c.Firmware]; ok {
 		a = append(a,
 			"-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+f.code,
-			"-drive", "if=pflash,unit=1,format=raw,file="+c.vars())
+			"-drive", "if=pflash,unit=1,format=raw,file="+c.VarsFile())
 		if c.Firmware == SecureUEFI {
 			// The variables can be written from SMM only; S3 would be a way
 			// around that (OVMF's README).

@@ -142,13 +142,13 @@ func TestFirmwareFiles(t *testing.T) {
 	if err := errors.Join(c.prepareFirmware(), FirmwareInstalled(Q35, UEFI)); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(c.vars(), []byte("written by the guest"), 0o600); err != nil {
+	if err := os.WriteFile(c.VarsFile(), []byte("written by the guest"), 0o600); err != nil {
 		t.Fatalf("the machine's variables cannot be written: %v", err)
 	}
 	if err := c.prepareFirmware(); err != nil {
 		t.Fatal(err)
 	}
-	if b, _ := os.ReadFile(c.vars()); string(b) != "written by the guest" {
+	if b, _ := os.ReadFile(c.VarsFile()); string(b) != "written by the guest" {
 		t.Errorf("the second start has the variables %q; want those that the guest wrote", b)
 	}
 	c.Name, c.Vars = "other", filepath.Join(dir, "enrolled")
@@ -161,7 +161,7 @@ func TestFirmwareFiles(t *testing.T) {
 	if err := c.prepareFirmware(); err != nil {
 		t.Fatal(err)
 	}
-	if b, _ := os.ReadFile(c.vars()); string(b) != "keys" {
+	if b, _ := os.ReadFile(c.VarsFile()); string(b) != "keys" {
 		t.Errorf("variables %q; want the given ones", b)
 	}
 }

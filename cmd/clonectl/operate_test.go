@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +21,7 @@ import (
 	"clonecluster/config"
 	"clonecluster/netcore/api"
 	"clonecluster/netcore/capture"
+	"clonecluster/netcore/finding"
 )
 
 // oneNode is a cluster of one node, of which nothing is real but its API.
@@ -45,7 +47,7 @@ func (n *oneNode) Status() api.Status {
 		Cluster: "demo", Name: "web-1", Build: "0123456789ab", WireMAC: oneNodeID, VIP: []string{"10.77.0.10", "fd77::10"}, Datapath: "native", Ingress: "tcx",
 		State: "serving", Agreed: true, Leader: oneNodeID, Map: 7, Policy: "byRandom", Balance: n.policy.Balance, PolicyVersion: n.policy.Version, UptimeSec: 3700,
 		Members:  []api.Member{{Node: oneNodeID, Self: true, State: "serving", Live: true, Weight: 100, Busy: 0.12, Flows: n.flows, Buckets: 1024}},
-		Warnings: []string{"a service is unwell: web: the answer is 503 and some more words, so that this is a line that has to be broken"},
+		Findings: []finding.Finding{{Code: "service-unwell", Level: finding.Critical, Node: oneNodeID, What: "a service does not pass its check: web: the answer is 503", Fix: "look at the service's log, and so on, so that this is a line that has to be broken"}},
 		Drain:    api.Drain{Draining: n.drained, Flows: n.flows},
 	}
 	if n.drained {
@@ -120,6 +122,8 @@ func (n *oneNode) Capture(_ context.Context, q capture.Query, w io.Writer, flush
 	return errors.Join(err, out.Statistics(id, time.Unix(200, 0), 2, 3), flush())
 }
 
+func (n *oneNode) Metrics(io.Writer, http.Header) (string, error) { return "text/plain", nil }
+
 func (n *oneNode) Boot(context.Context) (api.Boot, error) {
 	return api.Boot{Hostname: "web-1", Node: oneNodeID, Uptime: 61, Timeline: []api.BootStage{{Stage: "kernel", At: 1.5}, {Stage: "ready", At: 2}},
 		Children: []api.BootChild{{Name: "engine", State: "ready", RSS: 12e6}}}, nil
@@ -180,7 +184,7 @@ func TestOperate(t *testing.T) {
 		args string
 		says []string
 	}{
-		{"status", []string{"cluster demo at 10.77.0.10 and fd77::10", "map 7 made by web-1, agreed", "web-1 ", "serving", "1024", " 12%", "1h01m", "native tcx", "gone 12s ago: lost", "program 0123456789ab on all nodes", "! web-1: a service is unwell"}},
+		{"status", []string{"cluster demo at 10.77.0.10 and fd77::10", "map 7 made by web-1, agreed", "web-1 ", "serving", "1024", " 12%", "1h01m", "native tcx", "gone 12s ago: lost", "program 0123456789ab on all nodes", "!! web-1: service-unwell: a service does not pass", "-> look at the service's log"}},
 		{"status --json", []string{`"wire_mac": "52:54:00:77:00:01"`}},
 		{"which 192.0.2.7:40312 80", []string{"192.0.2.7:40312 to 10.77.0.10 port 80/tcp: web-1\n", "gives bucket 313 of\n1024", "has this connection"}},
 		{"which 192.0.2.7 53/udp --json", []string{`"protocol": "udp"`}},

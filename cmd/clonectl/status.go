@@ -16,6 +16,7 @@ import (
 	"golang.org/x/term"
 
 	"clonecluster/netcore/api"
+	"clonecluster/netcore/finding"
 )
 
 // watchInterval is the time between two looks of "status --watch".
@@ -36,7 +37,7 @@ The cluster is that of cluster.yaml, which holds the key that opens its API; wit
 --cluster it may be a folder from "clonectl key issue" instead.`,
 		Example: `  clonectl status
   clonectl status --watch
-  clonectl status --cluster read-only/ --json | jq '.nodes[].status.warnings'
+  clonectl status --cluster read-only/ --json | jq '.nodes[].status.findings'
   clonectl status --address 10.77.0.101         # by a node's own address`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -181,20 +182,30 @@ func printCluster(w io.Writer, c *api.Cluster) {
 			fmt.Fprintf(w, "program %s on %s\n", b, strings.Join(builds[b], ", "))
 		}
 	}
-	first := true
+	var found []finding.Finding
 	for _, n := range c.Nodes {
-		if n.Status == nil {
-			continue
+		if n.Status != nil {
+			found = append(found, n.Status.Findings...)
 		}
-		for _, text := range n.Status.Warnings {
-			if first {
-				fmt.Fprintln(w)
-				first = false
-			}
-			fmt.Fprintln(w, wrap("! "+called[n.Node]+": "+text, 78, "  "))
+	}
+	slices.SortStableFunc(found, finding.Compare)
+	for i, f := range found {
+		if i == 0 {
+			fmt.Fprintln(w)
+		}
+		who := called[f.Node]
+		if who == "" {
+			who = f.Node
+		}
+		fmt.Fprintln(w, wrap(fmt.Sprintf("%s %s: %s: %s", marks[f.Level], who, f.Code, printable(f.What)), 78, "  "))
+		if f.Fix != "" && f.Level > finding.Info {
+			fmt.Fprintln(w, "  "+wrap("-> "+printable(f.Fix), 76, "     "))
 		}
 	}
 }
+
+// marks are what a finding of a level begins with.
+var marks = map[finding.Level]string{finding.Info: ".", finding.Warning: "!", finding.Critical: "!!"}
 
 // datapathOf leaves out what goes without saying.
 func datapathOf(s *api.Status) string {

@@ -61,11 +61,11 @@ func options(t *testing.T, out string) Options {
 	if _, _, err := disk.GRUB(t.Context()); err != nil {
 		t.Skip(err)
 	}
-	return plainOptions(qemutest.Kernel(t), out)
+	return plainOptions("qemu-x86_64", qemutest.Kernel(t), out)
 }
 
-func plainOptions(bzImage, out string) Options {
-	board, err := boards.Get("qemu-x86_64")
+func plainOptions(name, bzImage, out string) Options {
+	board, err := boards.Get(name)
 	if err != nil {
 		panic(err)
 	}
@@ -464,11 +464,7 @@ func TestSecureBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := options(t, dir)
-	o.SecureBoot = &SecureBoot{}
-	var err error
-	if o.SecureBoot.Key, o.SecureBoot.Cert, err = keys.LoadSecureBoot(filepath.Join(sb, keys.SecureBootKey), filepath.Join(sb, keys.SecureBootCert)); err != nil {
-		t.Fatal(err)
-	}
+	o.SecureBoot = secureBoot(t, sb)
 	m, err := Build(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
@@ -485,6 +481,16 @@ func TestSecureBoot(t *testing.T) {
 	if p, err := Rebuild(t.Context(), dir, m, options(t, ""), t.TempDir()); p != nil || err != nil {
 		t.Errorf("Rebuild = %v, %v", p, err)
 	}
+}
+
+// secureBoot gives what the keys of a folder sign with.
+func secureBoot(t *testing.T, dir string) *SecureBoot {
+	t.Helper()
+	key, cert, err := keys.LoadSecureBoot(filepath.Join(dir, keys.SecureBootKey), filepath.Join(dir, keys.SecureBootCert))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &SecureBoot{Key: key, Cert: cert}
 }
 
 func TestVerify(t *testing.T) {

@@ -29,7 +29,7 @@ func helper() int {
 	var umask int
 	fmt.Sscanf(os.Getenv(helperUmask), "%o", &umask)
 	syscall.Umask(umask)
-	_, err := Build(context.Background(), plainOptions(os.Getenv(helperKernel), os.Getenv(helperOut)))
+	_, err := Build(context.Background(), plainOptions("qemu-x86_64", os.Getenv(helperKernel), os.Getenv(helperOut)))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1

@@ -1,6 +1,10 @@
 package api
 
-import "time"
+import (
+	"time"
+
+	"clonecluster/netcore/finding"
+)
 
 // Health is the answer to GET /v1/health, which is all that a stranger is told.
 type Health struct {
@@ -24,6 +28,17 @@ type NodeReport struct {
 	Status    *Status  `json:"status,omitempty"`
 	Error     string   `json:"error,omitempty"` // why there is no status
 	Gone      bool     `json:"gone,omitempty"`  // it was there in the last ten minutes
+}
+
+// Findings is the answer to GET /v1/findings.
+type Findings struct {
+	Cluster string    `json:"cluster"`
+	Time    time.Time `json:"time"`
+	Asked   string    `json:"asked"` // the node that answers for all, by wire MAC
+	// Findings are those of all nodes, what matters most first, then by code and node.
+	Findings []finding.Finding `json:"findings"`
+	// Silent are the nodes that did not say what they have noticed.
+	Silent []NodeReport `json:"silent"`
 }
 
 // Which is the answer to GET /v1/which: who takes a client's connection.

@@ -9,14 +9,20 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"clonecluster/netcore/finding"
 )
 
 // signed makes a certificate that the authority would not make.
@@ -253,6 +259,59 @@ func TestCluster(t *testing.T) {
 		if i >= 3 && (n.Status != nil || n.Error == "" || n.Gone != (i == 5)) {
 			t.Errorf("node %d is %+v; want an error alone", i, n)
 		}
+	}
+}
+
+func TestFindings(t *testing.T) {
+	nodes := startAll(t, 2, Limits{Ask: 300 * time.Millisecond})
+	nodes[0].found = []finding.Finding{{Code: "loop", Level: finding.Critical, Node: nodes[0].id}, {Code: "mixed-programs", Node: nodes[0].id}}
+	nodes[1].found = []finding.Finding{{Code: "loop", Level: finding.Critical, Node: nodes[1].id}, {Code: "fenced", Level: finding.Critical, Node: nodes[1].id}}
+	nodes[0].peers = append(nodes[0].peers, Peer{Node: "02:00:00:00:00:0b"}, Peer{Node: "02:00:00:00:00:0c", Gone: "12s ago: lost"})
+	var f Findings
+	if err := nodes[0].client(t, RoleReadOnly).Get(t.Context(), "/v1/findings", nil, &f); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, x := range f.Findings {
+		got = append(got, x.Code+" "+x.Node[15:])
+	}
+	if want := []string{"fenced 02", "loop 01", "loop 02", "mixed-programs 01"}; !slices.Equal(got, want) {
+		t.Errorf("findings %v; want %v", got, want)
+	}
+	if len(f.Silent) != 1 || f.Silent[0].Node != "02:00:00:00:00:0b" || f.Silent[0].Error == "" {
+		t.Errorf("silent: %+v; want the one node that does not answer", f.Silent)
+	}
+}
+
+// TestMetricsPage: what a backend writes goes out as it is, also by way of another
+// node, in the format that was asked for; and answers are counted.
+func TestMetricsPage(t *testing.T) {
+	var mu sync.Mutex
+	asked := map[string]int{}
+	nodes := startAll(t, 2, Limits{Asked: func(route string, code int) {
+		mu.Lock()
+		defer mu.Unlock()
+		asked[fmt.Sprint(route, " ", code)]++
+	}})
+	c := nodes[0].client(t, RoleReadOnly)
+	for _, name := range []string{"node1", "node2"} {
+		resp, err := c.raw(t.Context(), "GET", "/metrics", url.Values{"node": {name}}, nil, http.Header{"Accept": {"text/x"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		page, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if string(page) != "of "+name+" for text/x" || resp.Header.Get("Content-Type") != "text/plain" {
+			t.Errorf("%s: %s, %q", name, resp.Header.Get("Content-Type"), page)
+		}
+	}
+	_ = c.Post(t.Context(), "/v1/drain", nil, Order{}, nil)
+	c.Close()
+	mu.Lock()
+	defer mu.Unlock()
+	// One by way of the other counts at both.
+	if want := map[string]int{"metrics 200": 3, "none 403": 1}; !maps.Equal(asked, want) {
+		t.Errorf("counted %v; want %v", asked, want)
 	}
 }
 

@@ -44,6 +44,8 @@ var EventKinds = []string{
 	"yielded",    // the node is silent for another one with its wire MAC
 	"carrier",    // the cable was put in or out
 	"refused",    // frames had no effect: wrong key, twins, loops, other rules
+	"finding",    // the node has noticed something: the text begins with its code, why is the evidence
+	"cleared",    // a finding is no longer there
 }
 
 // Events is the answer to GET /v1/events.

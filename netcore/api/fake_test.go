@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"sync"
 	"testing"
@@ -15,6 +16,7 @@ import (
 
 	"clonecluster/config"
 	"clonecluster/netcore/capture"
+	"clonecluster/netcore/finding"
 )
 
 var (
@@ -36,12 +38,13 @@ type engine struct {
 	owner   string // of every bucket
 	socket  bool
 	bucket  int
+	found   []finding.Finding
 }
 
 func (e *engine) Self() (string, string) { return e.id, e.host }
 func (e *engine) Health() Health         { return Health{State: "serving", OK: !e.isDrained()} }
 func (e *engine) Status() Status {
-	return Status{Cluster: "test", Name: e.host, WireMAC: e.id, Drain: Drain{Draining: e.isDrained()}}
+	return Status{Cluster: "test", Name: e.host, WireMAC: e.id, Drain: Drain{Draining: e.isDrained()}, Findings: e.found}
 }
 func (e *engine) Drain(_ context.Context, o Order, who string)  { e.order(true, o, who) }
 func (e *engine) Resume(_ context.Context, o Order, who string) { e.order(false, o, who) }
@@ -67,6 +70,11 @@ func (e *engine) order(drained bool, o Order, who string) {
 	defer e.mu.Unlock()
 	e.drained = drained
 	e.orders = append(e.orders, who+": "+o.Reason)
+}
+
+func (e *engine) Metrics(w io.Writer, accept http.Header) (string, error) {
+	fmt.Fprintf(w, "of %s for %s", e.host, accept.Get("Accept"))
+	return "text/plain", nil
 }
 
 func (e *engine) isDrained() bool {

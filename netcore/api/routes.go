@@ -17,8 +17,10 @@ type Route struct {
 	OfNode bool
 	// Events is what the server-sent events of this route carry; nil: it has none.
 	Events any
-	// Type is the answer's media type if that is not JSON: a stream that goes on.
+	// Type is the answer's media type if that is not JSON.
 	Type string
+	// Streams: the answer goes on until its end is asked for.
+	Streams bool
 }
 
 // Query are all its parameters.
@@ -46,6 +48,7 @@ var Routes = []Route{
 	{Method: "GET", Path: "/v1/health", Name: "health", Summary: "Does this node take new connections? The only thing that needs no certificate", Answer: Health{}, Also: []int{503}},
 	{Method: "GET", Path: "/v1/status", Name: "status", Summary: "What a node does, and what it knows of the others", Role: RoleReadOnly, Answer: Status{}, OfNode: true},
 	{Method: "GET", Path: "/v1/cluster", Name: "cluster", Summary: "The status of all nodes, and who did not answer", Role: RoleReadOnly, Answer: Cluster{}},
+	{Method: "GET", Path: "/v1/findings", Name: "findings", Summary: "What all nodes have noticed and somebody should look at", Role: RoleReadOnly, Answer: Findings{}},
 	{Method: "GET", Path: "/v1/which", Name: "which", Summary: "Which node takes a client's connection, and why", Role: RoleReadOnly, Answer: Which{}, Params: []Param{
 		{Name: "client", About: "the client's address, with its port if it is known: 192.0.2.1:40000, [2001:db8::1]:40000", Required: true},
 		{Name: "port", About: "the port of the VIP", Required: true},
@@ -64,8 +67,9 @@ var Routes = []Route{
 		{Name: "count", About: "end after so many frames"},
 		{Name: "duration", About: "end after this time, as 30s; left out: 1m; at most 10m"},
 		{Name: "snap", About: "keep so many bytes of each frame; left out: all"},
-	}, Type: "application/x-pcapng", OfNode: true},
+	}, Type: "application/x-pcapng", Streams: true, OfNode: true},
 	{Method: "GET", Path: "/v1/boot", Name: "boot", Summary: "How an appliance booted, and what it runs; 404 from an engine on an ordinary host", Role: RoleReadOnly, Answer: Boot{}, Also: []int{404}, OfNode: true},
+	{Method: "GET", Path: "/metrics", Name: "metrics", Summary: "What Prometheus asks for, in its text format or another that the header Accept names", Role: RoleReadOnly, Type: "text/plain", OfNode: true},
 	{Method: "POST", Path: "/v1/drain", Name: "drain", Summary: "Give a node's share to the others; its connections go on. It stays so until it is resumed, but over a restart of the machine", Role: RoleControl, Body: Order{}, Answer: Status{}, OfNode: true},
 	{Method: "POST", Path: "/v1/resume", Name: "resume", Summary: "Have a drained node take its share again", Role: RoleControl, Body: Order{}, Answer: Status{}, OfNode: true},
 	{Method: "GET", Path: "/v1/policy", Name: "policy", Summary: "Who gets how many buckets: the balance and the weights that hold", Role: RoleReadOnly, Answer: Policy{}, OfNode: true},

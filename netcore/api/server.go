@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"clonecluster/netcore/capture"
+	"clonecluster/netcore/finding"
 )
 
 // Backend is the node that a Server speaks for. Its methods are called from
@@ -50,6 +52,9 @@ type Backend interface {
 	Capture(ctx context.Context, q capture.Query, w io.Writer, flush func() error) error
 	// Boot matches ErrNoBoot on an ordinary host.
 	Boot(ctx context.Context) (Boot, error)
+	// Metrics writes the node's metrics for Prometheus, in the format that the header
+	// Accept asks for, and gives its media type.
+	Metrics(w io.Writer, accept http.Header) (mediaType string, err error)
 }
 
 // ErrNoBoot says that the engine did not boot the machine.
@@ -79,6 +84,9 @@ type Limits struct {
 	Header   time.Duration // for the handshake and the request's header, 5 s
 	Answer   time.Duration // for reading the body and writing an answer, 20 s
 	Ask      time.Duration // for another node's answer, 2 s
+	// Asked is told of each answer: the name of the route, "none" if it was refused
+	// before that was known, and the code. nil: nobody is.
+	Asked func(route string, code int)
 }
 
 func (l Limits) orDefaults() Limits {
@@ -91,6 +99,9 @@ func (l Limits) orDefaults() Limits {
 	def(&l.Header, 5*time.Second)
 	def(&l.Answer, 20*time.Second)
 	def(&l.Ask, 2*time.Second)
+	if l.Asked == nil {
+		l.Asked = func(string, int) {}
+	}
 	return l
 }
 
@@ -193,19 +204,25 @@ type problem struct {
 
 func (s *Server) handler() http.Handler {
 	serve := map[string]func(http.ResponseWriter, *http.Request) (any, error){
-		"health": s.health, "status": s.status, "cluster": s.askCluster, "which": s.which, "events": s.events,
-		"logs": s.logs, "boot": s.boot, "capture": s.capture, "drain": s.order(atOnce(s.backend.Drain)), "resume": s.order(atOnce(s.backend.Resume)), "reboot": s.order(s.backend.Reboot), "policy": s.policy, "setPolicy": s.setPolicy,
+		"health": s.health, "status": s.status, "cluster": s.askCluster, "findings": s.findings, "which": s.which, "events": s.events,
+		"logs": s.logs, "boot": s.boot, "capture": s.capture, "metrics": s.metrics, "policy": s.policy, "setPolicy": s.setPolicy,
+		"drain": s.order(atOnce(s.backend.Drain)), "resume": s.order(atOnce(s.backend.Resume)), "reboot": s.order(s.backend.Reboot),
 	}
 	byPath := map[string][]Route{}
 	for _, r := range Routes {
 		byPath[r.Path] = append(byPath[r.Path], r)
 	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return http.HandlerFunc(func(plain http.ResponseWriter, r *http.Request) {
+		// It knows only net/http's own writer, which then does not wait for the rest.
+		r.Body = http.MaxBytesReader(plain, r.Body, mostBody)
+		w, name := &coded{plain, http.StatusOK}, "none"
+		defer func() { s.limits.Asked(name, w.code) }()
 		answer, err := func() (any, error) {
 			route, err := s.admit(w, r, byPath)
 			if err != nil {
 				return nil, err
 			}
+			name = route.Name
 			if route.OfNode {
 				if done, err := s.forward(w, r, route); done || err != nil {
 					return nil, err
@@ -229,6 +246,20 @@ func (s *Server) handler() http.Handler {
 	})
 }
 
+// coded remembers the code of an answer.
+type coded struct {
+	http.ResponseWriter
+	code int
+}
+
+func (c *coded) WriteHeader(code int) {
+	c.code = code
+	c.ResponseWriter.WriteHeader(code)
+}
+
+// Unwrap is for http.ResponseController.
+func (c *coded) Unwrap() http.ResponseWriter { return c.ResponseWriter }
+
 // admit finds the route of a request that may be answered.
 func (s *Server) admit(w http.ResponseWriter, r *http.Request, byPath map[string][]Route) (Route, error) {
 	w.Header().Set("Cache-Control", "no-store")
@@ -250,7 +281,6 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request, byPath map[string
 		w.Header().Set("Connection", "close")
 		return Route{}, problem{http.StatusRequestEntityTooLarge, fmt.Errorf("the body is longer than %d bytes", mostBody)}
 	}
-	r.Body = http.MaxBytesReader(w, r.Body, mostBody)
 	routes := byPath[r.URL.Path]
 	i := slices.IndexFunc(routes, func(x Route) bool { return x.Method == r.Method })
 	// A stranger is not told what there is.
@@ -320,6 +350,17 @@ func (s *Server) health(http.ResponseWriter, *http.Request) (any, error) {
 
 func (s *Server) status(http.ResponseWriter, *http.Request) (any, error) {
 	return s.backend.Status(), nil
+}
+
+func (s *Server) metrics(w http.ResponseWriter, r *http.Request) (any, error) {
+	var page bytes.Buffer
+	mediaType, err := s.backend.Metrics(&page, r.Header)
+	if err != nil {
+		return nil, err
+	}
+	w.Header().Set("Content-Type", mediaType)
+	_, _ = w.Write(page.Bytes()) // or the client has gone
+	return nil, nil
 }
 
 func (s *Server) boot(_ http.ResponseWriter, r *http.Request) (any, error) {
@@ -450,7 +491,7 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, route Route) (d
 			header.Set(h, v)
 		}
 	}
-	streams := route.Type != "" || route.Events != nil && follows(r)
+	streams := route.Streams || route.Events != nil && follows(r)
 	ctx := r.Context()
 	if !streams {
 		var cancel context.CancelFunc
@@ -529,10 +570,30 @@ func (s *Server) peer(p Peer) (*Client, error) {
 const clusterFor = 300 * time.Millisecond
 
 func (s *Server) askCluster(_ http.ResponseWriter, r *http.Request) (any, error) {
+	return s.ofAll(r.Context()), nil
+}
+
+func (s *Server) findings(_ http.ResponseWriter, r *http.Request) (any, error) {
+	c := s.ofAll(r.Context())
+	f := Findings{Cluster: c.Cluster, Time: c.Time, Asked: c.Asked, Findings: []finding.Finding{}, Silent: []NodeReport{}}
+	for _, n := range c.Nodes {
+		switch {
+		case n.Status != nil:
+			f.Findings = append(f.Findings, n.Status.Findings...)
+		case !n.Gone:
+			f.Silent = append(f.Silent, n)
+		}
+	}
+	slices.SortStableFunc(f.Findings, finding.Compare)
+	return f, nil
+}
+
+// ofAll gives the status of all nodes.
+func (s *Server) ofAll(ctx context.Context) Cluster {
 	s.clusterMu.Lock()
 	defer s.clusterMu.Unlock()
 	if time.Since(s.clusterAt) < clusterFor {
-		return s.cluster, nil
+		return s.cluster
 	}
 	own := s.backend.Status()
 	id, host := s.backend.Self()
@@ -540,7 +601,7 @@ func (s *Server) askCluster(_ http.ResponseWriter, r *http.Request) (any, error)
 	c.Nodes = []NodeReport{{Node: id, Name: host, Addresses: own.Addresses, Status: &own}}
 	peers := s.backend.Peers()
 	reports := make([]NodeReport, len(peers))
-	s.askAll(r.Context(), peers, func(ctx context.Context, i int, client *Client, err error) {
+	s.askAll(ctx, peers, func(ctx context.Context, i int, client *Client, err error) {
 		p := peers[i]
 		report := NodeReport{Node: p.Node, Name: p.Name, Gone: p.Gone != ""}
 		for _, a := range p.Addresses {
@@ -559,10 +620,10 @@ func (s *Server) askCluster(_ http.ResponseWriter, r *http.Request) (any, error)
 	})
 	c.Nodes = append(c.Nodes, reports...)
 	slices.SortFunc(c.Nodes, func(a, b NodeReport) int { return strings.Compare(a.Node, b.Node) })
-	if r.Context().Err() == nil {
+	if ctx.Err() == nil {
 		s.cluster, s.clusterAt = c, time.Now()
 	}
-	return c, nil
+	return c
 }
 
 // askedAtOnce is how many nodes are asked at a time.

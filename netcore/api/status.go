@@ -1,6 +1,9 @@
 package api
 
-import "clonecluster/netcore/membership"
+import (
+	"clonecluster/netcore/finding"
+	"clonecluster/netcore/membership"
+)
 
 // Status is what a node says of itself and of what it knows of the others.
 type Status struct {
@@ -40,14 +43,15 @@ type Status struct {
 	FailOpen bool     `json:"fail_open"`
 	Members  []Member `json:"members"` // all that are heard, this node too
 	Drain    Drain    `json:"drain"`
-	// Findings are what was wrong on the segment in the last ten minutes.
-	Findings []membership.Finding `json:"findings"`
-	// Warnings are what an operator should look at, in sentences.
-	Warnings []string `json:"warnings"`
+	// Findings are what this node has noticed and an operator should look at, what
+	// matters most first.
+	Findings []finding.Finding `json:"findings"`
+	// Refused are the protocol's frames of the last ten minutes that had no effect.
+	Refused []membership.Refusal `json:"refused"`
 
 	Verdicts map[string]uint64   `json:"verdicts"`          // frames by verdict, without zeros
 	Counters map[string]uint64   `json:"datapath_counters"` // the fields of raw.Counters or macvlan.Counters
-	Beacons  membership.Counters `json:"beacon_counters"`   // frames without effect
+	Beacons  membership.Counters `json:"beacon_counters"`   // frames of the protocol
 }
 
 // Member is one node as another knows it.
@@ -63,6 +67,7 @@ type Member struct {
 	Flows   int     `json:"flows"`
 	Buckets int     `json:"buckets"` // of 1024, by the map
 	Map     uint64  `json:"map"`     // the version it goes by
+	Build   string  `json:"build,omitempty"`
 }
 
 // Drain is how far a drain or a stop has come.

@@ -50,12 +50,13 @@ func (e *engine) serveAPI(ctx context.Context) {
 	authority, err := api.NewAuthority(cfg.Cluster.Name, cfg.Cluster.Key, cfg.Cluster.AcceptKeys...)
 	var server *api.Server
 	if err == nil {
-		server, err = api.NewServer(authority, backend{e, ctx}, api.Limits{}, e.log)
+		server, err = api.NewServer(authority, backend{e, ctx}, api.Limits{Asked: e.metrics.asked}, e.log)
 	}
 	if err != nil {
 		e.log.Error("no management API", "error", err)
 		return
 	}
+	e.server.Store(server)
 	var serving sync.WaitGroup
 	listeners := map[netip.Addr]net.Listener{}
 	ended := make(chan netip.Addr)
@@ -230,40 +231,6 @@ func policyName(c *config.Config) string {
 		return string(c.Policy.Name)
 	}
 	return fmt.Sprintf("%s, affinity %s", c.Policy.Balance, c.Policy.Affinity)
-}
-
-// warnings are what an operator should look at.
-func (e *engine) warnings(s *Status, view membership.View) (all []string) {
-	add := func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }
-	if s.Fenced {
-		add("this node takes no new connections, as another may not know of it: a cable or filter that works one way?")
-	}
-	if n := s.Counters["Guarded"]; n > 0 {
-		add("%d frames were about to leave with the clone MAC as their source: some program on this node sends them", n)
-	}
-	for _, why := range s.Unwell {
-		add("a service is unwell: %s", why)
-	}
-	if s.FailOpen {
-		add("the services of all nodes fail their checks; the cluster serves on")
-	}
-	builds := map[string]bool{s.Build: true}
-	for _, m := range view.Members {
-		if !m.Live {
-			add("%s is heard and does not hear this node", e.called(m.ID))
-		}
-		if c := e.node.Card(m.ID); c != nil && m.Live {
-			builds[c.Build] = true
-		}
-	}
-	delete(builds, "")
-	if len(builds) > 1 {
-		add("the nodes run %d different programs", len(builds))
-	}
-	for _, f := range s.Findings {
-		add("%s (from %s, %d times)", f.What, f.From, f.Count)
-	}
-	return all
 }
 
 // drain and resume do as somebody says.

@@ -155,15 +155,6 @@ func printStatus(w io.Writer, s *Status) {
 	case s.Drain.Draining:
 		fmt.Fprintf(w, "draining: %d connections left\n", s.Drain.Flows)
 	}
-	if n := s.Counters["Guarded"]; n > 0 {
-		fmt.Fprintf(w, "%d frames were about to leave with the clone MAC as their source: some program here sends them\n", n)
-	}
-	for _, why := range s.Unwell {
-		fmt.Fprintf(w, "unwell: %s\n", why)
-	}
-	if s.FailOpen {
-		fmt.Fprintln(w, "the services of all nodes fail their checks; serving on")
-	}
 	fmt.Fprintf(w, "map %d of leader %s, agreed: %v; buckets here: %d settled, %d shared, %d draining\n\n",
 		s.Map, s.Leader, s.Agreed, s.Buckets.Settled, s.Buckets.Shared, s.Buckets.Draining)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -182,9 +173,6 @@ func printStatus(w io.Writer, s *Status) {
 	}
 	_ = t.Flush()
 	for _, f := range s.Findings {
-		fmt.Fprintf(w, "\n%s: %s (%d frames)", f.From, f.What, f.Count)
-	}
-	if len(s.Findings) > 0 {
-		fmt.Fprintln(w)
+		fmt.Fprintf(w, "\n%s (%v): %s\n  %s\n", f.Code, f.Level, f.What, f.Fix)
 	}
 }

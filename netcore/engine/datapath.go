@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"net"
 	"reflect"
+	"time"
 
 	"clonecluster/netcore/bpf"
 	"clonecluster/netcore/clone"
 	"clonecluster/netcore/filter"
 	"clonecluster/netcore/macvlan"
 	"clonecluster/netcore/raw"
+	"clonecluster/netcore/realtime"
 )
 
 // The names of the datapaths, as in the configuration.
@@ -29,6 +31,9 @@ const (
 	ingressXDP  = "xdp"
 	ingressTC   = "tc"
 )
+
+// slack is how late what is not urgent in this process may be.
+const slack = time.Millisecond
 
 // DefaultBPFFS is where Linux has its BPF file system.
 const DefaultBPFFS = "/sys/fs/bpf"
@@ -140,6 +145,11 @@ func (e *engine) openDatapath(fc filter.Config, macChanged func(net.HardwareAddr
 	}
 	if err != nil {
 		return err
+	}
+	if name != datapathRaw { // whose threads move frames, and wait for each other
+		if err := realtime.Slack(slack); err != nil {
+			e.log.Debug("this process takes somewhat more of a processor than it need", "error", err)
+		}
 	}
 	e.datapath = name
 	e.log.Info("datapath", "name", name, "ingress", e.ingress, "why", why)

@@ -29,6 +29,7 @@ import (
 	"clonecluster/config"
 	"clonecluster/netcore/api"
 	"clonecluster/netcore/filter"
+	"clonecluster/netcore/finding"
 	"clonecluster/netcore/health"
 	"clonecluster/netcore/load"
 	"clonecluster/netcore/membership"
@@ -118,6 +119,8 @@ func Run(ctx context.Context, opt Options) error {
 		opt.Heartbeat = time.Second
 	}
 	e := &engine{opt: opt, log: opt.Logger, start: time.Now(), telling: newTelling()}
+	e.findings = finding.NewBoard(e.foundEvent)
+	e.openMetrics()
 	// The parts outlive ctx by the time it takes to leave.
 	parts, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -446,16 +449,21 @@ const loadInterval = 500 * time.Millisecond
 
 // watchLoad tells the protocol how busy the machine is.
 func (e *engine) watchLoad(ctx context.Context) {
+	reader, err := load.Open(load.ProcStat, load.ProcSockets, load.ProcSockets6)
+	if err != nil {
+		e.log.Warn("how busy the machine is cannot be told", "error", err)
+		return
+	}
+	defer reader.Close()
 	meter := load.NewMeter(load.Tau)
 	tick := time.NewTicker(loadInterval)
 	defer tick.Stop()
 	said := false
 	for {
-		stat, err := load.ReadStat(load.ProcStat)
-		sockets, err2 := load.ReadSockets(load.ProcSockets, load.ProcSockets6)
-		if err = errors.Join(err, err2); err == nil {
+		stat, sockets, err := reader.Read()
+		if err == nil {
 			s := meter.Add(stat, sockets, time.Duration(monotonic()))
-			e.node.SetLoad(ctx, membership.LoadSeen{Busy: s.Busy, Flows: s.Flows})
+			e.node.SetLoad(membership.LoadSeen{Busy: s.Busy, Flows: s.Flows})
 		} else if !said {
 			said = true
 			e.log.Warn("how busy the machine is cannot be told", "error", err)
@@ -490,6 +498,7 @@ func (e *engine) run(ctx context.Context, g *errgroup.Group, parts context.Conte
 		g.Go(func() error { return e.serveStatus(parts) })
 	}
 	g.Go(func() error { e.record(parts); return nil })
+	g.Go(func() error { e.watchFindings(parts); return nil })
 	if e.opt.Config.Management.Port != 0 {
 		g.Go(func() error { e.serveAPI(parts); return nil })
 		g.Go(func() error { e.sendCards(parts); return nil })

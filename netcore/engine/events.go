@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"clonecluster/netcore/api"
+	"clonecluster/netcore/finding"
 	"clonecluster/netcore/health"
 	"clonecluster/netcore/membership"
 )
@@ -18,6 +19,9 @@ import (
 // telling is what an engine remembers for those who ask.
 type telling struct {
 	events    *api.Record[api.Event]
+	findings  *finding.Board
+	metrics   *metrics
+	server    atomic.Pointer[api.Server]
 	occurred  chan occurrence
 	missed    atomic.Uint64
 	host      string
@@ -75,6 +79,7 @@ func (e *engine) record(ctx context.Context) {
 			ev := o.tell()
 			ev.Time, ev.Node = o.at, e.self()
 			e.events.Add(ev)
+			e.metrics.events.WithLabelValues(ev.Kind).Inc()
 			if n := e.missed.Swap(0); n > 0 {
 				e.events.Add(api.Event{Time: o.at, Node: ev.Node, Kind: "state", Text: fmt.Sprintf("%d events were lost: there were too many at once", n)})
 			}
@@ -237,20 +242,20 @@ func (e *engine) carrierEvent(up bool) {
 
 func (e *engine) self() string { return e.node.View().Self.ID.String() }
 
-// nameOf is the host name of a node; empty if it is not known.
-func (e *engine) nameOf(id membership.NodeID) string {
+// cardOf gives the host name of a node and its program; empty if they are not known.
+func (e *engine) cardOf(id membership.NodeID) (name, build string) {
 	if id == e.node.View().Self.ID {
-		return e.host
+		return e.host, e.buildID()
 	}
 	if c := e.node.Card(id); c != nil {
-		return c.Name
+		return c.Name, c.Build
 	}
-	return ""
+	return "", ""
 }
 
 // called is what a person calls a node.
 func (e *engine) called(id membership.NodeID) string {
-	if name := e.nameOf(id); name != "" {
+	if name, _ := e.cardOf(id); name != "" {
 		return name + " (" + id.String() + ")"
 	}
 	return id.String()

@@ -99,7 +99,7 @@ func TestFailoverIntruders(t *testing.T) {
 	twin := f.node(f.Host("twin", f.nodes[2].MAC))
 	twin.start()
 
-	findings := map[string]string{ // what the status says, and of whom
+	refused := map[string]string{ // what the status says, and of whom
 		membership.ErrUnauthentic.Error():  wrongKey.MAC,
 		membership.ErrOtherVersion.Error(): otherVersion.MAC,
 		membership.ErrOtherCluster.Error(): second.MAC,
@@ -107,20 +107,20 @@ func TestFailoverIntruders(t *testing.T) {
 		membership.Twins.String():          f.nodes[2].MAC, // told by the others
 	}
 	told := func(n *node, what string) bool {
-		return slices.ContainsFunc(n.Status().Findings, func(g membership.Finding) bool {
-			return strings.HasPrefix(g.What, what) && g.From == findings[what]
+		return slices.ContainsFunc(n.Status().Refused, func(g membership.Refusal) bool {
+			return strings.HasPrefix(g.What, what) && g.From == refused[what]
 		})
 	}
 	deadline := time.Now().Add(30 * time.Second)
 	for _, n := range append(slices.Clone(f.nodes), twin) {
-		for what := range findings {
+		for what := range refused {
 			original := n == f.nodes[2] || n == twin
 			if what == membership.TwinNode.String() && !original || what == membership.Twins.String() && original {
 				continue
 			}
 			for !told(n, what) {
 				if time.Now().After(deadline) {
-					t.Fatalf("%s does not tell of %q from %s: %+v", n.Name, what, findings[what], n.Status().Findings)
+					t.Fatalf("%s does not tell of %q from %s: %+v", n.Name, what, refused[what], n.Status().Refused)
 				}
 				time.Sleep(50 * time.Millisecond)
 			}

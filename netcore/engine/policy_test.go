@@ -200,8 +200,8 @@ func TestOtherRules(t *testing.T) {
 			t.Fatal("a node with other rules answers")
 		}
 	}
-	if s := odd.Status(); len(s.Findings) == 0 || s.Buckets.Settled+s.Buckets.Shared != 0 {
-		t.Errorf("the odd node has %+v and findings %v", s.Buckets, s.Findings)
+	if s := odd.Status(); len(s.Refused) == 0 || s.Buckets.Settled+s.Buckets.Shared != 0 {
+		t.Errorf("the odd node has %+v and refuses %v", s.Buckets, s.Refused)
 	}
 	// When the last of the others stops, it takes over.
 	for _, n := range c.nodes {

@@ -17,6 +17,7 @@ import (
 
 	"clonecluster/netcore/api"
 	"clonecluster/netcore/filter"
+	"clonecluster/netcore/finding"
 	"clonecluster/netcore/membership"
 )
 
@@ -34,15 +35,14 @@ func (e *engine) status() Status {
 	progress := e.node.Progress()
 	s := Status{
 		Cluster: e.opt.Config.Cluster.Name, Name: e.host, Build: e.buildID(), Rules: fmt.Sprintf("%016x", e.rules), Policy: policyName(e.opt.Config),
-		Warnings: []string{},
-		NIC:      e.nic.Name, Driver: e.nic.Driver, Datapath: e.datapath, Ingress: e.ingress,
+		NIC: e.nic.Name, Driver: e.nic.Driver, Datapath: e.datapath, Ingress: e.ingress,
 		WireMAC: e.path.WireMAC().String(), CloneMAC: e.opt.Config.VIP.CloneMAC.String(),
 		UptimeSec: time.Since(e.start).Seconds(), Goroutines: runtime.NumGoroutine(),
 		State: view.State.String(), Slot: place, Agreed: view.Agreed, Fenced: view.Fenced, Map: view.Map.Version,
 		Nodes: owners, Heard: []string{}, Unwell: []string{}, Members: []Member{}, Verdicts: map[string]uint64{},
 		FailOpen: view.AllSick && !policy(e.opt.Config).StopWhenSick,
 		Drain:    Drain{Draining: progress.Draining || view.State > membership.Serving, Owned: progress.Owned, Flows: progress.Flows},
-		Findings: append([]membership.Finding{}, e.node.Findings()...),
+		Findings: append([]finding.Finding{}, e.findings.Current()...), Refused: append([]membership.Refusal{}, e.node.Refused()...),
 		Counters: e.pathCounters(), Beacons: e.node.Counters(),
 	}
 	s.Balance, s.PolicyVersion = balanceNames[view.Balance], view.Settings.ID().Version
@@ -53,8 +53,9 @@ func (e *engine) status() Status {
 		s.Leader = view.Leader.String()
 	}
 	for _, m := range view.Members {
+		name, build := e.cardOf(m.ID)
 		s.Members = append(s.Members, Member{
-			Node: m.ID.String(), Name: e.nameOf(m.ID), Self: m.Self, State: m.State.String(), Live: m.Live, Unwell: m.Sick, Weight: m.Weight,
+			Node: m.ID.String(), Name: name, Build: build, Self: m.Self, State: m.State.String(), Live: m.Live, Unwell: m.Sick, Weight: m.Weight,
 			Busy: float64(m.Busy) / 1000, Flows: m.Flows, Buckets: m.Buckets, Map: m.Map.Version,
 		})
 		if m.Live && !m.Self {
@@ -84,7 +85,6 @@ func (e *engine) status() Status {
 	for _, a := range e.ownAddresses() {
 		s.Addresses = append(s.Addresses, netip.AddrPortFrom(a, uint16(e.opt.Config.Management.Port)).String())
 	}
-	s.Warnings = append(s.Warnings, e.warnings(&s, view)...)
 	return s
 }
 

@@ -3,6 +3,7 @@
 package finding
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -108,10 +109,39 @@ func (b *Board) Clear(code string) {
 func (b *Board) Current() []Finding {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return slices.SortedFunc(maps.Values(b.current), func(x, y Finding) int {
-		if x.Level != y.Level {
-			return int(y.Level - x.Level)
+	return slices.SortedFunc(maps.Values(b.current), Compare)
+}
+
+// Compare puts what matters most first, then goes by code and node.
+func Compare(x, y Finding) int {
+	return cmp.Or(cmp.Compare(y.Level, x.Level), strings.Compare(x.Code, y.Code), strings.Compare(x.Node, y.Node))
+}
+
+// A Source puts on a board what somebody notices who looks again and again. It is
+// for one goroutine.
+type Source struct {
+	board *Board
+	said  map[string]string
+}
+
+// Source gives one that has noticed nothing yet. No two of a board may have the
+// same codes.
+func (b *Board) Source() *Source { return &Source{b, map[string]string{}} }
+
+// Set raises what was noticed at this look, unless the same was said before, and
+// clears what was at an earlier one and is not now.
+func (s *Source) Set(found ...Finding) {
+	now := map[string]string{}
+	for _, f := range found {
+		now[f.Code] = f.What
+		if was, there := s.said[f.Code]; !there || was != f.What {
+			s.board.Raise(f)
 		}
-		return strings.Compare(x.Code, y.Code)
-	})
+	}
+	for code := range s.said {
+		if _, there := now[code]; !there {
+			s.board.Clear(code)
+		}
+	}
+	s.said = now
 }

@@ -2,6 +2,7 @@ package finding
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -57,4 +58,30 @@ func TestLevel(t *testing.T) {
 	if err := json.Unmarshal([]byte(`"fatal"`), &l); err == nil {
 		t.Error("an unknown level was taken")
 	}
+}
+
+// TestSource: what a source sees again is not counted again, and what it no longer
+// sees is cleared; it leaves what others have raised.
+func TestSource(t *testing.T) {
+	b := NewBoard(nil)
+	b.Raise(Finding{Code: "z", Level: Info})
+	s := b.Source()
+	look := func(want string, found ...Finding) {
+		t.Helper()
+		s.Set(found...)
+		var got string
+		for _, f := range b.Current() {
+			got += fmt.Sprintf("%s%s%d ", f.Code, f.What, f.Count)
+		}
+		if got != want {
+			t.Errorf("on the board: %q; want %q", got, want)
+		}
+	}
+	a := Finding{Code: "a", Level: Warning, What: "x"}
+	look("ax1 z1 ", a)
+	look("ax1 z1 ", a)
+	a.What = "y"
+	look("ay2 z1 ", a)
+	look("b1 z1 ", Finding{Code: "b", Level: Critical})
+	look("z1 ")
 }

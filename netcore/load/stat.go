@@ -1,17 +1,14 @@
 package load
 
 import (
-	"bufio"
+	"bytes"
 	"errors"
-	"fmt"
-	"io"
 	"math/bits"
-	"os"
 	"strconv"
 	"strings"
 )
 
-// ProcStat is the file to give to ReadStat.
+// ProcStat has the processor times, for Open.
 const ProcStat = "/proc/stat"
 
 // Stat is the time that all CPUs together have spent since boot, in ticks (a
@@ -23,37 +20,23 @@ type Stat struct {
 	Idle uint64 // idle and iowait
 }
 
-// ReadStat reads a file in the form of /proc/stat.
-func ReadStat(path string) (Stat, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return Stat{}, fmt.Errorf("reading the CPU times: %w", err)
-	}
-	defer f.Close()
-	s, err := parseStat(f)
-	if err != nil {
-		return Stat{}, fmt.Errorf("reading the CPU times from %s: %w", path, err)
-	}
-	return s, nil
-}
-
 // The columns of the line "cpu" (proc_stat(5)). Guest time is part of user and
 // nice, so what comes after steal would count twice.
 const (
 	columnIdle   = 3
 	columnIOWait = 4
 	columnSteal  = 7
+	longestLine  = 512 // ten numbers of at most 20 digits
 )
 
 // parseStat reads the first line, the sum over all CPUs. Kernels before 2.6.11
 // have fewer columns.
-func parseStat(r io.Reader) (s Stat, err error) {
-	const longest = 512 // ten numbers of at most 20 digits
-	line, err := bufio.NewReaderSize(io.LimitReader(r, longest), longest).ReadString('\n')
-	if err != nil {
+func parseStat(b []byte) (s Stat, err error) {
+	line, _, ended := bytes.Cut(b[:min(len(b), longestLine)], []byte("\n"))
+	if !ended {
 		return Stat{}, errors.New("the first line has no end")
 	}
-	fields := strings.Fields(line)
+	fields := strings.Fields(string(line))
 	if len(fields) < columnIOWait+1 || fields[0] != "cpu" {
 		return Stat{}, errors.New("the first line is not that of all CPUs")
 	}

@@ -1,11 +1,8 @@
 package load
 
 import (
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 func TestParseStat(t *testing.T) {
@@ -32,7 +29,7 @@ func TestParseStat(t *testing.T) {
 		{"overflow of busy", "cpu 18446744073709551615 1 0 0\n", Stat{}, "overflow"},
 		{"overflow of idle", "cpu 0 0 0 18446744073709551615 1\n", Stat{}, "overflow"},
 	} {
-		got, err := parseStat(strings.NewReader(tt.text))
+		got, err := parseStat([]byte(tt.text))
 		if got != tt.want || (err == nil) != (tt.wrong == "") || err != nil && !strings.Contains(err.Error(), tt.wrong) {
 			t.Errorf("%s: parseStat = %+v, %v; want %+v, %q", tt.name, got, err, tt.want, tt.wrong)
 		}
@@ -44,7 +41,7 @@ func FuzzParseStat(f *testing.F) {
 	f.Add("cpu 18446744073709551615 1 0 0\n")
 	f.Add("cpu")
 	f.Fuzz(func(t *testing.T, text string) {
-		s, err := parseStat(strings.NewReader(text))
+		s, err := parseStat([]byte(text))
 		if err != nil && s != (Stat{}) {
 			t.Errorf("parseStat(%q) = %+v and %v", text, s, err)
 		}
@@ -52,36 +49,4 @@ func FuzzParseStat(f *testing.F) {
 			t.Errorf("parseStat(%q) = %+v", text, s)
 		}
 	})
-}
-
-// TestReadStat has this machine work until its kernel says so.
-func TestReadStat(t *testing.T) {
-	before, err := ReadStat(ProcStat)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := NewMeter(0)
-	m.Add(before, 0, 0)
-	for start := time.Now(); ; {
-		now, err := ReadStat(ProcStat)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := m.Add(now, 0, time.Since(start)); got.Busy > 0 {
-			break
-		}
-		if time.Since(start) > 10*time.Second {
-			t.Fatalf("ten seconds of work are not seen: %+v, then %+v", before, now)
-		}
-	}
-	file := filepath.Join(t.TempDir(), "stat")
-	if err := os.WriteFile(file, []byte("intr 1\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := ReadStat(file); err == nil || !strings.Contains(err.Error(), file) {
-		t.Errorf("something else: %v", err)
-	}
-	if _, err := ReadStat(file + ".none"); err == nil {
-		t.Error("a file that is not there was read")
-	}
 }

@@ -83,13 +83,13 @@ func TestDissector(t *testing.T) {
 		{"card, cut off in its addresses", captured{card[:70], 0}, []map[string]string{{"kind": "3", "address": "::ffff:10.77.0.101", "name": "", "cut_off": "1"}}},
 		{"card without addresses", captured{with(card, 44, 0), 0}, []map[string]string{{"kind": "3", "address": "", "malformed": "1,1"}}},
 		{"settings", captured{set, 0}, []map[string]string{{
-			"kind": "4", "sequence": "11", "settings.version": "5", "settings.author": "52:54:00:77:00:01", "settings.balance": "2", "settings.by": "ops: größer",
+			"kind": "5", "sequence": "11", "settings.version": "5", "settings.author": "52:54:00:77:00:01", "settings.balance": "2", "settings.by": "ops: größer",
 			"settings.node": "52:54:00:77:00:02,52:54:00:77:00:03", "settings.weight": "50,1000", "hmac": fmt.Sprintf("%x", set[len(set)-macLen:]),
 		}}},
 		{"settings, cut off in their weights", captured{set[:70], 0}, []map[string]string{{"settings.version": "5", "settings.weight": "50", "settings.by": "", "cut_off": "1"}}},
 		{"settings of another balance", captured{with(set, 56, 3), 0}, []map[string]string{{"settings.balance": "3", "malformed": "1"}}},
 
-		{"kind of the future", captured{with(beacon, 17, 5), 0}, []map[string]string{{"kind": "5", "malformed": "1"}}},
+		{"kind of the future", captured{with(beacon, 17, 99), 0}, []map[string]string{{"kind": "99", "malformed": "1"}}},
 		{"too long", captured{append(slices.Clone(beacon), 0), 0}, []map[string]string{head, {"malformed": "1", "cut_off": ""}}},
 		{"another version", captured{with(beacon, 16, 3), 0}, []map[string]string{{"version": "3", "kind": "", "other_version": "1", "malformed": ""}}},
 		{"somebody else's", captured{with(beacon, 14, 'X'), 0}, []map[string]string{{"magic": "", "version": "", "malformed": ""}}},

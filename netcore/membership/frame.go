@@ -162,7 +162,7 @@ func (m *Map) index(id NodeID) uint8 {
 //	12  2  EtherType
 //	14  2  'C' 'C'
 //	16  1  version, 2
-//	17  1  kind: 1 beacon, 2 part of a map, 3 card, 4 settings
+//	17  1  kind: 1 beacon, 2 part of a map, 3 card, 4 probe, 5 settings
 //	18  8  cluster: the first bytes of SHA-256 of its name
 //	26  8  incarnation
 //	34  8  sequence
@@ -350,8 +350,16 @@ func (c *Codec) Decode(f []byte) (*Beacon, *Part, error) {
 
 // open reads what all kinds of frames have, and gives the frame without its HMAC.
 func (c *Codec) open(f []byte) (body []byte, from Peer, sequence uint64, err error) {
+	if len(f) > MaxFrame {
+		return nil, from, 0, ErrMalformed
+	}
+	return c.openLong(f)
+}
+
+// openLong is open for frames of any length.
+func (c *Codec) openLong(f []byte) (body []byte, from Peer, sequence uint64, err error) {
 	switch {
-	case len(f) < minFrame || len(f) > MaxFrame || binary.BigEndian.Uint16(f[12:]) != EtherType || f[14] != 'C' || f[15] != 'C' || f[6]&1 != 0:
+	case len(f) < minFrame || binary.BigEndian.Uint16(f[12:]) != EtherType || f[14] != 'C' || f[15] != 'C' || f[6]&1 != 0:
 		return nil, from, 0, ErrMalformed
 	case f[16] != version:
 		return nil, from, 0, fmt.Errorf("%w: %d, this program has %d", ErrOtherVersion, f[16], version)

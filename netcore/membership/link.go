@@ -11,15 +11,19 @@ import (
 	"github.com/mdlayher/packet"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
+
+	"clonecluster/netcore/realtime"
 )
 
 // Link sends and receives the frames on one NIC. One thread waits in it, so it
 // does without the runtime's poller: whoever waits there is woken by another
-// thread, which has no real-time priority.
+// thread, which has no real-time priority. None of the other system calls waits,
+// so the runtime is not told of them, which would wake its monitor.
 type Link struct {
-	conn *packet.Conn
-	fd   int
-	wake int // eventfd
+	conn  *packet.Conn
+	fd    int
+	wake  int // eventfd
+	waits [2]unix.PollFd
 }
 
 // OpenLink opens a packet socket that hears nothing but the cluster's frames.
@@ -27,10 +31,12 @@ func OpenLink(ifindex int, name string) (*Link, error) {
 	drop, accept := bpf.RetConstant{Val: 0}, bpf.RetConstant{Val: MaxFrame + 1}
 	program, err := bpf.Assemble([]bpf.Instruction{
 		bpf.LoadExtension{Num: bpf.ExtType},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.PACKET_OUTGOING, SkipTrue: 5},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.PACKET_OTHERHOST, SkipTrue: 4},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.PACKET_OUTGOING, SkipTrue: 7},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.PACKET_OTHERHOST, SkipTrue: 6},
 		bpf.LoadExtension{Num: bpf.ExtVLANTagPresent},
-		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 0, SkipTrue: 2},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 0, SkipTrue: 4},
+		bpf.LoadAbsolute{Off: 17, Size: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: kindProbe, SkipTrue: 2}, // netcore/doctor hears those
 		bpf.LoadAbsolute{Off: 14, Size: 2},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 'C'<<8 | 'C', SkipTrue: 1},
 		drop,
@@ -81,24 +87,25 @@ func (l *Link) Close() error {
 
 // wait returns when there is a frame, after Wake, or after d.
 func (l *Link) wait(d time.Duration) {
-	fds := [2]unix.PollFd{{Fd: int32(l.fd), Events: unix.POLLIN}, {Fd: int32(l.wake), Events: unix.POLLIN}}
-	ts := unix.NsecToTimespec(max(0, int64(d)))
-	_, _ = unix.Ppoll(fds[:], &ts, nil) // whatever it was, the caller looks for itself
-	var b [8]byte
-	_, _ = unix.Read(l.wake, b[:])
+	l.waits = [2]unix.PollFd{{Fd: int32(l.fd), Events: unix.POLLIN}, {Fd: int32(l.wake), Events: unix.POLLIN}}
+	realtime.Poll(l.waits[:], d) // whatever it was, the caller looks for itself
+	if l.waits[1].Revents != 0 {
+		var b [8]byte
+		_, _, _ = unix.RawSyscall(unix.SYS_READ, uintptr(l.wake), uintptr(unsafe.Pointer(&b)), uintptr(len(b)))
+	}
 }
 
 // Wake ends a wait.
 func (l *Link) Wake() {
 	var b [8]byte
 	binary.NativeEndian.PutUint64(b[:], 1)
-	_, _ = unix.Write(l.wake, b[:])
+	_, _, _ = unix.RawSyscall(unix.SYS_WRITE, uintptr(l.wake), uintptr(unsafe.Pointer(&b)), uintptr(len(b)))
 }
 
 // receive reads a frame without waiting; 0 if there is none.
 func (l *Link) receive(b []byte) (int, error) {
 	for {
-		n, _, errno := unix.Syscall6(unix.SYS_RECVFROM, uintptr(l.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), unix.MSG_DONTWAIT, 0, 0)
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(l.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), unix.MSG_DONTWAIT, 0, 0)
 		switch errno {
 		case 0:
 			return int(n), nil
@@ -113,7 +120,7 @@ func (l *Link) receive(b []byte) (int, error) {
 
 // send sends a frame without waiting: the next one says more than a late one.
 func (l *Link) send(frame []byte) error {
-	_, _, errno := unix.Syscall6(unix.SYS_SENDTO, uintptr(l.fd), uintptr(unsafe.Pointer(&frame[0])), uintptr(len(frame)), unix.MSG_DONTWAIT, 0, 0)
+	_, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(l.fd), uintptr(unsafe.Pointer(&frame[0])), uintptr(len(frame)), unix.MSG_DONTWAIT, 0, 0)
 	if errno != 0 {
 		return errno
 	}

@@ -46,10 +46,13 @@ type NodeConfig struct {
 	Urgent bool
 }
 
-// Counters count frames that had no effect.
+// Counters count frames: first those that had no effect.
 type Counters struct {
 	Malformed, OtherVersion, OtherCluster, Unauthentic uint64
 	Ignored                                            uint64 // authentic, but replayed, of this node's own MAC, or one node too many
+	Sent                                               uint64 // beacons
+	Heard                                              uint64 // authentic frames of others
+	Missed                                             uint64 // by the gaps in their numbers
 }
 
 // Node runs the machine.
@@ -64,7 +67,8 @@ type Node struct {
 	alive     atomic.Int64
 	active    atomic.Int64 // flows at the last look
 	drained   atomic.Bool
-	draining  atomic.Bool   // as it was told last
+	draining  atomic.Bool // as it was told last
+	load      atomic.Pointer[LoadSeen]
 	changed   chan struct{} // closed and replaced when drained or active may have changed
 	changeMu  sync.Mutex
 
@@ -72,14 +76,15 @@ type Node struct {
 	cardSequence uint64
 
 	assemblers map[NodeID]*Assembler
+	numbers    map[Peer]uint64 // the highest of each node
 	frame      [MaxFrame + 1]byte
 
-	malformed, otherVersion, otherCluster, unauthentic, ignored atomic.Uint64
+	malformed, otherVersion, otherCluster, unauthentic, ignored, sent, heard, missed atomic.Uint64
 
 	// What anyone can make the node say, and what takes the key. The first may
 	// not silence the second.
 	strangers, members           onceLog
-	strangersFound, membersFound findings
+	strangersFound, membersFound refusals
 }
 
 // NewNode prepares a node; Run starts it.
@@ -94,7 +99,7 @@ func NewNode(cfg NodeConfig) (*Node, error) {
 	cfg.Machine.Flows = flows
 	n := &Node{
 		cfg: cfg, events: make(chan Event, 64), poll: make(chan int64, 1), changed: make(chan struct{}),
-		machine: New(cfg.Machine, cfg.Now()), assemblers: map[NodeID]*Assembler{},
+		machine: New(cfg.Machine, cfg.Now()), assemblers: map[NodeID]*Assembler{}, numbers: map[Peer]uint64{},
 	}
 	n.active.Store(int64(active))
 	v := n.machine.View()
@@ -118,9 +123,12 @@ func (n *Node) View() View { return *n.status.Load() }
 // Alive is when the node last did a step, on the clock of NodeConfig.Now.
 func (n *Node) Alive() int64 { return n.alive.Load() }
 
-// Counters gives the numbers of frames without effect.
+// Counters gives the numbers of frames since the start.
 func (n *Node) Counters() Counters {
-	return Counters{n.malformed.Load(), n.otherVersion.Load(), n.otherCluster.Load(), n.unauthentic.Load(), n.ignored.Load()}
+	return Counters{
+		Malformed: n.malformed.Load(), OtherVersion: n.otherVersion.Load(), OtherCluster: n.otherCluster.Load(), Unauthentic: n.unauthentic.Load(),
+		Ignored: n.ignored.Load(), Sent: n.sent.Load(), Heard: n.heard.Load(), Missed: n.missed.Load(),
+	}
 }
 
 // SetCarrier tells the node about its NIC's link.
@@ -129,8 +137,8 @@ func (n *Node) SetCarrier(ctx context.Context, up bool) { n.tell(ctx, Carrier{up
 // SetHealth says whether the node's services pass their checks.
 func (n *Node) SetHealth(ctx context.Context, ok bool) { n.tell(ctx, Health{ok}) }
 
-// SetLoad says how busy the node is.
-func (n *Node) SetLoad(ctx context.Context, load LoadSeen) { n.tell(ctx, load) }
+// SetLoad says how busy the node is. That has time until the next beacon.
+func (n *Node) SetLoad(load LoadSeen) { n.load.Store(&load) }
 
 // SetID gives the node the NIC's new address.
 func (n *Node) SetID(ctx context.Context, id NodeID) {
@@ -306,6 +314,9 @@ func (n *Node) loop(ctx context.Context) error {
 		}
 		// Even under a flood of frames beacons go out in time.
 		if busy || next <= n.cfg.Now() {
+			if load := n.load.Swap(nil); load != nil {
+				n.step(*load)
+			}
 			next = n.step(Tick{})
 		}
 	}
@@ -336,8 +347,10 @@ func (n *Node) read(frame []byte) Event {
 		n.refuse(err, frame)
 		return nil
 	case beacon != nil:
+		n.number(beacon.Peer, beacon.Sequence)
 		return Received{beacon}
 	}
+	n.number(part.From, part.Sequence)
 	a := n.assemblers[part.From.ID]
 	if a == nil {
 		if len(n.assemblers) >= MaxNodes {
@@ -356,17 +369,39 @@ func (n *Node) read(frame []byte) Event {
 	return ReceivedMap{Map: m, From: part.From, Sequence: part.Sequence}
 }
 
+// number counts a frame of another node, and those before it that did not come. The
+// parts of a map have one number.
+func (n *Node) number(from Peer, sequence uint64) {
+	if from.ID == n.machine.Self().ID {
+		return
+	}
+	n.heard.Add(1)
+	last, known := n.numbers[from]
+	if !known && len(n.numbers) >= 2*MaxNodes { // of many starts over the years
+		clear(n.numbers)
+	}
+	if known && sequence > last+1 {
+		n.missed.Add(sequence - last - 1)
+	}
+	n.numbers[from] = max(last, sequence)
+}
+
 // refuse counts a frame without effect; each kind is logged once in a while for
 // a source.
 func (n *Node) refuse(err error, frame []byte) {
+	var kind RefusalKind
 	switch {
 	case errors.Is(err, ErrOtherVersion):
+		kind = RefusedVersion
 		n.otherVersion.Add(1)
 	case errors.Is(err, ErrOtherCluster):
+		kind = RefusedCluster
 		n.otherCluster.Add(1)
 	case errors.Is(err, ErrUnauthentic):
+		kind = RefusedKey
 		n.unauthentic.Add(1)
 	default:
+		kind = RefusedMalformed
 		n.malformed.Add(1)
 	}
 	source := "?"
@@ -374,7 +409,7 @@ func (n *Node) refuse(err error, frame []byte) {
 		source = net.HardwareAddr(frame[6:12]).String()
 	}
 	now := n.cfg.Now()
-	n.strangersFound.add(err.Error(), source, now)
+	n.strangersFound.add(kind, err.Error(), source, now)
 	if n.strangers.first(err.Error()+source, now) {
 		n.cfg.Logger.Warn(err.Error(), "from", source)
 	}
@@ -407,23 +442,46 @@ func (l *onceLog) first(what string, now int64) bool {
 	return true
 }
 
-// Finding is something that is wrong on the segment, for the status.
-type Finding struct {
-	What  string `json:"what"`
-	From  string `json:"from"` // wire MAC
-	Count uint64 `json:"count"`
+// A RefusalKind says why a frame had no effect.
+type RefusalKind string
+
+// The kinds: of frames that anybody can send, and of those that take the key.
+const (
+	RefusedMalformed RefusalKind = "malformed"
+	RefusedVersion   RefusalKind = "other-version"
+	RefusedCluster   RefusalKind = "other-cluster"
+	RefusedKey       RefusalKind = "wrong-key"
+
+	RefusedTwin   RefusalKind = "same-mac"    // see TwinNode
+	RefusedTwins  RefusalKind = "restarted"   // see Twins
+	RefusedEcho   RefusalKind = "loop"        // see Echo
+	RefusedRules  RefusalKind = "other-rules" // see OtherRules
+	RefusedGhost  RefusalKind = "one-way"     // see Ghost
+	RefusedTooFar RefusalKind = "too-many"    // see TooMany
+)
+
+var refusalKinds = [noteKinds]RefusalKind{
+	TwinNode: RefusedTwin, Twins: RefusedTwins, Echo: RefusedEcho, OtherRules: RefusedRules, Ghost: RefusedGhost, TooMany: RefusedTooFar,
+}
+
+// Refusal is frames of one source that had no effect, for the same reason.
+type Refusal struct {
+	Kind  RefusalKind `json:"kind"`
+	What  string      `json:"what"`
+	From  string      `json:"from"` // wire MAC
+	Count uint64      `json:"count"`
 	last  int64
 }
 
-// findings keeps the latest of each kind and source, a bounded number.
-type findings struct {
+// refusals keeps the latest of each kind and source, a bounded number.
+type refusals struct {
 	mu  sync.Mutex
-	all []Finding
+	all []Refusal
 }
 
-const mostFindings = 32
+const mostRefusals = 32
 
-func (f *findings) add(what, from string, now int64) {
+func (f *refusals) add(kind RefusalKind, what, from string, now int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for i := range f.all {
@@ -433,8 +491,8 @@ func (f *findings) add(what, from string, now int64) {
 			return
 		}
 	}
-	next := Finding{what, from, 1, now}
-	if len(f.all) < mostFindings {
+	next := Refusal{kind, what, from, 1, now}
+	if len(f.all) < mostRefusals {
 		f.all = append(f.all, next)
 		return
 	}
@@ -447,16 +505,16 @@ func (f *findings) add(what, from string, now int64) {
 	f.all[oldest] = next
 }
 
-// Findings are what was wrong with frames of the last ten minutes, by source.
-func (n *Node) Findings() []Finding {
+// Refused are the frames of the last ten minutes that had no effect, by source.
+func (n *Node) Refused() []Refusal {
 	since := n.cfg.Now() - onceForget
 	return append(n.membersFound.after(since), n.strangersFound.after(since)...)
 }
 
-func (f *findings) after(since int64) []Finding {
+func (f *refusals) after(since int64) []Refusal {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.all = slices.DeleteFunc(f.all, func(f Finding) bool { return f.last < since })
+	f.all = slices.DeleteFunc(f.all, func(f Refusal) bool { return f.last < since })
 	return slices.Clone(f.all)
 }
 
@@ -508,6 +566,7 @@ func (n *Node) step(ev Event) (next int64) {
 			}
 		}
 		if a.Beacon != nil && n.send(n.cfg.Codec.Beacon(a.Beacon), a.Unicast) == nil {
+			n.sent.Add(1)
 			ev = Sent{At: now}
 		}
 		if a.Settings != nil {
@@ -549,7 +608,7 @@ func (n *Node) note(notes []Note) {
 			n.ignored.Add(1)
 			now := n.cfg.Now()
 			if note.What != Replayed {
-				n.membersFound.add(note.What.String(), note.Peer.ID.String(), now)
+				n.membersFound.add(refusalKinds[note.What], note.What.String(), note.Peer.ID.String(), now)
 			}
 			if n.members.first(note.What.String()+note.Peer.ID.String(), now) {
 				n.cfg.Logger.Warn(note.What.String(), "from", note.Peer.ID)

@@ -132,30 +132,48 @@ func TestRefusals(t *testing.T) {
 	if got, want := n.Counters(), (Counters{Malformed: 3, OtherVersion: 3, OtherCluster: 1, Unauthentic: 2}); got != want {
 		t.Errorf("counters %+v; want %+v", got, want)
 	}
-	type finding struct {
+	type refusal struct {
+		kind       RefusalKind
 		what, from string
 		count      uint64
 	}
-	var got []finding
-	for _, f := range n.Findings() {
-		got = append(got, finding{f.What, f.From, f.Count})
+	var got []refusal
+	for _, f := range n.Refused() {
+		got = append(got, refusal{f.Kind, f.What, f.From, f.Count})
 	}
 	here := vectorPeer.ID.String()
-	want := []finding{
-		{ErrMalformed.Error(), here, 3},
-		{fmt.Sprintf("%v: 1, this program has 2", ErrOtherVersion), here, 1},
-		{fmt.Sprintf("%v: 3, this program has 2", ErrOtherVersion), here, 2},
-		{ErrOtherCluster.Error(), here, 1},
-		{ErrUnauthentic.Error(), "02:00:00:00:00:01", 1},
-		{ErrUnauthentic.Error(), "02:00:00:00:00:02", 1},
+	want := []refusal{
+		{RefusedMalformed, ErrMalformed.Error(), here, 3},
+		{RefusedVersion, fmt.Sprintf("%v: 1, this program has 2", ErrOtherVersion), here, 1},
+		{RefusedVersion, fmt.Sprintf("%v: 3, this program has 2", ErrOtherVersion), here, 2},
+		{RefusedCluster, ErrOtherCluster.Error(), here, 1},
+		{RefusedKey, ErrUnauthentic.Error(), "02:00:00:00:00:01", 1},
+		{RefusedKey, ErrUnauthentic.Error(), "02:00:00:00:00:02", 1},
 	}
 	if !slices.Equal(got, want) {
-		t.Errorf("findings\n%v\nwant\n%v", got, want)
+		t.Errorf("refused\n%v\nwant\n%v", got, want)
 	}
 }
 
-// TestFindingsAreBounded: the latest are kept, and those of long ago are not.
-func TestFindingsAreBounded(t *testing.T) {
+// TestMissedFrames: gaps in the numbers of a node's frames count, each start of it
+// for itself; what comes late does not count twice.
+func TestMissedFrames(t *testing.T) {
+	n, _, _ := stillNode(t)
+	for _, f := range []struct{ start, sequence uint64 }{{1, 7}, {1, 8}, {1, 11}, {1, 9}, {1, 12}, {2, 1}, {2, 2}} {
+		b := vectorBeacon()
+		b.Peer, b.Sequence = Peer{ID: vectorNode(5), Incarnation: f.start}, f.sequence
+		n.read(vectorCodec().Beacon(b))
+	}
+	own := vectorBeacon()
+	own.Peer, own.Sequence = n.machine.Self(), 99
+	n.read(vectorCodec().Beacon(own))
+	if got, want := n.Counters(), (Counters{Heard: 7, Missed: 2}); got != want {
+		t.Errorf("counters %+v; want %+v", got, want)
+	}
+}
+
+// TestRefusalsAreBounded: the latest are kept, and those of long ago are not.
+func TestRefusalsAreBounded(t *testing.T) {
 	n, _, now := stillNode(t)
 	const minute = int64(time.Minute)
 	for i := range 1000 {
@@ -164,36 +182,36 @@ func TestFindingsAreBounded(t *testing.T) {
 		n.read(forge(0)) // goes on and on, and so is never the oldest
 	}
 	has := func(i int) uint64 {
-		for _, f := range n.Findings() {
+		for _, f := range n.Refused() {
 			if f.From == net.HardwareAddr(forge(i)[6:12]).String() {
 				return f.Count
 			}
 		}
 		return 0
 	}
-	if got := len(n.Findings()); got != mostFindings {
-		t.Errorf("%d findings; want %d", got, mostFindings)
+	if got := len(n.Refused()); got != mostRefusals {
+		t.Errorf("%d refusals; want %d", got, mostRefusals)
 	}
-	if has(0) != 1001 || has(999) != 1 || has(999-mostFindings+2) != 1 || has(999-mostFindings+1) != 0 {
-		t.Errorf("the latest %d are not those that are kept: %v", mostFindings, n.Findings())
+	if has(0) != 1001 || has(999) != 1 || has(999-mostRefusals+2) != 1 || has(999-mostRefusals+1) != 0 {
+		t.Errorf("the latest %d are not those that are kept: %v", mostRefusals, n.Refused())
 	}
 	n.note([]Note{{What: OtherRules, Peer: vectorPeer}})
 	for i := range 100 {
 		*now++
 		n.read(forge(i))
 	}
-	if !slices.ContainsFunc(n.Findings(), func(f Finding) bool { return f.What == OtherRules.String() }) {
+	if !slices.ContainsFunc(n.Refused(), func(f Refusal) bool { return f.What == OtherRules.String() }) {
 		t.Error("a flood of forged sources hides what a holder of the key has said once")
 	}
 	*now += 5 * minute
 	n.note([]Note{{What: TwinNode, Peer: vectorPeer}, {What: Replayed, Peer: vectorPeer}, {What: Heard, Peer: vectorPeer}})
 	*now += 5*minute + 1
-	if got := n.Findings(); len(got) != 1 || got[0].What != TwinNode.String() {
-		t.Errorf("findings %v; want the one of the last ten minutes, neither reordered frames nor good news", got)
+	if got := n.Refused(); len(got) != 1 || got[0].What != TwinNode.String() {
+		t.Errorf("refused %v; want the one of the last ten minutes, neither reordered frames nor good news", got)
 	}
 	*now += 10 * minute
-	if got := n.Findings(); len(got) != 0 {
-		t.Errorf("findings %v; want none that is older than ten minutes", got)
+	if got := n.Refused(); len(got) != 0 {
+		t.Errorf("refused %v; want none that is older than ten minutes", got)
 	}
 }
 

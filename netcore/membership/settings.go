@@ -120,7 +120,7 @@ func (s *Settings) valid() bool {
 //	59 8n  weights, by node: node (6), weight (2)
 //	 …  …  who gave the order, and why
 const (
-	kindSettings = 4
+	kindSettings = 5
 	offWeights   = 59
 )
 

@@ -27,6 +27,8 @@ const (
 // thread gets the largest weight of an ordinary one, which Thread says by deadline
 // being false. An error means that the thread is as it was.
 func Thread() (deadline bool, err error) {
+	// What Slack gives to the others is not for this one.
+	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
 	attr := unix.SchedAttr{
 		Size:     unix.SizeofSchedAttr,
 		Policy:   unix.SCHED_DEADLINE,

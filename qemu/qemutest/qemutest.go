@@ -34,6 +34,13 @@ func KernelARM64(t testing.TB) string {
 	return findKernel(t, "CLONECLUSTER_TEST_KERNEL_ARM64", "generic-arm64-*", "make kernel BOARD=generic-arm64")
 }
 
+// KernelPC returns the path of the pc-x86_64 board's kernel, the newest in the cache
+// folder. It has what QEMU's has not: USB, ATA, screens.
+func KernelPC(t testing.TB) string {
+	t.Helper()
+	return findKernel(t, "CLONECLUSTER_TEST_KERNEL_PC", "pc-x86_64-*", "make kernel BOARD=pc-x86_64")
+}
+
 func findKernel(t testing.TB, variable, boards, build string) string {
 	t.Helper()
 	if k := os.Getenv(variable); k != "" {

@@ -149,3 +149,12 @@ func (t *fdb) rows(now time.Time) []fdbRow {
 	})
 	return rows
 }
+
+// arpSender gives the sender's hardware address of an ARP packet (RFC 826).
+func arpSender(frame []byte) (sender mac, ok bool) {
+	if len(frame) < 42 || frame[12] != 8 || frame[13] != 6 {
+		return sender, false
+	}
+	sender = mac(frame[22:28])
+	return sender, sender[0]&1 == 0 && sender != mac{}
+}

@@ -37,6 +37,9 @@ type Rule struct {
 	Probability float64
 	// Limit is after how many treated frames the rule ends; 0 means never.
 	Limit int
+	// Spare is how many frames that match are left alone in each second, as storm
+	// control does; 0 means none.
+	Spare int
 
 	Drop bool
 	// Delay holds a frame back, by Delay plus a uniform part of Jitter. Frames
@@ -55,7 +58,7 @@ func (r Rule) Validate() error {
 		return errors.New("rule: To has no meaning at Ingress")
 	case !(r.Probability >= 0 && r.Probability <= 1):
 		return fmt.Errorf("rule: probability %v is not in 0 to 1", r.Probability)
-	case r.Delay < 0 || r.Jitter < 0 || r.Limit < 0 || r.Duplicate < 0 || r.Duplicate > 1000:
+	case r.Delay < 0 || r.Jitter < 0 || r.Limit < 0 || r.Spare < 0 || r.Duplicate < 0 || r.Duplicate > 1000:
 		return errors.New("rule: negative value, or more than 1000 duplicates")
 	}
 	return nil
@@ -66,6 +69,9 @@ type rule struct {
 	Rule
 	rng  *rand.Rand
 	hits uint64
+
+	second time.Time // since when spared are counted
+	spared int
 }
 
 func newRule(r Rule, seed uint64) *rule {
@@ -75,7 +81,7 @@ func newRule(r Rule, seed uint64) *rule {
 }
 
 // treats says whether the rule matches, and if so whether it acts this time.
-func (r *rule) treats(at Stage, from, to string, frame []byte) (match, act bool) {
+func (r *rule) treats(at Stage, from, to string, frame []byte, now time.Time) (match, act bool) {
 	if r.At != at || (r.From != "" && r.From != from) || (r.To != "" && r.To != to) {
 		return false, false
 	}
@@ -84,6 +90,15 @@ func (r *rule) treats(at Stage, from, to string, frame []byte) (match, act bool)
 	}
 	if r.Match != nil && !r.Match(frame) {
 		return false, false
+	}
+	if r.Spare > 0 {
+		if now.Sub(r.second) >= time.Second {
+			r.second, r.spared = now, 0
+		}
+		if r.spared < r.Spare {
+			r.spared++
+			return true, false
+		}
 	}
 	if r.Probability > 0 && r.rng.Float64() >= r.Probability {
 		return true, false

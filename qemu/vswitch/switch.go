@@ -23,6 +23,9 @@ type Config struct {
 	// MaxFrame is the longest frame that is switched, in bytes without FCS.
 	// 0 means 1522: 1500 of payload, the header and two VLAN tags.
 	MaxFrame int
+	// SnoopARP makes the switch learn the sender's hardware address of ARP packets,
+	// too, as switches do that answer or filter ARP by a table of their own.
+	SnoopARP bool
 	// Queue is how many frames wait for a slow port before more are dropped.
 	// 0 means 1024.
 	Queue int
@@ -363,7 +366,7 @@ func (s *Switch) receive(p *Port, b *buf) {
 		return
 	}
 	for _, r := range s.rules {
-		match, act := r.treats(Ingress, p.name, "", frame)
+		match, act := r.treats(Ingress, p.name, "", frame, s.cfg.Now())
 		if !match {
 			continue
 		}
@@ -430,6 +433,11 @@ func (s *Switch) bridgeLocked(p *Port, b *buf) {
 		w.f(Frame{Time: now, Port: p.name, Data: frame})
 	}
 	act, out, l := s.fdb.decide(p.id, frame, now)
+	if s.cfg.SnoopARP {
+		if sender, ok := arpSender(frame); ok {
+			s.fdb.learn(sender, p.id, now)
+		}
+	}
 	switch l {
 	case learntMove:
 		s.stats.Moves++
@@ -475,7 +483,7 @@ func (s *Switch) bridgeLocked(p *Port, b *buf) {
 // sendLocked passes one copy out of a port, through the rules.
 func (s *Switch) sendLocked(from, to *Port, b *buf) {
 	for _, r := range s.rules {
-		match, act := r.treats(Egress, from.name, to.name, b.frame())
+		match, act := r.treats(Egress, from.name, to.name, b.frame(), s.cfg.Now())
 		if !match {
 			continue
 		}

@@ -276,6 +276,34 @@ func TestRandomnessIsSeeded(t *testing.T) {
 	}
 }
 
+func TestSpare(t *testing.T) {
+	inBed(t, Config{}, func(t *testing.T, s *bed) {
+		if _, err := s.AddRule(Rule{Name: "storm", At: Ingress, Spare: 2, Drop: true}); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			for _, text := range []string{"1", "2", "3", "4"} {
+				s.a.Send(eth(macB, macA, text))
+			}
+			want(t, "b", s.b.take(), "1", "2")
+			time.Sleep(time.Second)
+		}
+	})
+}
+
+func TestSnoopARP(t *testing.T) {
+	for _, snoop := range []bool{false, true} {
+		inBed(t, Config{SnoopARP: snoop}, func(t *testing.T, s *bed) {
+			announcement := append([]byte("\x00\x01\x08\x00\x06\x04\x00\x02"), macC[:]...)
+			f := append(append(append(broadcast[:], macA[:]...), 8, 6), append(announcement, make([]byte, 14)...)...)
+			s.a.Send(f)
+			if port, ok := s.Lookup(macC[:]); ok != snoop || ok && port != "a" {
+				t.Errorf("snooping %v: what ARP says is learned at %q (%v)", snoop, port, ok)
+			}
+		})
+	}
+}
+
 func TestRuleValidate(t *testing.T) {
 	for _, r := range []Rule{
 		{}, {At: Ingress, To: "b"}, {At: Egress, Probability: 1.1}, {At: Egress, Probability: -1},

@@ -84,15 +84,19 @@ func Generate(root string) ([]byte, error) {
 }
 
 func operation(r api.Route, s *schemas) (yaml.MapSlice, error) {
-	var answer yaml.MapSlice
-	content := yaml.MapSlice{{Key: r.Type, Value: yaml.MapSlice{{Key: "schema", Value: yaml.MapSlice{{Key: "type", Value: "string"}, {Key: "format", Value: "binary"}}}}}}
-	if r.Type == "" {
+	mediaType, answer := "application/json", yaml.MapSlice{{Key: "type", Value: "string"}}
+	switch {
+	case r.Type == "":
 		var err error
 		if answer, err = s.ref(r.Answer); err != nil {
 			return nil, err
 		}
-		content = yaml.MapSlice{{Key: "application/json", Value: yaml.MapSlice{{Key: "schema", Value: answer}}}}
+	case strings.HasPrefix(r.Type, "text/"):
+		mediaType = r.Type
+	default:
+		mediaType, answer = r.Type, append(answer, yaml.MapItem{Key: "format", Value: "binary"})
 	}
+	content := yaml.MapSlice{{Key: mediaType, Value: yaml.MapSlice{{Key: "schema", Value: answer}}}}
 	if r.Events != nil {
 		event, err := s.ref(r.Events)
 		if err != nil {
@@ -152,7 +156,7 @@ type schemas struct {
 
 func newSchemas(root string) (*schemas, error) {
 	r := &jsonschema.Reflector{Anonymous: true, AllowAdditionalProperties: true}
-	for _, dir := range []string{"netcore/api", "netcore/membership"} {
+	for _, dir := range []string{"netcore/api", "netcore/membership", "netcore/finding"} {
 		if err := r.AddGoComments("clonecluster", path.Join(root, dir), jsonschema.WithFullComment()); err != nil {
 			return nil, fmt.Errorf("reading the comments of %s: %w", dir, err)
 		}

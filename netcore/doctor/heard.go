@@ -1,0 +1,69 @@
+package doctor
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"clonecluster/netcore/membership"
+)
+
+// stranger is a node of another cluster.
+type stranger struct {
+	id       membership.NodeID
+	sameName bool // and another key
+	sameMAC  bool // the clone MAC
+}
+
+// Stranger is told of a probe that this cluster's key did not sign.
+func (m *Machine) Stranger(id membership.NodeID, sameName bool, cloneMAC [6]byte, now int64) {
+	s := stranger{id, sameName, cloneMAC == m.cfg.CloneMAC}
+	if _, there := m.strangers[s]; there || len(m.strangers) < mostKept {
+		m.strangers[s] = now
+	}
+}
+
+// claim is somebody who says who has the VIP.
+type claim struct {
+	from membership.NodeID // the Ethernet source
+	mac  membership.NodeID // who has it, as is said
+	vip  netip.Addr
+}
+
+type claimed struct{ first, last int64 }
+
+// Claim is told of an ARP packet or neighbour advertisement that says at which MAC
+// the VIP is.
+func (m *Machine) Claim(from, mac membership.NodeID, vip netip.Addr, now int64) {
+	if from == m.self.ID {
+		return
+	}
+	c := claim{from, mac, vip}
+	if d := m.claims[c]; d != nil {
+		d.last = now
+	} else if len(m.claims) < mostKept {
+		m.claims[c] = &claimed{now, now}
+	}
+}
+
+// Leak is told that count frames with the clone MAC as their source came in: every
+// switch on their way has learned it.
+func (m *Machine) Leak(what string, count int, now int64) {
+	m.leaks, m.leakAt, m.leakWhat = m.leaks+count, now, what
+}
+
+// Server is told of a DHCP server that offers or acknowledges something.
+func (m *Machine) Server(id string, now int64) {
+	if _, there := m.servers[id]; there || len(m.servers) < mostKept {
+		m.servers[id] = now
+	}
+}
+
+func macText(id membership.NodeID) string { return net.HardwareAddr(id[:]).String() }
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}

@@ -1,0 +1,293 @@
+package doctor
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"clonecluster/netcore/finding"
+	"clonecluster/netcore/membership"
+)
+
+// A Wire is how a Doctor sends frames; Send must not keep them.
+type Wire interface{ Send(frame []byte) error }
+
+// Options are what a Doctor needs from its surroundings.
+type Options struct {
+	Config
+	Codec *membership.Codec
+	Wire  Wire
+	VIPs  []netip.Addr
+	Now   func() int64 // nanoseconds of a clock that only goes forward
+	// Self is who this node is now, and Members whom the membership protocol hears;
+	// true: who hears this node as well.
+	Self    func() membership.Peer
+	Members func() map[membership.NodeID]bool
+	// Leaks, if set, counts frames that came in with the clone MAC as their source
+	// and that no Hear is told of.
+	Leaks func() uint64
+	// Announce says on the segment that the VIP is at the clone MAC.
+	Announce func() error
+	Board    *finding.Board
+	Logger   *slog.Logger
+}
+
+// An Examination is how far one is, and what is known.
+type Examination struct {
+	Node    string  `json:"node"` // wire MAC
+	Running bool    `json:"running"`
+	Doing   string  `json:"doing,omitempty"`
+	Nodes   int     `json:"nodes"` // other nodes whose probes are heard
+	Checks  []Check `json:"checks"`
+}
+
+// A Doctor runs a Machine. Its methods may be called from several goroutines.
+type Doctor struct {
+	opt  Options
+	wake chan struct{}
+
+	mu      sync.Mutex
+	machine *Machine
+	leaks   uint64
+	board   *finding.Source
+	bursts  sync.WaitGroup
+}
+
+// NewDoctor makes the doctor of a node; Run starts it.
+func NewDoctor(opt Options) *Doctor {
+	if opt.Interval == 0 {
+		opt.Interval = Interval
+	}
+	if opt.Quick == 0 {
+		opt.Quick = Quick
+	}
+	d := &Doctor{opt: opt, wake: make(chan struct{}, 1), board: opt.Board.Source(), machine: New(opt.Config, opt.Self(), opt.Now())}
+	if opt.Leaks != nil {
+		d.leaks = opt.Leaks()
+	}
+	return d
+}
+
+// Run examines the network now and again until ctx ends.
+func (d *Doctor) Run(ctx context.Context) {
+	defer d.bursts.Wait()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-d.wake:
+		}
+		timer.Reset(d.step(ctx))
+	}
+}
+
+// step does what is due and gives the time until the next step.
+func (d *Doctor) step(ctx context.Context) time.Duration {
+	d.mu.Lock()
+	now := d.opt.Now()
+	m := d.machine
+	m.Self(d.opt.Self(), now)
+	m.Members(d.opt.Members(), now)
+	if d.opt.Leaks != nil {
+		if n := d.opt.Leaks(); n > d.leaks {
+			m.Leak("of a kind that is not told; after a migration it is a RARP", int(n-d.leaks), now)
+			d.leaks = n
+		}
+	}
+	a := m.Tick(now)
+	d.report(m.Findings(now))
+	if len(a.Burst) > 0 {
+		d.bursts.Go(func() { d.burst(ctx, a.Burst) })
+	}
+	d.mu.Unlock()
+
+	if a.Announce {
+		if err := d.opt.Announce(); err != nil {
+			d.opt.Logger.Warn("announcing the VIP to see whether the switch believes it", "error", err)
+		}
+	}
+	for _, f := range a.Frames {
+		// What cannot be sent shows as lost.
+		_ = d.opt.Wire.Send(d.opt.Codec.Probe(&f.Probe, f.To))
+	}
+	return max(time.Millisecond, time.Duration(a.Next-d.opt.Now()))
+}
+
+// report puts on the board what is found, but for what is put there by others.
+func (d *Doctor) report(now []finding.Finding) {
+	now = slices.DeleteFunc(now, func(f finding.Finding) bool {
+		return slices.ContainsFunc(elsewhere, func(x finding.Finding) bool { return x.Code == f.Code })
+	})
+	for i := range now {
+		now[i].Node = d.machine.self.ID.String()
+	}
+	d.board.Set(now...)
+}
+
+// burst sends the stages one after the other, each frame at its time.
+func (d *Doctor) burst(ctx context.Context, stages []Stage) {
+	const pace = time.Millisecond
+	for _, s := range stages {
+		frame := d.opt.Codec.Probe(&s.Probe, s.To)
+		begin, sent := time.Now(), 0
+		for sent < s.frames() && ctx.Err() == nil {
+			due := min(s.frames(), int(time.Since(begin).Seconds()*float64(s.Rate))+1)
+			for ; sent < due; sent++ {
+				if err := d.opt.Wire.Send(frame); err != nil {
+					break // a full queue: later
+				}
+			}
+			time.Sleep(pace)
+		}
+	}
+	d.mu.Lock()
+	d.machine.BurstSent(d.opt.Now())
+	d.mu.Unlock()
+	d.prod()
+}
+
+func (d *Doctor) prod() {
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Examine begins an examination, unless one is running; see Machine.Examine.
+func (d *Doctor) Examine(rate int) {
+	d.mu.Lock()
+	d.machine.Examine(rate, d.opt.Now())
+	d.mu.Unlock()
+	d.prod()
+}
+
+// Examination is how far it is.
+func (d *Doctor) Examination() Examination {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	m := d.machine
+	return Examination{
+		Node: m.self.ID.String(), Running: m.exam.running(), Doing: phaseNames[m.exam.phase], Nodes: len(m.nodes), Checks: m.Checks(d.opt.Now()),
+	}
+}
+
+// Hear takes a frame from the NIC: what is of no interest it ignores.
+func (d *Doctor) Hear(frame []byte) {
+	if len(frame) < 14 {
+		return
+	}
+	src := membership.NodeID(frame[6:12])
+	kind := binary.BigEndian.Uint16(frame[12:])
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := d.opt.Now()
+	if [6]byte(src) == d.opt.CloneMAC {
+		what := map[uint16]string{etherRARP: "a RARP, as hypervisors send it after a migration", etherARP: "an ARP packet"}[kind]
+		if what == "" {
+			what = "an IP packet"
+		}
+		d.machine.Leak(what, 1, now)
+		return
+	}
+	switch kind {
+	case membership.EtherType:
+		d.hearProbe(frame, src, now)
+	case etherARP:
+		if vip, mac, ok := arpClaim(frame, d.opt.VIPs); ok {
+			d.machine.Claim(src, mac, vip, now)
+		}
+	case etherIPv4:
+		if id := dhcpServer(frame); id != "" {
+			d.machine.Server(id, now)
+		}
+	}
+}
+
+func (d *Doctor) hearProbe(frame []byte, src membership.NodeID, now int64) {
+	if !membership.IsProbe(frame) {
+		return
+	}
+	p, err := d.opt.Codec.DecodeProbe(frame)
+	switch {
+	case err == nil:
+		if wayOf(p.Way, [6]byte(frame), d.opt.CloneMAC, d.machine.self.ID) {
+			before := d.machine.next
+			d.machine.Hear(p, now)
+			if d.machine.next < before {
+				d.prod()
+			}
+		}
+	case errors.Is(err, membership.ErrOtherCluster), errors.Is(err, membership.ErrUnauthentic):
+		if mac, ok := membership.StrangerCloneMAC(frame); ok {
+			d.machine.Stranger(src, errors.Is(err, membership.ErrUnauthentic), mac, now)
+		}
+	}
+}
+
+// wayOf tells whether a probe came to where it says that it was sent.
+func wayOf(w membership.Way, to, cloneMAC [6]byte, self membership.NodeID) bool {
+	switch w {
+	case membership.ToClone, membership.BurstClone:
+		return to == cloneMAC
+	case membership.ToGroup:
+		return to == membership.Group
+	case membership.ToAll:
+		return to == broadcast
+	}
+	return to == self
+}
+
+const (
+	etherIPv4 = 0x0800
+	etherARP  = 0x0806
+	etherRARP = 0x8035
+)
+
+// arpClaim reads who says in an ARP packet (RFC 826) that it has one of the VIPs: with
+// the VIP as the sender's address.
+func arpClaim(frame []byte, vips []netip.Addr) (vip netip.Addr, mac membership.NodeID, ok bool) {
+	if len(frame) < 42 || binary.BigEndian.Uint64(frame[12:]) != 0x0806_0001_0800_0604 {
+		return vip, mac, false
+	}
+	vip = netip.AddrFrom4([4]byte(frame[28:32]))
+	return vip, membership.NodeID(frame[22:28]), slices.Contains(vips, vip)
+}
+
+// dhcpServer gives the server of a DHCP offer or acknowledgement (RFC 2131): its
+// identifier, or else its MAC; empty if the frame is none.
+func dhcpServer(frame []byte) string {
+	if len(frame) < 14+20 || frame[14]>>4 != 4 || frame[23] != 17 {
+		return ""
+	}
+	head := 14 + int(frame[14]&15)*4
+	const bootp, cookie, server = 8, 236, 54
+	options := head + bootp + cookie + 4
+	if head < 34 || binary.BigEndian.Uint16(frame[20:])&0x1fff != 0 || len(frame) < options || binary.BigEndian.Uint32(frame[head:]) != 67<<16|68 ||
+		frame[head+bootp] != 2 || binary.BigEndian.Uint32(frame[options-4:]) != 0x63825363 {
+		return ""
+	}
+	for o := frame[options:]; len(o) > 1 && o[0] != 255; {
+		if o[0] == 0 {
+			o = o[1:]
+			continue
+		}
+		n := int(o[1])
+		if len(o) < 2+n {
+			break
+		}
+		if o[0] == server && n == 4 {
+			return netip.AddrFrom4([4]byte(o[2:6])).String()
+		}
+		o = o[2+n:]
+	}
+	return net.HardwareAddr(frame[6:12]).String()
+}

@@ -1,0 +1,150 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/mdlayher/packet"
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+
+	"clonecluster/netcore/membership"
+)
+
+// Sockets hear on a NIC what a Doctor wants to know, and send for it. Each hears one
+// protocol, so that the frames of clients pass by them.
+type Sockets struct {
+	conns []*packet.Conn
+	fd    int // of the first, which sends
+	clone *packet.Conn
+}
+
+// maxHeard is more than any frame that is of interest.
+const maxHeard = membership.MaxProbe + 1
+
+// OpenSockets opens them on a NIC. Frames to the clone MAC that the kernel takes off
+// the NIC for a macvlan are heard there, at the interface of that index; 0: there is
+// none.
+func OpenSockets(nic net.Interface, clone int) (_ *Sockets, err error) {
+	s := &Sockets{fd: -1}
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	kind := bpf.LoadAbsolute{Off: 17, Size: 1}
+	for _, l := range []struct {
+		protocol int
+		filter   []bpf.Instruction
+	}{
+		// A probe, not one of this node's own, nor a beacon.
+		{membership.EtherType, []bpf.Instruction{kind, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 4, SkipTrue: 1}, accept, drop}},
+		{etherRARP, []bpf.Instruction{accept}},
+		{etherARP, []bpf.Instruction{accept}},
+		// What a DHCP server sends (RFC 2131), without IP options.
+		{etherIPv4, []bpf.Instruction{
+			bpf.LoadAbsolute{Off: 23, Size: 1}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_UDP, SkipTrue: 3},
+			bpf.LoadAbsolute{Off: 34, Size: 4}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 67<<16 | 68, SkipTrue: 1}, accept, drop,
+		}},
+	} {
+		conn, err := listen(nic, l.protocol, l.filter)
+		if err != nil {
+			return nil, err
+		}
+		s.conns = append(s.conns, conn)
+	}
+	if clone != 0 {
+		if s.clone, err = listen(net.Interface{Index: clone, Name: "clone0"}, membership.EtherType, []bpf.Instruction{accept}); err != nil {
+			return nil, err
+		}
+		s.conns = append(s.conns, s.clone)
+	}
+	if err := s.conns[0].JoinGroup(membership.Group[:]); err != nil {
+		return nil, fmt.Errorf("joining the group of probes on %s: %w", nic.Name, err)
+	}
+	rc, err := s.conns[0].SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	err = rc.Control(func(fd uintptr) {
+		s.fd = int(fd)
+		// Room for a burst.
+		_ = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20)
+	})
+	return s, err
+}
+
+var (
+	accept = bpf.RetConstant{Val: maxHeard}
+	drop   = bpf.RetConstant{Val: 0}
+)
+
+func listen(ifi net.Interface, protocol int, filter []bpf.Instruction) (*packet.Conn, error) {
+	outgoing := []bpf.Instruction{
+		bpf.LoadExtension{Num: bpf.ExtType}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.PACKET_OUTGOING, SkipTrue: 1}, drop,
+		bpf.LoadExtension{Num: bpf.ExtVLANTagPresent}, bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipTrue: 1}, drop,
+	}
+	program, err := bpf.Assemble(append(outgoing, filter...))
+	if err != nil {
+		return nil, fmt.Errorf("assembling the doctor's filter: %w", err)
+	}
+	conn, err := packet.Listen(&ifi, packet.Raw, protocol, &packet.Config{Filter: program})
+	if err != nil {
+		return nil, fmt.Errorf("opening the doctor's socket on %s: %w", ifi.Name, err)
+	}
+	return conn, nil
+}
+
+// Send sends a frame; it does not wait for room.
+func (s *Sockets) Send(frame []byte) error {
+	return unix.Send(s.fd, frame, unix.MSG_DONTWAIT)
+}
+
+// Run hands what comes to a Doctor until ctx ends (nil) or a socket fails.
+func (s *Sockets) Run(ctx context.Context, d *Doctor) error {
+	var reading sync.WaitGroup
+	errs := make([]error, len(s.conns))
+	stop := context.AfterFunc(ctx, s.interrupt)
+	defer stop()
+	for i, c := range s.conns {
+		reading.Go(func() { errs[i] = s.read(ctx, c, d) })
+	}
+	reading.Wait()
+	return errors.Join(errs...)
+}
+
+func (s *Sockets) interrupt() {
+	for _, c := range s.conns {
+		_ = c.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+func (s *Sockets) read(ctx context.Context, c *packet.Conn, d *Doctor) error {
+	buf := make([]byte, maxHeard)
+	for {
+		n, _, err := c.ReadFrom(buf)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, unix.ENETDOWN): // it works again when the NIC is up
+			continue
+		case err != nil:
+			return fmt.Errorf("hearing probes: %w", err)
+		}
+		// A macvlan also gets what goes to all; that has come in at the NIC.
+		if frame := buf[:n]; c != s.clone || n > 0 && frame[0]&1 == 0 {
+			d.Hear(frame)
+		}
+	}
+}
+
+// Close closes the sockets. Nobody may read from them.
+func (s *Sockets) Close() {
+	for _, c := range s.conns {
+		_ = c.Close()
+	}
+}

@@ -1,0 +1,120 @@
+package finding_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const pages = "../../docs/findings"
+
+// raised gives the codes of all findings that the programs have, with the level
+// where it is a constant, found in their source.
+func raised(t *testing.T) map[string]string {
+	codes := map[string]string{}
+	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (d.Name() == "build" || strings.HasPrefix(d.Name(), ".") && path != "../.."):
+			return fs.SkipDir
+		case d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go"):
+			return nil
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			lit, ok := n.(*ast.CompositeLit)
+			if !ok {
+				return true
+			}
+			if sel, ok := lit.Type.(*ast.SelectorExpr); !ok || sel.Sel.Name != "Finding" {
+				return true
+			} else if x, ok := sel.X.(*ast.Ident); !ok || x.Name != "finding" {
+				return true
+			}
+			code, level := "", ""
+			for _, e := range lit.Elts {
+				kv, ok := e.(*ast.KeyValueExpr)
+				if !ok {
+					continue
+				}
+				switch key, _ := kv.Key.(*ast.Ident); key.Name {
+				case "Code":
+					if b, ok := kv.Value.(*ast.BasicLit); ok {
+						code, _ = strconv.Unquote(b.Value)
+					}
+				case "Level":
+					if s, ok := kv.Value.(*ast.SelectorExpr); ok {
+						level = strings.ToLower(s.Sel.Name)
+					}
+				}
+			}
+			if code != "" {
+				codes[code] = level
+			}
+			return true
+		})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return codes
+}
+
+// TestPages: each code has its page, as the index describes it, and a line there; and
+// no page is of a code that is not there.
+func TestPages(t *testing.T) {
+	codes := raised(t)
+	if len(codes) < 10 {
+		t.Fatalf("codes %v; are those all?", slices.Sorted(maps.Keys(codes)))
+	}
+	index, err := os.ReadFile(filepath.Join(pages, "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for code, level := range codes {
+		if !regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`).MatchString(code) {
+			t.Errorf("code %q is not in kebab case", code)
+		}
+		text, err := os.ReadFile(filepath.Join(pages, code+".md"))
+		if err != nil {
+			t.Errorf("finding %s has no page: %v", code, err)
+			continue
+		}
+		last := -1
+		for _, part := range []string{"# " + code + "\n", "\n**" + level, "\n## What it means\n", "\n## Where it comes from\n", "\n## What to do\n"} {
+			i := strings.Index(string(text), part)
+			if i <= last {
+				t.Errorf("docs/findings/%s.md: %q is not there, or not in its place", code, part)
+			}
+			last = i
+		}
+		if row := regexp.MustCompile(`(?m)^\| \[` + code + `\]\(` + code + `\.md\) \| ([a-z, ]+) \|`).FindSubmatch(index); row == nil || level != "" && !strings.Contains(string(row[1]), level) {
+			t.Errorf("docs/findings/README.md has no row of %s with level %s", code, level)
+		}
+	}
+	files, err := os.ReadDir(pages)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if code, ok := strings.CutSuffix(f.Name(), ".md"); ok && code != "README" {
+			if _, there := codes[code]; !there {
+				t.Errorf("docs/findings/%s is of a finding that nobody raises", f.Name())
+			}
+		}
+	}
+}
