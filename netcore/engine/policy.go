@@ -37,12 +37,10 @@ func (b backend) Policy() api.Policy {
 	for _, m := range v.Members {
 		_, is := set[m.ID]
 		delete(set, m.ID)
-		name, _ := b.cardOf(m.ID)
-		p.Nodes = append(p.Nodes, api.PolicyNode{Node: m.ID.String(), Name: name, Weight: m.Weight, Set: is})
+		p.Nodes = append(p.Nodes, api.PolicyNode{Node: m.ID.String(), Name: b.cardName(m.ID), Weight: m.Weight, Set: is})
 	}
 	for id, w := range set {
-		name, _ := b.cardOf(id)
-		p.Nodes = append(p.Nodes, api.PolicyNode{Node: id.String(), Name: name, Weight: int(w), Set: true})
+		p.Nodes = append(p.Nodes, api.PolicyNode{Node: id.String(), Name: b.cardName(id), Weight: int(w), Set: true})
 	}
 	slices.SortFunc(p.Nodes, func(x, y api.PolicyNode) int { return strings.Compare(x.Node, y.Node) })
 	return p
@@ -67,6 +65,11 @@ func (b backend) SetPolicy(ctx context.Context, o api.PolicyOrder, who string) (
 		return api.Policy{}, fmt.Errorf("changing the policy: %w", err)
 	}
 	return b.Policy(), nil
+}
+
+func (b backend) cardName(id membership.NodeID) string {
+	name, _ := b.cardOf(id)
+	return name
 }
 
 // nodeID gives a node by its wire MAC, whether it is there or not, or as api.Find does.
