@@ -211,6 +211,8 @@ func (s *Server) handler() http.Handler {
 		byPath[r.Path] = append(byPath[r.Path], r)
 	}
 	return http.HandlerFunc(func(plain http.ResponseWriter, r *http.Request) {
+		// It knows only net/http's own writer, which then does not wait for the rest.
+		r.Body = http.MaxBytesReader(plain, r.Body, mostBody)
 		w, name := &coded{plain, http.StatusOK}, "none"
 		defer func() { s.limits.Asked(name, w.code) }()
 		answer, err := func() (any, error) {
@@ -277,7 +279,6 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request, byPath map[string
 		w.Header().Set("Connection", "close")
 		return Route{}, problem{http.StatusRequestEntityTooLarge, fmt.Errorf("the body is longer than %d bytes", mostBody)}
 	}
-	r.Body = http.MaxBytesReader(w, r.Body, mostBody)
 	routes := byPath[r.URL.Path]
 	i := slices.IndexFunc(routes, func(x Route) bool { return x.Method == r.Method })
 	// A stranger is not told what there is.

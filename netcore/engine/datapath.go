@@ -192,7 +192,7 @@ func named(counters any) map[string]uint64 {
 
 // useXDP reports whether frames are to be judged in a NIC's driver, and why. Auto tries
 // it: a driver that has no XDP refuses it. On veth it takes the other end its segmentation
-// offload, on virtio_net the guest's own; docs/benchmarks.md has numbers of the first.
+// offload, on virtio_net the guest's own; docs/benchmarks.md has what that costs.
 func useXDP(ingress, driver string) (use bool, why string) {
 	switch {
 	case ingress == ingressXDP:
