@@ -66,8 +66,9 @@ for one IP address with one MAC address, with nothing in front of them), runs
 it in QEMU, checks its configuration, and shows and steers a running cluster.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 "verify" found a difference or the
-time of "drain --wait" or "reboot --wait" ran out, 130 interrupted (but Ctrl-C is the normal end of
-"serve", of a live "qemu up", and of what watches or follows: 0).`,
+time of --wait of "drain", "reboot" or "rollout" ran out, 130 interrupted (but
+Ctrl-C is the normal end of "serve", of a live "qemu up", of "capture", and of what
+watches or follows: 0).`,
 		Example: `  clonectl build --config cluster.yaml   # everything that boots, for every way to boot
   clonectl image                         # kernel and initramfs for QEMU
   clonectl qemu up --nodes 3             # boot a cluster, answer on http://127.0.0.1:8080/
@@ -101,8 +102,11 @@ time of "drain --wait" or "reboot --wait" ran out, 130 interrupted (but Ctrl-C i
 		grouped("run", newBenchCmd()),
 		grouped("configure", newConfigCmd()),
 		grouped("operate", newStatusCmd()),
+		grouped("operate", newDashboardCmd()),
 		grouped("operate", newDrainCmd()),
 		grouped("operate", newResumeCmd()),
+		grouped("operate", newPolicyCmd()),
+		grouped("operate", newWeightCmd()),
 		grouped("operate", newEventsCmd()),
 		grouped("operate", newWhichCmd()),
 		grouped("operate", newLogsCmd()),
@@ -111,6 +115,7 @@ time of "drain --wait" or "reboot --wait" ran out, 130 interrupted (but Ctrl-C i
 		grouped("operate", newRebootCmd()),
 		grouped("operate", newRolloutCmd()),
 		newManCmd(),
+		newReferenceCmd(),
 	)
 	return root
 }

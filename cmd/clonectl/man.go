@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"iter"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -27,24 +28,33 @@ func writeMan(w io.Writer, root *cobra.Command) error {
 	fmt.Fprint(&b, ".SH SYNOPSIS\n.B clonectl\n.I COMMAND\n.RI [ FLAGS ]\n")
 	fmt.Fprintf(&b, ".SH DESCRIPTION\n%s", paragraphs(root.Long))
 	writeExample(&b, root)
-	var all func(*cobra.Command)
-	all = func(c *cobra.Command) {
+	for sub := range commands(root) {
+		fmt.Fprintf(&b, ".SH \"%s\"\n%s.PP\n.nf\n%s\n.fi\n", roff(strings.ToUpper(strings.TrimPrefix(sub.CommandPath(), root.Name()+" "))), paragraphs(longOf(sub)), roff(sub.UseLine()))
+		sub.LocalFlags().VisitAll(func(f *pflag.Flag) { writeFlag(&b, f) })
+		writeExample(&b, sub)
+	}
+	fmt.Fprint(&b, ".SH SEE ALSO\n.BR cloned (8)\n")
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// commands are all that do something and that help lists, in its order.
+func commands(c *cobra.Command) iter.Seq[*cobra.Command] {
+	return func(yield func(*cobra.Command) bool) {
 		for _, sub := range c.Commands() {
 			if sub.Hidden || sub.Name() == "help" || !sub.IsAvailableCommand() {
 				continue
 			}
-			if sub.Runnable() && !sub.HasSubCommands() {
-				fmt.Fprintf(&b, ".SH \"%s\"\n%s.PP\n.nf\n%s\n.fi\n", roff(strings.ToUpper(strings.TrimPrefix(sub.CommandPath(), root.Name()+" "))), paragraphs(longOf(sub)), roff(sub.UseLine()))
-				sub.LocalFlags().VisitAll(func(f *pflag.Flag) { writeFlag(&b, f) })
-				writeExample(&b, sub)
+			if sub.Runnable() && !sub.HasSubCommands() && !yield(sub) {
+				return
 			}
-			all(sub)
+			for deeper := range commands(sub) {
+				if !yield(deeper) {
+					return
+				}
+			}
 		}
 	}
-	all(root)
-	fmt.Fprint(&b, ".SH SEE ALSO\n.BR cloned (8)\n")
-	_, err := io.WriteString(w, b.String())
-	return err
 }
 
 func longOf(c *cobra.Command) string {
@@ -64,9 +74,14 @@ func writeFlag(b *strings.Builder, f *pflag.Flag) {
 		name = "-" + f.Shorthand + ", " + name
 	}
 	fmt.Fprintf(b, ".TP\n\\fB%s\\fR \\fI%s\\fR\n%s\n", roff(name), roff(value), roff(usage))
-	if f.DefValue != "" && f.DefValue != "false" && f.DefValue != "[]" {
+	if hasDefault(f) {
 		fmt.Fprintf(b, "(default %s)\n", roff(f.DefValue))
 	}
+}
+
+// hasDefault reports whether a flag's default says more than that it is not given.
+func hasDefault(f *pflag.Flag) bool {
+	return f.DefValue != "" && f.DefValue != "false" && f.DefValue != "[]" && f.DefValue != "0"
 }
 
 func writeExample(b *strings.Builder, c *cobra.Command) {

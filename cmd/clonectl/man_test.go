@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -30,5 +31,25 @@ func TestMan(t *testing.T) {
 	cmd.Stdin = &page
 	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("groff: %v: %s", err, out)
+	}
+}
+
+// TestReference: the command reference is the present one.
+func TestReference(t *testing.T) {
+	var want bytes.Buffer
+	if err := writeReference(&want, newRoot()); err != nil {
+		t.Fatal(err)
+	}
+	const file = "../../docs/commands.md"
+	if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, want.Bytes()) {
+		t.Errorf("%s is not what the commands say now (%v): run go generate ./cmd/clonectl", file, err)
+	}
+	for _, part := range []string{"\n## clonectl config check\n", "| [`qemu up`](#clonectl-qemu-up) |", "| `-w, --write FILE` |", "\n```\nclonectl rollout --dry-run\n"} {
+		if !strings.Contains(want.String(), part) {
+			t.Errorf("the reference lacks %q", part)
+		}
+	}
+	if strings.Contains(want.String(), "## clonectl man") {
+		t.Error("the reference has what help hides")
 	}
 }

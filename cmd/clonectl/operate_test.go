@@ -29,6 +29,7 @@ type oneNode struct {
 	mu      sync.Mutex
 	drained bool
 	flows   int
+	policy  api.Policy
 	orders  []string
 	events  *api.Record[api.Event]
 	log     *api.Record[api.LogLine]
@@ -44,7 +45,7 @@ func (n *oneNode) Status() api.Status {
 	defer n.mu.Unlock()
 	s := api.Status{
 		Cluster: "demo", Name: "web-1", Build: "0123456789ab", WireMAC: oneNodeID, VIP: []string{"10.77.0.10", "fd77::10"}, Datapath: "native", Ingress: "tcx",
-		State: "serving", Agreed: true, Leader: oneNodeID, Map: 7, Policy: "byRandom", UptimeSec: 3700,
+		State: "serving", Agreed: true, Leader: oneNodeID, Map: 7, Policy: "byRandom", Balance: n.policy.Balance, PolicyVersion: n.policy.Version, UptimeSec: 3700,
 		Members:  []api.Member{{Node: oneNodeID, Self: true, State: "serving", Live: true, Weight: 100, Busy: 0.12, Flows: n.flows, Buckets: 1024}},
 		Findings: []finding.Finding{{Code: "service-unwell", Level: finding.Critical, Node: oneNodeID, What: "a service does not pass its check: web: the answer is 503", Fix: "look at the service's log, and so on, so that this is a line that has to be broken"}},
 		Offered:  api.Offered{FramesPerSecond: 1234.4, SYNsPerSecond: 58.5, SYNsAgainPerSecond: 2.5, UnownedPerSecond: 0.4},
@@ -66,12 +67,35 @@ func (n *oneNode) order(drained bool, o api.Order, who string) {
 
 func (n *oneNode) Drain(_ context.Context, o api.Order, who string)  { n.order(true, o, who) }
 func (n *oneNode) Resume(_ context.Context, o api.Order, who string) { n.order(false, o, who) }
+func (n *oneNode) Policy() api.Policy {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.policy
+}
+
+func (n *oneNode) SetPolicy(_ context.Context, o api.PolicyOrder, who string) (api.Policy, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	p := api.Policy{Version: n.policy.Version + 1, Balance: n.policy.Balance, Set: o.Balance, Configured: "even", Affinity: "none", By: o.Reason}
+	if o.Balance != "" {
+		p.Balance = o.Balance
+	}
+	for node, w := range o.Weights {
+		p.Nodes = append(p.Nodes, api.PolicyNode{Node: node, Weight: w, Set: w != 0})
+	}
+	n.policy = p
+	return p, nil
+}
+
 func (n *oneNode) Reboot(_ context.Context, o api.Order, who string) error {
 	n.order(false, o, who)
 	return nil
 }
 func (n *oneNode) Peers() []api.Peer {
 	return []api.Peer{{Node: "52:54:00:77:00:02", Gone: "12s ago: lost"}}
+}
+func (n *oneNode) Owners() api.Owners {
+	return api.Owners{Map: 7, Nodes: []string{oneNodeID}, Buckets: make([]byte, 1024)}
 }
 func (n *oneNode) Events() *api.Record[api.Event] { return n.events }
 func (n *oneNode) Which(f api.Flow) (api.Which, error) {
@@ -121,7 +145,7 @@ func serveOne(t *testing.T) (n *oneNode, at []string, dir string) {
 		t.Fatal(err)
 	}
 	t.Chdir(dir)
-	n = &oneNode{events: api.NewEvents(), log: api.NewLog()}
+	n = &oneNode{events: api.NewEvents(), log: api.NewLog(), policy: api.Policy{Balance: "even", Configured: "even", Affinity: "none"}}
 	demo := config.Demo()
 	a, err := api.NewAuthority(demo.Cluster.Name, demo.Cluster.Key)
 	if err != nil {
@@ -178,6 +202,11 @@ func TestOperate(t *testing.T) {
 		{"events --all", []string{"web-1             drain"}},
 		{"events --json --since 1h", []string{`"why":"disk"`}},
 		{"resume web-1", []string{"takes part again"}},
+		{"policy", []string{"balance even, as configured; affinity none"}},
+		{"policy byLoad --reason why", []string{"balance load, set at run time (configured: even)", "last change, number 1, by why"}},
+		{"weight web-1 50", []string{"web-1", "50  set at run time"}},
+		{"status", []string{"policy byRandom (changed at run time: balance load)"}},
+		{"policy --json", []string{`"version": 2`}},
 	} {
 		out, err := clonectl(t, append(strings.Fields(tt.args), at...)...)
 		if err != nil {
@@ -193,6 +222,9 @@ func TestOperate(t *testing.T) {
 				t.Errorf("clonectl %s has a line of %d columns: %s", tt.args, len([]rune(line))-1, line)
 			}
 		}
+	}
+	if _, err := clonectl(t, append([]string{"policy", "bySource"}, at...)...); !errors.As(err, new(usageError)) || !strings.Contains(err.Error(), "affinity client") {
+		t.Errorf("policy bySource: %v; want that affinity cannot be changed", err)
 	}
 	if len(n.orders) != 2 || !strings.HasSuffix(n.orders[0], ": disk") {
 		t.Errorf("the node was told %q", n.orders)
@@ -294,7 +326,7 @@ func TestOperateUsage(t *testing.T) {
 	for _, args := range []string{
 		"drain", "drain a b", "which 192.0.2.7", "which x 80", "which 192.0.2.7 0", "events --all --follow", "events --since yesterday", "logs", "boot",
 		"key issue", "key issue --out x --days 0", "drain a --wait -1s", "status --address x:y",
-		"reboot", "reboot a b", "reboot a --timeout 0s", "rollout --resume a", "capture", "capture -w - --verdict none", "capture -w - --client x", "capture -w - --count -1", "capture -w - --duration 1h", "capture -w - --port 0",
+		"policy fast", "policy a b", "weight a", "weight a 0", "weight a 1001", "weight a much", "reboot", "reboot a b", "reboot a --timeout 0s", "rollout --resume a", "capture", "capture -w - --verdict none", "capture -w - --client x", "capture -w - --count -1", "capture -w - --duration 1h", "capture -w - --port 0",
 	} {
 		if _, err := clonectl(t, strings.Fields(args)...); !errors.As(err, new(usageError)) {
 			t.Errorf("clonectl %s: %v; want a mistake in its use", args, err)

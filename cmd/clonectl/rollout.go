@@ -371,7 +371,7 @@ func fairShare(s api.Status) int {
 			total += m.Weight
 		}
 	}
-	if total == 0 || strings.Contains(strings.ToLower(s.Policy), "load") {
+	if total == 0 || s.Balance == "load" {
 		return 1
 	}
 	return filter.Buckets * selfIn(&s).Weight / total

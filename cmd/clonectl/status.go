@@ -133,7 +133,11 @@ func printCluster(w io.Writer, c *api.Cluster) {
 			leader = called[leader]
 		}
 		fmt.Fprintf(w, "cluster %s at %s\n", c.Cluster, strings.Join(asked.VIP, " and "))
-		fmt.Fprintf(w, "policy %s; map %d made by %s, %s\n\n", asked.Policy, asked.Map, leader, agreed)
+		changed := ""
+		if asked.PolicyVersion > 0 {
+			changed = fmt.Sprintf(" (changed at run time: balance %s)", asked.Balance)
+		}
+		fmt.Fprintf(w, "policy %s%s; map %d made by %s, %s\n\n", asked.Policy, changed, asked.Map, leader, agreed)
 	}
 	name := len("NODE")
 	for _, n := range c.Nodes {

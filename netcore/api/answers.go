@@ -79,6 +79,29 @@ type WhichNode struct {
 	Error  string `json:"error,omitempty"` // why nothing is known of it
 }
 
+// Policy is the answer to GET and POST /v1/policy: who gets how many buckets, and by
+// whose word.
+type Policy struct {
+	// Version rises with each change at run time; 0: all is as configured.
+	Version    uint64 `json:"version"`
+	Balance    string `json:"balance"`               // in force: even or load
+	Set        string `json:"set_balance,omitempty"` // at run time; empty: the configured one is in force
+	Configured string `json:"configured_balance"`    // of the node that is asked
+	Affinity   string `json:"affinity"`              // as configured; it cannot be changed at run time
+	Author     string `json:"author,omitempty"`      // the node that took the last change, by wire MAC
+	By         string `json:"by,omitempty"`          // who wanted it, and why
+	// Nodes are those that are heard, and others with a weight that was set.
+	Nodes []PolicyNode `json:"nodes"`
+}
+
+// PolicyNode is one node's weight.
+type PolicyNode struct {
+	Node   string `json:"node"` // wire MAC
+	Name   string `json:"name,omitempty"`
+	Weight int    `json:"weight"`        // in force
+	Set    bool   `json:"set,omitempty"` // at run time
+}
+
 // LogLine is one line of a log.
 type LogLine struct {
 	ID     uint64    `json:"id"`

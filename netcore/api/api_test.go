@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -111,8 +110,12 @@ func TestAccess(t *testing.T) {
 					path += "?client=192.0.2.9&port=80"
 				}
 				u, _ := url.Parse(path)
+				var body []byte
+				if r.Name == "setPolicy" {
+					body = []byte(`{"balance":"load"}`)
+				}
 				before := len(n.orders)
-				resp, err := c.raw(t.Context(), r.Method, u.Path, u.Query(), nil, nil)
+				resp, err := c.raw(t.Context(), r.Method, u.Path, u.Query(), body, nil)
 				got := 0
 				if err == nil {
 					got = resp.StatusCode
@@ -227,13 +230,8 @@ func TestCluster(t *testing.T) {
 	nodes := startAll(t, 3, Limits{Ask: 300 * time.Millisecond})
 	// One that takes connections and says nothing, one that is not reached at all,
 	// one that has gone, and one in whose place another answers.
-	silent, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer silent.Close()
 	nodes[0].peers = append(nodes[0].peers,
-		Peer{Node: "02:00:00:00:00:0a", Addresses: []netip.AddrPort{netip.MustParseAddrPort(silent.Addr().String())}},
+		Peer{Node: "02:00:00:00:00:0a", Addresses: deaf(t)},
 		Peer{Node: "02:00:00:00:00:0b"},
 		Peer{Node: "02:00:00:00:00:0c", Gone: "12s ago: lost"},
 		Peer{Node: "02:00:00:00:00:0d", Addresses: []netip.AddrPort{nodes[1].at}})
@@ -529,6 +527,18 @@ func TestOrders(t *testing.T) {
 		resp.Body.Close()
 		if resp.StatusCode != tt.code || len(n.orders) != map[bool]int{true: 1}[tt.code == 200] {
 			t.Errorf("%.40s: %d, orders %q; want %d", tt.body, resp.StatusCode, n.orders, tt.code)
+		}
+	}
+}
+
+func TestParsePolicyOrder(t *testing.T) {
+	for body, ok := range map[string]bool{
+		`{"balance":"even"}`: true, `{"balance":"configured","reason":"x"}`: true, `{"weights":{"web-1":1000,"web-2":0}}`: true,
+		``: false, `{}`: false, `{"balance":"fast"}`: false, `{"weights":{"a":1001}}`: false, `{"weights":{"a":-1}}`: false,
+		`{"balance":"even","affinity":"client"}`: false, `{"balance":"even"}{}`: false, `{"balance":"even","reason":"\u001b"}`: false,
+	} {
+		if _, err := ParsePolicyOrder(strings.NewReader(body)); (err == nil) != ok || err != nil && !errors.Is(err, ErrOrder) {
+			t.Errorf("%s: %v", body, err)
 		}
 	}
 }

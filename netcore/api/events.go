@@ -30,6 +30,7 @@ var EventKinds = []string{
 	"map",        // another map is in use
 	"drain",      // somebody drained the node
 	"resume",     // somebody had it take part again
+	"policy",     // somebody changed the balance or weights
 	"reboot",     // somebody had the machine restart
 	"unwell",     // a service of the node fails its check
 	"well",       // all services pass again

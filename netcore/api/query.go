@@ -100,23 +100,67 @@ var ErrOrder = errors.New("the body is no order")
 
 // ParseOrder reads the body of an order. Nothing is an order without a reason.
 func ParseOrder(r io.Reader) (o Order, err error) {
-	dec := json.NewDecoder(r)
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&o); errors.Is(err, io.EOF) {
+	if err := parseBody(r, &o); errors.Is(err, io.EOF) {
 		return Order{}, nil
 	} else if err != nil {
-		return Order{}, fmt.Errorf("%w: %w", ErrOrder, err)
+		return Order{}, err
 	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return Order{}, fmt.Errorf("%w: something follows it", ErrOrder)
+	return o, checkReason(o.Reason)
+}
+
+// PolicyOrder is the body of POST /v1/policy. What it does not name stays as it is.
+type PolicyOrder struct {
+	// Balance is even, load, or configured: what cluster.yaml says.
+	Balance string `json:"balance,omitempty"`
+	// Weights are those of nodes, by wire MAC, by the end of it or by host name: 1 to
+	// 1000, 0 for what cluster.yaml says.
+	Weights map[string]int `json:"weights,omitempty"`
+	// Reason is for the events, at most 200 characters.
+	Reason string `json:"reason,omitempty"`
+}
+
+// ParsePolicyOrder reads the body of an order that changes the policy.
+func ParsePolicyOrder(r io.Reader) (o PolicyOrder, err error) {
+	if err := parseBody(r, &o); err != nil {
+		return o, err
 	}
-	n := 0
-	for _, c := range o.Reason {
-		if n++; !unicode.IsPrint(c) || n > mostReason {
-			return Order{}, fmt.Errorf("%w: reason: want at most %d printable characters", ErrOrder, mostReason)
+	switch o.Balance {
+	case "", "even", "load", "configured":
+	default:
+		return o, fmt.Errorf("%w: balance %q: want even, load or configured", ErrOrder, clip(o.Balance))
+	}
+	for node, w := range o.Weights {
+		if w < 0 || w > 1000 {
+			return o, fmt.Errorf("%w: weight %d of %q: want 1 to 1000, or 0 for what is configured", ErrOrder, w, clip(node))
 		}
 	}
-	return o, nil
+	if o.Balance == "" && len(o.Weights) == 0 {
+		return o, fmt.Errorf("%w: it changes nothing: want a balance or weights", ErrOrder)
+	}
+	return o, checkReason(o.Reason)
+}
+
+// parseBody reads one value and nothing else.
+func parseBody(r io.Reader, into any) error {
+	dec := json.NewDecoder(r)
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(into); err != nil {
+		return fmt.Errorf("%w: %w", ErrOrder, err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("%w: something follows it", ErrOrder)
+	}
+	return nil
+}
+
+func checkReason(text string) error {
+	n := 0
+	for _, c := range text {
+		if n++; !unicode.IsPrint(c) || n > mostReason {
+			return fmt.Errorf("%w: reason: want at most %d printable characters", ErrOrder, mostReason)
+		}
+	}
+	return nil
 }
 
 // clip bounds what is said again of a stranger's words.

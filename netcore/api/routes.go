@@ -50,6 +50,7 @@ var Routes = []Route{
 	{Method: "GET", Path: "/v1/cluster", Name: "cluster", Summary: "The status of all nodes, and who did not answer", Role: RoleReadOnly, Answer: Cluster{}},
 	{Method: "GET", Path: "/v1/findings", Name: "findings", Summary: "What all nodes have noticed and somebody should look at", Role: RoleReadOnly, Answer: Findings{}},
 	{Method: "GET", Path: "/v1/offered", Name: "offered", Summary: "What clients send, by bucket, whoever takes it: each node sees all of it", Role: RoleReadOnly, Answer: OfferedBuckets{}, OfNode: true},
+	{Method: "GET", Path: "/v1/live", Name: "live", Summary: "What all nodes do and what happens, as the dashboard shows it", Role: RoleReadOnly, Answer: Live{}, Events: Live{}, Params: []Param{followParam}},
 	{Method: "GET", Path: "/v1/which", Name: "which", Summary: "Which node takes a client's connection, and why", Role: RoleReadOnly, Answer: Which{}, Params: []Param{
 		{Name: "client", About: "the client's address, with its port if it is known: 192.0.2.1:40000, [2001:db8::1]:40000", Required: true},
 		{Name: "port", About: "the port of the VIP", Required: true},
@@ -73,5 +74,7 @@ var Routes = []Route{
 	{Method: "GET", Path: "/metrics", Name: "metrics", Summary: "What Prometheus asks for, in its text format or another that the header Accept names", Role: RoleReadOnly, Type: "text/plain", OfNode: true},
 	{Method: "POST", Path: "/v1/drain", Name: "drain", Summary: "Give a node's share to the others; its connections go on. It stays so until it is resumed, but over a restart of the machine", Role: RoleControl, Body: Order{}, Answer: Status{}, OfNode: true},
 	{Method: "POST", Path: "/v1/resume", Name: "resume", Summary: "Have a drained node take its share again", Role: RoleControl, Body: Order{}, Answer: Status{}, OfNode: true},
+	{Method: "GET", Path: "/v1/policy", Name: "policy", Summary: "Who gets how many buckets: the balance and the weights that hold", Role: RoleReadOnly, Answer: Policy{}, OfNode: true},
+	{Method: "POST", Path: "/v1/policy", Name: "setPolicy", Summary: "Change the balance and the weights of all nodes at run time. It holds until it is changed again, or until no node runs any more: then the configuration holds again", Role: RoleControl, Body: PolicyOrder{}, Answer: Policy{}},
 	{Method: "POST", Path: "/v1/reboot", Name: "reboot", Summary: "Restart an appliance: its engine gives its share to the others, its connections have the time of cluster.drain, and what it boots is what is served or on its disk then. 404 from an engine on an ordinary host", Role: RoleControl, Body: Order{}, Answer: Status{}, Also: []int{404, 409}, OfNode: true},
 }

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"clonecluster/netcore/capture"
+	"clonecluster/netcore/dashboard"
 	"clonecluster/netcore/finding"
 )
 
@@ -34,6 +35,9 @@ type Backend interface {
 	// Drain and Resume do as they are told by who, and return at once.
 	Drain(ctx context.Context, why Order, who string)
 	Resume(ctx context.Context, why Order, who string)
+	Policy() Policy
+	// SetPolicy gives what holds then. The error matches ErrOrder if it names no node.
+	SetPolicy(ctx context.Context, o PolicyOrder, who string) (Policy, error)
 	// Reboot restarts the machine. The error matches ErrNoBoot on an ordinary host, and
 	// ErrEnding if that is on its way already.
 	Reboot(ctx context.Context, why Order, who string) error
@@ -41,6 +45,8 @@ type Backend interface {
 	Which(Flow) (Which, error)
 	// Peers are the other nodes, and those that were there a while ago.
 	Peers() []Peer
+	// Owners is the present map.
+	Owners() Owners
 	Events() *Record[Event]
 	// Logs gives the lines after an id; more is closed when others come, and nil
 	// if that is not known.
@@ -135,6 +141,9 @@ type Server struct {
 	clusterMu sync.Mutex
 	cluster   Cluster
 	clusterAt time.Time
+
+	watchMu  sync.Mutex
+	watching *watch // while somebody looks
 }
 
 // NewServer makes the server of a node; Serve runs it.
@@ -203,10 +212,21 @@ type problem struct {
 func (s *Server) handler() http.Handler {
 	serve := map[string]func(http.ResponseWriter, *http.Request) (any, error){
 		"health": s.health, "status": s.status, "cluster": s.askCluster, "findings": s.findings, "offered": s.offered, "which": s.which, "events": s.events,
-		"logs": s.logs, "boot": s.boot, "capture": s.capture, "metrics": s.metrics,
-		"drain": s.order(atOnce(s.backend.Drain)), "resume": s.order(atOnce(s.backend.Resume)), "reboot": s.order(s.backend.Reboot),
+		"logs": s.logs, "boot": s.boot, "capture": s.capture, "metrics": s.metrics, "live": s.live,
+		"drain": s.order(atOnce(s.backend.Drain)), "resume": s.order(atOnce(s.backend.Resume)), "reboot": s.order(s.backend.Reboot), "policy": s.policy, "setPolicy": s.setPolicy,
 	}
-	byPath := map[string][]Route{}
+	serve["page"] = func(w http.ResponseWriter, r *http.Request) (any, error) {
+		dashboard.Serve(w, r)
+		return nil, nil
+	}
+	serve["root"] = func(w http.ResponseWriter, r *http.Request) (any, error) {
+		http.Redirect(w, r, dashboard.Root, http.StatusFound)
+		return nil, nil
+	}
+	byPath := map[string][]Route{"/": {{Method: "GET", Path: "/", Name: "root", Role: RoleReadOnly}}}
+	for _, p := range dashboard.Paths() {
+		byPath[p] = []Route{{Method: "GET", Path: p, Name: "page", Role: RoleReadOnly}}
+	}
 	for _, r := range Routes {
 		byPath[r.Path] = append(byPath[r.Path], r)
 	}
@@ -289,10 +309,18 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request, byPath map[string
 	case len(routes) == 0:
 		return Route{}, problem{http.StatusNotFound, fmt.Errorf("there is no %s here", clip(r.URL.Path))}
 	case i < 0:
-		w.Header().Set("Allow", routes[0].Method)
-		return Route{}, problem{http.StatusMethodNotAllowed, fmt.Errorf("%s takes %s", clip(r.URL.Path), routes[0].Method)}
+		var methods []string
+		for _, x := range routes {
+			methods = append(methods, x.Method)
+		}
+		w.Header().Set("Allow", strings.Join(methods, ", "))
+		return Route{}, problem{http.StatusMethodNotAllowed, fmt.Errorf("%s takes %s", clip(r.URL.Path), strings.Join(methods, " and "))}
 	case routes[i].Role != "" && !role.allows(routes[i].Role):
 		return Route{}, problem{http.StatusForbidden, fmt.Errorf("this certificate is for role %s, and %s %s needs %s", role, r.Method, routes[i].Path, routes[i].Role)}
+	}
+	// A browser shows its certificate also when another site has it ask.
+	if err := http.NewCrossOriginProtection().Check(r); err != nil {
+		return Route{}, problem{http.StatusForbidden, err}
 	}
 	if _, err := url.ParseQuery(r.URL.RawQuery); err != nil {
 		return Route{}, problem{http.StatusBadRequest, fmt.Errorf("the query cannot be read: %w", err)}
@@ -382,10 +410,8 @@ func atOnce(do func(context.Context, Order, string)) func(context.Context, Order
 func (s *Server) order(do func(context.Context, Order, string) error) func(http.ResponseWriter, *http.Request) (any, error) {
 	return func(_ http.ResponseWriter, r *http.Request) (any, error) {
 		o, err := ParseOrder(r.Body)
-		if tooLong := new(http.MaxBytesError); errors.As(err, &tooLong) {
-			return nil, problem{http.StatusRequestEntityTooLarge, err}
-		} else if err != nil {
-			return nil, problem{http.StatusBadRequest, err}
+		if err != nil {
+			return nil, badBody(err)
 		}
 		switch err := do(r.Context(), o, who(r)); {
 		case errors.Is(err, ErrNoBoot):
@@ -397,6 +423,35 @@ func (s *Server) order(do func(context.Context, Order, string) error) func(http.
 		}
 		return s.backend.Status(), nil
 	}
+}
+
+// badBody says what is wrong with the body of a request.
+func badBody(err error) error {
+	if errors.As(err, new(*http.MaxBytesError)) {
+		return problem{http.StatusRequestEntityTooLarge, err}
+	}
+	return problem{http.StatusBadRequest, err}
+}
+
+func (s *Server) policy(http.ResponseWriter, *http.Request) (any, error) {
+	return s.backend.Policy(), nil
+}
+
+func (s *Server) setPolicy(_ http.ResponseWriter, r *http.Request) (any, error) {
+	o, err := ParsePolicyOrder(r.Body)
+	if err != nil {
+		return nil, badBody(err)
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), s.limits.Ask)
+	defer cancel()
+	p, err := s.backend.SetPolicy(ctx, o, who(r))
+	switch {
+	case errors.Is(err, ErrOrder):
+		return nil, problem{http.StatusBadRequest, err}
+	case err != nil:
+		return nil, problem{http.StatusBadGateway, err}
+	}
+	return p, nil
 }
 
 // Find gives the one node that is meant by its id, by the end of it, or by its

@@ -33,6 +33,9 @@ type Status struct {
 	Map     uint64   `json:"map"`     // its version
 	Buckets Buckets  `json:"buckets"` // how many are in which state
 	Policy  string   `json:"policy"`  // of the configuration: its name, or balance and affinity
+	Balance string   `json:"balance"` // in force: even or load
+	// PolicyVersion is that of GET /v1/policy; 0: all is as configured.
+	PolicyVersion uint64 `json:"policy_version"`
 
 	// Unwell are the services that fail their checks, with the reason.
 	Unwell []string `json:"unwell"`

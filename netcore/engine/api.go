@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -317,6 +318,19 @@ func (b backend) peer(id membership.NodeID) api.Peer {
 		}
 	}
 	return p
+}
+
+// Owners is the present map; of version 0 if there is none.
+func (b backend) Owners() api.Owners {
+	m := b.node.View().Owners
+	if m == nil {
+		return api.Owners{Nodes: []string{}, Buckets: bytes.Repeat([]byte{membership.Nobody}, filter.Buckets)}
+	}
+	o := api.Owners{Map: m.Version, Nodes: []string{}, Buckets: m.Owner[:]}
+	for _, id := range m.Members {
+		o.Nodes = append(o.Nodes, id.String())
+	}
+	return o
 }
 
 // Which says what this node makes of a flow.

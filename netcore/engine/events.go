@@ -93,7 +93,7 @@ func (e *engine) record(ctx context.Context) {
 var kinds = map[membership.NoteKind]string{
 	membership.Heard: "joined", membership.Lost: "lost", membership.Left: "left", membership.Restarts: "restarts",
 	membership.Silent: "silent", membership.Unheard: "one-way", membership.FailOpen: "fail-open", membership.AllFailed: "all-failed",
-	membership.Recovered: "recovered", membership.Yielded: "yielded",
+	membership.Recovered: "recovered", membership.Yielded: "yielded", membership.NewSettings: "policy",
 }
 
 // noted is called by the beacon thread.
@@ -133,7 +133,11 @@ func (e *engine) noted(n membership.Note) {
 		case membership.Unheard:
 			text = fmt.Sprintf("this node hears %s, which does not hear it any more", e.called(about))
 		}
-		return api.Event{Kind: kind, About: about.String(), Text: text, Why: n.Why}
+		why := n.Why
+		if n.What == membership.NewSettings {
+			about, text, why = n.Settings.Author, e.settingsText(n.Settings), "by "+n.Settings.By
+		}
+		return api.Event{Kind: kind, About: about.String(), Text: text, Why: why}
 	})
 }
 

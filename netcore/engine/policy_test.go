@@ -1,11 +1,15 @@
 package engine_test
 
 import (
+	"errors"
+	"net/http"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"clonecluster/netcore/api"
 	"clonecluster/netcore/engine"
 )
 
@@ -206,4 +210,79 @@ func TestOtherRules(t *testing.T) {
 		}
 	}
 	odd.cloned.Await(0, "state=serving slot=1 of=1 agreed=true")
+}
+
+// TestPolicyAtRunTime: weights that are set hold on all nodes, move no connection, are
+// told to a node that joins, and end with the last engine.
+func TestPolicyAtRunTime(t *testing.T) {
+	c := newCluster(t, 3)
+	c.start()
+	streams := c.openStreams(9)
+	set := func(at string, o api.PolicyOrder) (p api.Policy) {
+		t.Helper()
+		if err := c.operator(api.RoleControl, at).Post(t.Context(), "/v1/policy", nil, o, &p); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	shares := func(what string, version uint64, want ...int) {
+		t.Helper()
+		whole(t, c.operator(api.RoleReadOnly, "10.77.0.102"), what, func(all api.Cluster) bool {
+			for i, n := range all.Nodes {
+				s := n.Status
+				if s == nil || len(all.Nodes) != 3 || s.PolicyVersion != version || s.Buckets.Settled+s.Buckets.Shared != want[i] || !s.Agreed {
+					return false
+				}
+			}
+			return true
+		})
+	}
+	shares("as configured", 0, 342, 341, 341)
+	p := set("10.77.0.103", api.PolicyOrder{Weights: map[string]int{c.nodes[0].MAC: 600}, Reason: "it is new"})
+	if p.Version != 1 || p.Author != c.nodes[2].MAC || p.By != "operator: it is new" || !p.Nodes[0].Set || p.Nodes[0].Weight != 600 {
+		t.Errorf("the answer is %+v", p)
+	}
+	shares("six times as much for the first", 1, 768, 128, 128)
+	c.askAll(streams, "after a change of weights")
+	tells(t, c.operator(api.RoleReadOnly, "10.77.0.102"), c.nodes[1].MAC, "policy "+c.nodes[2].MAC+": policy 1: weight 600 of", "map ")
+
+	// The leader goes, and comes back without knowing anything.
+	first := c.nodes[0]
+	first.cloned.Signal(syscall.SIGTERM)
+	if err := first.cloned.Wait(); err != nil {
+		t.Error(err)
+	}
+	c.agree(c.nodes[1:]...)
+	first.start()
+	c.agree(c.nodes...)
+	shares("the leader has joined again", 1, 768, 128, 128)
+
+	var e *api.Error
+	err := c.operator(api.RoleReadOnly, vip4).Post(t.Context(), "/v1/policy", nil, api.PolicyOrder{Balance: "load"}, &p)
+	if !errors.As(err, &e) || e.Code != http.StatusForbidden {
+		t.Errorf("with a read-only certificate: %v", err)
+	}
+	err = c.operator(api.RoleControl, vip4).Post(t.Context(), "/v1/policy", nil, api.PolicyOrder{Weights: map[string]int{"nobody": 1}}, &p)
+	if !errors.As(err, &e) || e.Code != http.StatusBadRequest {
+		t.Errorf("for a node that is not there: %v", err)
+	}
+	if p = set("10.77.0.101", api.PolicyOrder{Weights: map[string]int{first.MAC: 0}, Balance: "load"}); p.Version != 2 || p.Balance != "load" || p.Set != "load" || p.Configured != "even" {
+		t.Errorf("the answer is %+v", p)
+	}
+	set("10.77.0.101", api.PolicyOrder{Balance: "configured"})
+	shares("as configured again", 3, 342, 341, 341)
+
+	for _, n := range c.nodes {
+		n.cloned.Signal(syscall.SIGTERM)
+	}
+	for _, n := range c.nodes {
+		if err := n.cloned.Wait(); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, n := range c.nodes {
+		n.start()
+	}
+	c.agree(c.nodes...)
+	shares("after all have ended", 0, 342, 341, 341)
 }

@@ -45,6 +45,7 @@ func (e *engine) status() Status {
 		Findings: append([]finding.Finding{}, e.findings.Current()...), Refused: append([]membership.Refusal{}, e.node.Refused()...),
 		Offered: e.offering.rates(), Counters: e.pathCounters(), Beacons: e.node.Counters(),
 	}
+	s.Balance, s.PolicyVersion = balanceNames[view.Balance], view.Settings.ID().Version
 	if unwell := e.unwell.Load(); unwell != nil {
 		s.Unwell = append(s.Unwell, *unwell...)
 	}
