@@ -149,6 +149,9 @@ type Management struct {
 	// VIP like others: no service can have it, and a rule that disables it closes
 	// it on the VIP alone. 0: no API.
 	Port int `yaml:"port" default:"9264" min:"0" max:"65535"`
+	// Syslog is where each node sends its log lines, as RFC 5424 has it:
+	// udp://192.0.2.5:514, or tcp://192.0.2.5:601 with the length before each. None: nowhere.
+	Syslog string `yaml:"syslog" format:"syslog-url"`
 }
 
 // Service is a program that every node runs on the VIP.

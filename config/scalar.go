@@ -58,6 +58,15 @@ var Formats = map[string]Format{
 			return err == nil && (u.Port() == "" || validPort(u.Port()))
 		},
 	},
+	"syslog-url": {
+		Description: "udp:// or tcp:// with an IP address and a port, such as udp://192.0.2.5:514",
+		Pattern:     `^(udp|tcp)://(\[.+\]|[0-9.]+):[0-9]{1,5}$`,
+		check: func(s string) bool {
+			network, address, _ := strings.Cut(s, "://")
+			ap, err := netip.ParseAddrPort(address)
+			return err == nil && ap.Port() != 0 && (network == "udp" || network == "tcp")
+		},
+	},
 	"host-port": {
 		Description: "an IP address and a port, such as 127.0.0.1:25 or [::1]:25",
 		Pattern:     `^(\[.+\]|[0-9.]+):[0-9]{1,5}$`,

@@ -531,6 +531,9 @@ func (e *engine) run(ctx context.Context, g *errgroup.Group, parts context.Conte
 	g.Go(func() error { e.doctor.Run(parts); return nil })
 	g.Go(func() error { e.hearForDoctor(parts); return nil })
 	g.Go(func() error { e.watchDirected(parts); return nil })
+	if to := e.opt.Config.Management.Syslog; to != "" {
+		g.Go(func() error { return e.sendLogs(parts, to) })
+	}
 	g.Go(func() error { e.watchFindings(parts); return nil })
 	if e.opt.Config.Management.Port != 0 {
 		g.Go(func() error { e.serveAPI(parts); return nil })
