@@ -40,7 +40,7 @@ MAX_BUSY    := 3
 export CGO_ENABLED := 0
 
 DEPS_BUILD := gcc libc6-dev binutils make flex bison bc libelf-dev zstd xz-utils qemu-system-x86 ca-certificates systemd-boot-efi grub-pc-bin $(if $(KERNEL_SOURCE),,linux-source-6.12)
-DEPS_TEST  := clang llvm linux-libc-dev git iproute2 tshark curl iputils-ping iputils-arping ethtool ndisc6 procps nginx-light nftables haproxy wrk iptables sbsigntool gdisk dosfstools mtools ovmf ipxe ipxe-qemu dnsmasq-base udhcpc tftp-hpa atftp minisign qemu-system-arm qemu-efi-aarch64 keepalived prometheus rsyslog
+DEPS_TEST  := clang llvm linux-libc-dev git iproute2 tshark curl iputils-ping iputils-arping ethtool ndisc6 procps nginx-light nftables haproxy wrk iptables sbsigntool gdisk dosfstools mtools ovmf ipxe ipxe-qemu dnsmasq-base udhcpc tftp-hpa atftp minisign qemu-system-arm qemu-efi-aarch64 keepalived chromium fonts-dejavu-core mmdebstrap prometheus rsyslog
 # For boards of another architecture, whose machine is emulated.
 ifneq (,$(filter %-arm64,$(BOARD)))
 DEPS_BUILD += qemu-system-arm qemu-efi-aarch64 $(if $(filter aarch64,$(shell uname -m)),,gcc-aarch64-linux-gnu binutils-aarch64-linux-gnu)
@@ -83,9 +83,11 @@ test: deps-test image ## all tests; those that need root, namespaces or QEMU say
 	  { echo "$$busy tests found this machine too busy to judge: run them again when it has less to do" >&2; exit 1; }
 	CGO_ENABLED=1 $(GO) test -count=1 -p 1 -race -short -timeout 20m $(RACE)
 
-test-boot: deps-test stub-arm ## every way to boot, arm64 included, whose kernel is built if it is not in the cache (half an hour)
-	@$(MAKE) --no-print-directory deps kernel BOARD=generic-arm64
-	CLONECLUSTER_TEST_KERNEL_ARM64=$(CURDIR)/$(OUT)/generic-arm64/bzImage $(GO) run $(GOTESTSUM) -- -count=1 -p 1 -timeout 40m ./qemu/... ./image/...
+# Not part of "make test": two more kernels are an hour on two cores.
+test-boot: deps-test stub-arm ## every way to boot, on every board, whose kernels are built if they are not in the cache (an hour)
+	@for board in qemu-x86_64 pc-x86_64 generic-arm64; do $(MAKE) --no-print-directory deps kernel BOARD=$$board; done
+	CLONECLUSTER_TEST_KERNEL=$(CURDIR)/$(OUT)/qemu-x86_64/bzImage CLONECLUSTER_TEST_KERNEL_PC=$(CURDIR)/$(OUT)/pc-x86_64/bzImage \
+	  CLONECLUSTER_TEST_KERNEL_ARM64=$(CURDIR)/$(OUT)/generic-arm64/bzImage $(GO) run $(GOTESTSUM) -- -count=1 -p 1 -timeout 40m ./qemu/... ./image/...
 
 # The packages with goroutines that run without a kernel of their own.
 RACE := ./config/... ./netcore/filter/... ./netcore/membership/... ./netcore/api/... ./netcore/health/... ./netcore/load/... ./qemu/vswitch/... ./qemu/nethost/... ./netcore/dhcpd/... ./image/pxe/... ./uinit/... ./cmd/internal/...
@@ -101,11 +103,17 @@ bench: deps-test ## CPU per request and per frame, against a plain host, haproxy
 	$(GO) test -c -o $(OUT)/bin/bench.test ./netcore/bench
 	CLONECLUSTER_BENCH=$(CURDIR) $(OUT)/bin/bench.test -test.timeout 3h -test.v -test.run '^TestBench$$'
 
-bench-native: deps-test ## the same on the patched kernel, in QEMU (as root, on a quiet machine; ten minutes, and a kernel build the first time)
+bench-native: deps-test ## the same on the patched kernel, and behind NICs of virtio-net, in QEMU (as root; twenty minutes, and a kernel build the first time)
 	@$(MAKE) --no-print-directory kernel BOARD=pc-x86_64
 	@mkdir -p $(OUT)/bin
 	$(GO) test -c -o $(OUT)/bin/bench.test ./netcore/bench
-	CLONECLUSTER_BENCH=$(CURDIR) CLONECLUSTER_BENCH_KERNEL=$(CURDIR)/$(OUT)/pc-x86_64/bzImage $(OUT)/bin/bench.test -test.timeout 3h -test.v -test.run '^TestBenchNative$$'
+	CLONECLUSTER_BENCH=$(CURDIR) CLONECLUSTER_BENCH_KERNEL=$(CURDIR)/$(OUT)/pc-x86_64/bzImage $(OUT)/bin/bench.test -test.timeout 3h -test.v -test.run '^TestBench(Native|Virtio)$$'
+
+# Five minutes on each datapath; on native, whose processors are emulated, they take longer.
+churn: deps-test ## cables, kills, restarts and drains under load, five minutes on each datapath (as root; half an hour, and a kernel build the first time)
+	@$(MAKE) --no-print-directory kernel BOARD=pc-x86_64
+	for d in bpf raw; do CLONECLUSTER_FULL=1 CLONECLUSTER_DATAPATH=$$d $(GO) test -count=1 -timeout 20m -v -run '^TestFailoverChurn$$' ./netcore/engine; done
+	CLONECLUSTER_FULL=1 CLONECLUSTER_NATIVE_KERNEL=$(CURDIR)/$(OUT)/pc-x86_64/bzImage $(GO) test -count=1 -timeout 3h -v -run '^TestNative$$' ./netcore/engine
 
 evaluation: deps-test $(CLONECTL) ## WebStone on 1 to 8 nodes and on haproxy, nginx, xt_cluster: docs/evaluation.md (as root, on a quiet machine; two hours)
 	@mkdir -p $(OUT)/bin
@@ -173,4 +181,4 @@ $$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive $$cmd -q \
 endef
 
 FORCE:
-.PHONY: help demo image kernel deb sizes test lint bench bench-native bench-go figures fuzz clean deps deps-test test-boot stub-arm evaluation evaluation-short FORCE
+.PHONY: help demo image kernel deb sizes test lint bench bench-native bench-go churn figures fuzz clean deps deps-test test-boot stub-arm evaluation evaluation-short FORCE

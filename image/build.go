@@ -280,6 +280,9 @@ func FindSource(dir string) (string, error) {
 }
 
 func mergeModules(have []Module, info *buildinfo.BuildInfo) []Module {
+	if m := info.Main; m.Version != "" && m.Version != "(devel)" { // a program that was fetched by its import path
+		have = mergeModule(have, Module{Path: m.Path, Version: m.Version, Sum: m.Sum})
+	}
 	for _, d := range info.Deps {
 		m := Module{Path: d.Path, Version: d.Version, Sum: d.Sum}
 		if d.Replace != nil {

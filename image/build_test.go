@@ -1,17 +1,14 @@
 package image
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -125,96 +122,6 @@ func TestDebugImage(t *testing.T) {
 	}
 	if want := fmt.Sprint("commands: ", links); !strings.Contains(string(usage), want) {
 		t.Errorf("node-debug says %q; the image links to %v", usage, links)
-	}
-}
-
-// Two copies of the sources, at paths of different length, compiled into
-// different build caches by users with other habits, give the same bytes.
-func TestReproducible(t *testing.T) {
-	first, second := t.TempDir(), filepath.Join(t.TempDir(), "another", "and a longer path")
-	copyTree(t, source(t), first)
-	copyTree(t, first, second)
-	a := build(t, BaseOptions{Source: first})
-
-	t.Setenv("TZ", "Asia/Kathmandu")
-	t.Setenv("LC_ALL", "de_DE.UTF-8")
-	t.Setenv("GOFLAGS", "-tags=other")
-	t.Setenv("GOAMD64", "v3")
-	t.Setenv("GOCACHE", t.TempDir())
-	old := syscall.Umask(0o077)
-	defer syscall.Umask(old)
-	b := build(t, BaseOptions{Source: second})
-	if a.SHA256 != b.SHA256 {
-		for i := range a.Programs {
-			t.Errorf("/%s: %s and %s", a.Programs[i].Name, a.Programs[i].SHA256, b.Programs[i].SHA256)
-		}
-		t.Fatalf("two builds of the same sources differ: %s and %s", a.SHA256, b.SHA256)
-	}
-
-	for _, x := range []*Base{a, b} {
-		m, err := NewManifest("qemu-x86_64", x, &Kernel{Version: "6.12.1"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := m.Write(filepath.Join(filepath.Dir(x.Path), "manifest.json")); err != nil {
-			t.Fatal(err)
-		}
-	}
-	var texts [2][]byte
-	for i, x := range []*Base{a, b} {
-		var err error
-		if texts[i], err = os.ReadFile(filepath.Join(filepath.Dir(x.Path), "manifest.json")); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if !bytes.Equal(texts[0], texts[1]) {
-		t.Error("two builds of the same sources have different manifests:\n" + cmp.Diff(string(texts[0]), string(texts[1])))
-	}
-	m, err := ReadManifest(filepath.Join(filepath.Dir(a.Path), "manifest.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if out, ok := m.Find("base.cpio.zst"); !ok || out.SHA256 != a.SHA256 || len(m.Modules) < 5 || len(m.Inputs) != 2 || m.Go != a.Go {
-		t.Errorf("manifest = %s", texts[0])
-	}
-}
-
-// copyTree copies what the Go command reads: no version control, no results.
-func copyTree(t *testing.T, from, to string) {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("compiles the image's programs: not with -short")
-	}
-	err := filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil // somebody else's temporary file
-		}
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(from, path)
-		if err != nil {
-			return err
-		}
-		switch {
-		case d.IsDir() && (rel == "build" || rel == ".git"):
-			return filepath.SkipDir
-		case d.IsDir():
-			return os.MkdirAll(filepath.Join(to, rel), 0o755)
-		case !d.Type().IsRegular():
-			return nil
-		}
-		b, err := os.ReadFile(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		return os.WriteFile(filepath.Join(to, rel), b, 0o644)
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
 }
 

@@ -1,9 +1,12 @@
 package image
 
 import (
+	"archive/zip"
+	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -81,6 +84,86 @@ func TestBuildServices(t *testing.T) {
 	arm.Arch, arm.Before, arm.BeforeDir = "arm64", m, o2.OutDir
 	if s, err = BuildServices(t.Context(), arm); err != nil || s.Reused || s.Programs[0].SHA256 == m.Outputs[0].SHA256 {
 		t.Errorf("for arm64: %+v, %v", s, err)
+	}
+}
+
+// A service by its import path comes through the module proxy, at its version.
+func TestFetchService(t *testing.T) {
+	if testing.Short() {
+		t.Skip("compiles a service: not with -short")
+	}
+	const module, version = "example.com/tools", "v1.2.3"
+	proxy := t.TempDir()
+	write := func(name string, data []byte) {
+		t.Helper()
+		if err := WriteFile(filepath.Join(proxy, module, "@v", name), data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mod := []byte("module " + module + "\n\ngo 1.24\n")
+	var archive bytes.Buffer
+	z := zip.NewWriter(&archive)
+	for name, text := range map[string]string{
+		"go.mod":            string(mod),
+		"cmd/hello/main.go": "package main\n\nfunc main() { println(\"hello\") }\n",
+	} {
+		w, err := z.Create(module + "@" + version + "/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Write([]byte(text))
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	write(version+".info", []byte(`{"Version":"`+version+`"}`))
+	write(version+".mod", mod)
+	write(version+".zip", archive.Bytes())
+	write("list", []byte(version+"\n"))
+	t.Setenv("GOPROXY", "file://"+proxy)
+	t.Setenv("GONOSUMDB", module)
+	t.Setenv("GOTOOLCHAIN", "local")
+	t.Setenv("GOMODCACHE", t.TempDir())
+	t.Cleanup(func() { exec.Command("go", "clean", "-modcache").Run() }) // nobody may write there
+
+	service := func(build string) ServiceOptions {
+		return ServiceOptions{Config: withServices(t, "  - {name: hello, run: [/bin/hello], build: "+build+"}\n"), Arch: "amd64", OutDir: t.TempDir(), TempDir: t.TempDir()}
+	}
+	o := service(module + "/cmd/hello@" + version)
+	s, err := BuildServices(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := s.Services[0].Modules; len(s.Services) != 1 || len(m) != 1 || m[0].Path != module || m[0].Version != version || !strings.HasPrefix(m[0].Sum, "h1:") {
+		t.Errorf("services = %+v", s.Services)
+	}
+	packed, err := os.ReadFile(s.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(t.TempDir(), "hello")
+	if err := os.WriteFile(program, []byte(content(t, unpack(t, packed), "bin/hello")), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if runtime.GOARCH == "amd64" {
+		if out, err := exec.Command(program).CombinedOutput(); err != nil || string(out) != "hello\n" {
+			t.Errorf("it says %q, %v", out, err)
+		}
+	}
+	o.Before = &Manifest{Recipe: Recipe, Arch: "amd64", Services: s.Services, Inputs: s.Inputs, Outputs: append(s.Programs, s.File)}
+	o.BeforeDir = o.OutDir
+	t.Setenv("GOPROXY", "off") // nothing is asked for again
+	if s, err = BuildServices(t.Context(), o); err != nil || !s.Reused {
+		t.Errorf("again: %+v, %v", s, err)
+	}
+	t.Setenv("GOPROXY", "file://"+proxy)
+	for build, want := range map[string]string{
+		module + "/cmd/hello@v1.2.4": "services.hello.build: fetching " + module + "/cmd/hello@v1.2.4: ",
+		module + "/cmd/none@v1.2.3":  "does not contain package " + module + "/cmd/none",
+	} {
+		if _, err := BuildServices(t.Context(), service(build)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("of %s: %v; want an error with %q", build, err, want)
+		}
 	}
 }
 

@@ -695,7 +695,7 @@ func (p *pid1) start(c *child) {
 		health, pid := s.Health, pid
 		go func() {
 			defer catch(p.log, "the health check of "+name)
-			probe.Repeat(ctx, health.Interval, health.Timeout, question(health), func(err error) {
+			probe.Repeat(ctx, health.Interval, health.Timeout, nil, question(health), func(err error) {
 				p.tell(func() { p.sup.checked(name, pid, err, sinceBoot()) })
 			})
 		}()

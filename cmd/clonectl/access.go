@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -28,6 +29,7 @@ import (
 type access struct {
 	cluster   string
 	addresses []string
+	role      api.Role // of the certificate that is made with the key; "": control
 }
 
 func (a *access) add(cmd *cobra.Command) {
@@ -65,7 +67,7 @@ func (a *access) client(ctx context.Context) (*api.Client, string, error) {
 	if info, serr := os.Stat(path); serr == nil && info.IsDir() {
 		conf, at, err = issuedAccess(path)
 	} else {
-		conf, at, err = keyAccess(path)
+		conf, at, err = keyAccess(path, cmp.Or(a.role, api.RoleControl))
 	}
 	if err != nil {
 		return nil, "", err
@@ -103,7 +105,7 @@ func (a *access) path() (string, error) {
 }
 
 // keyAccess makes a certificate with the cluster's key.
-func keyAccess(path string) (*tls.Config, targetOf, error) {
+func keyAccess(path string, role api.Role) (*tls.Config, targetOf, error) {
 	data, name, err := readConfigFile(os.Stdin, path)
 	if err != nil {
 		return nil, targetOf{}, err
@@ -126,7 +128,7 @@ func keyAccess(path string) (*tls.Config, targetOf, error) {
 	if err != nil {
 		return nil, at, err
 	}
-	cert, err := authority.Issue(api.RoleControl, whoAmI(), time.Now().AddDate(0, 0, ownCertDays))
+	cert, err := authority.Issue(role, whoAmI(), time.Now().AddDate(0, 0, ownCertDays))
 	if err != nil {
 		return nil, at, err
 	}

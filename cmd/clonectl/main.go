@@ -101,6 +101,7 @@ time of "drain --wait" or "reboot --wait" ran out, 130 interrupted (but Ctrl-C i
 		grouped("run", newBenchCmd()),
 		grouped("configure", newConfigCmd()),
 		grouped("operate", newStatusCmd()),
+		grouped("operate", newDashboardCmd()),
 		grouped("operate", newDrainCmd()),
 		grouped("operate", newResumeCmd()),
 		grouped("operate", newDoctorCmd()),

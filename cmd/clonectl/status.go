@@ -162,6 +162,9 @@ func printCluster(w io.Writer, c *api.Cluster) {
 		fmt.Fprintf(w, "%-*s  %-10s %7d %6d %4.0f%% %6d %7s  %s\n", name, label, s.State, m.Buckets, m.Weight, 100*m.Busy, m.Flows,
 			upFor(time.Duration(s.UptimeSec*float64(time.Second))), datapathOf(s))
 	}
+	if asked != nil {
+		printOffered(w, &asked.Offered)
+	}
 	switch len(builds) {
 	case 0:
 	case 1:
@@ -198,6 +201,26 @@ func printCluster(w io.Writer, c *api.Cluster) {
 			fmt.Fprintln(w, "  "+wrap("-> "+printable(f.Fix), 76, "     "))
 		}
 	}
+}
+
+// printOffered writes what clients send to all nodes together.
+func printOffered(w io.Writer, o *api.Offered) {
+	fmt.Fprintf(w, "\noffered: %s frames/s, %s connections/s", perSecond(o.FramesPerSecond), perSecond(max(0, o.SYNsPerSecond-o.SYNsAgainPerSecond)))
+	if o.SYNsAgainPerSecond > 0 {
+		fmt.Fprintf(w, "; SYNs again: %s/s", perSecond(o.SYNsAgainPerSecond))
+	}
+	if o.UnownedPerSecond > 0 {
+		fmt.Fprintf(w, "; for nobody: %s/s", perSecond(o.UnownedPerSecond))
+	}
+	fmt.Fprintln(w)
+}
+
+// perSecond has a digit behind the point where that matters.
+func perSecond(rate float64) string {
+	if rate > 0 && rate < 10 {
+		return fmt.Sprintf("%.1f", rate)
+	}
+	return fmt.Sprintf("%.0f", rate)
 }
 
 // marks are what a finding of a level begins with.

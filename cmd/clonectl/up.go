@@ -164,6 +164,9 @@ func (u *up) run(ctx context.Context, stdout io.Writer) error {
 		return u.once(ctx, stdout)
 	}
 	u.say("the cluster answers on %s   (try: curl %swhoami)   Ctrl-C ends it", u.hint, u.hint)
+	if u.o.api != "" && u.cfg.Management.Port != 0 {
+		u.say("to see in the browser what the nodes do, from another terminal: %s dashboard", os.Args[0])
+	}
 	u.status("%s   Ctrl-C ends it", u.hint)
 	return u.stay(ctx)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"debug/elf"
 	"fmt"
 	"os"
 	"os/exec"
@@ -24,7 +25,7 @@ func builtPackage(t *testing.T) string {
 			t.Fatal(err)
 		}
 		builtDir = dir
-		builtDeb = buildPackage(t, dir, "022")
+		builtDeb = buildPackage(t, dir, "022", "amd64")
 	})
 	if builtDeb == "" {
 		t.Fatal("the package could not be built")
@@ -37,10 +38,10 @@ var (
 	builtDir, builtDeb string
 )
 
-// buildPackage gives the path of the package, from "make deb" into a folder.
-func buildPackage(t *testing.T, out, umask string) string {
+// buildPackage gives the path of the package for an architecture, from "make deb" into a folder.
+func buildPackage(t *testing.T, out, umask, arch string) string {
 	t.Helper()
-	cmd := exec.Command("sh", "-c", fmt.Sprintf("umask %s && exec make -s -C ../.. deb OUT=%s VERSION=1.2", umask, out))
+	cmd := exec.Command("sh", "-c", fmt.Sprintf("umask %s && exec make -s -C ../.. deb OUT=%s VERSION=1.2 GOARCH=%s", umask, out, arch))
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(e string) bool { return strings.HasPrefix(e, "MAKE") || strings.HasPrefix(e, "GOARCH=") })
 	if msg, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("make deb: %v: %s", err, msg)
@@ -67,7 +68,7 @@ func needPackage(t *testing.T) {
 // TestPackage: built twice it is bit by bit the same, and what is in it works.
 func TestPackage(t *testing.T) {
 	needPackage(t)
-	first, second := builtPackage(t), buildPackage(t, t.TempDir(), "077")
+	first, second := builtPackage(t), buildPackage(t, t.TempDir(), "077", "amd64")
 	a, err := os.ReadFile(first)
 	if err != nil {
 		t.Fatal(err)
@@ -80,8 +81,50 @@ func TestPackage(t *testing.T) {
 		t.Errorf("two builds differ: %d and %d bytes", len(a), len(b))
 	}
 	root := t.TempDir()
-	if out, err := exec.Command("dpkg-deb", "-x", first, root).CombinedOutput(); err != nil {
+	inspect(t, first, root, "amd64", elf.EM_X86_64)
+
+	if os.Geteuid() != 0 {
+		t.Skip("the check of a machine needs root")
+	}
+	bed := netnstest.New(t, cloneMAC)
+	h := bed.Host("node", "", "10.77.0.101/24")
+	file := filepath.Join(bed.Dir, "cluster.yaml")
+	if err := os.WriteFile(file, []byte(exampleConfig(t)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := h.Try(filepath.Join(root, "usr/sbin/cloned"), "check", "--config", file)
+	// No nginx runs: 1, a warning.
+	if exit, ok := err.(interface{ Unwrap() error }); !ok || exit.Unwrap().Error() != "exit status 1" || !strings.Contains(out, "nobody on the segment has the VIP yet") {
+		t.Errorf("cloned check of the package: %v:\n%s", err, out)
+	}
+	t.Logf("\n%s", out)
+}
+
+// TestPackageARM64: the package for arm64 has the same files, with programs for that.
+func TestPackageARM64(t *testing.T) {
+	needPackage(t)
+	inspect(t, buildPackage(t, t.TempDir(), "022", "arm64"), t.TempDir(), "arm64", elf.EM_AARCH64)
+}
+
+// inspect unpacks a package and looks at what is in it.
+func inspect(t *testing.T, deb, root, arch string, machine elf.Machine) {
+	t.Helper()
+	if out, err := exec.Command("dpkg-deb", "-x", deb, root).CombinedOutput(); err != nil {
 		t.Fatalf("dpkg-deb -x: %v: %s", err, out)
+	}
+	if out, err := exec.Command("dpkg-deb", "-f", deb, "Architecture").Output(); err != nil || strings.TrimSpace(string(out)) != arch {
+		t.Errorf("the package is for %q, %v; want %s", out, err, arch)
+	}
+	for _, program := range []string{"usr/sbin/cloned", "usr/bin/clonectl"} {
+		f, err := elf.Open(filepath.Join(root, program))
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if f.Machine != machine {
+			t.Errorf("%s is for %v; want %v", program, f.Machine, machine)
+		}
+		f.Close()
 	}
 	for _, file := range []string{
 		"usr/sbin/cloned", "usr/bin/clonectl", "usr/lib/systemd/system/cloned.service", "usr/lib/systemd/networkd.conf.d/clonecluster.conf",
@@ -99,27 +142,11 @@ func TestPackage(t *testing.T) {
 		t.Errorf("/etc/clonecluster has %v, %v; want an empty folder", entries, err)
 	}
 	if _, err := exec.LookPath("lintian"); err == nil {
-		out, err := exec.Command("lintian", "--allow-root", "--fail-on", "error,warning", first).CombinedOutput()
+		out, err := exec.Command("lintian", "--allow-root", "--fail-on", "error,warning", deb).CombinedOutput()
 		if err != nil {
 			t.Errorf("lintian: %v: %s", err, out)
 		}
 	}
-
-	if os.Geteuid() != 0 {
-		t.Skip("the check of a machine needs root")
-	}
-	bed := netnstest.New(t, cloneMAC)
-	h := bed.Host("node", "", "10.77.0.101/24")
-	file := filepath.Join(bed.Dir, "cluster.yaml")
-	if err := os.WriteFile(file, []byte(exampleConfig(t)), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	out, err := h.Try(filepath.Join(root, "usr/sbin/cloned"), "check", "--config", file)
-	// No nginx runs: 1, a warning.
-	if exit, ok := err.(interface{ Unwrap() error }); !ok || exit.Unwrap().Error() != "exit status 1" || !strings.Contains(out, "nobody on the segment has the VIP yet") {
-		t.Errorf("cloned check of the package: %v:\n%s", err, out)
-	}
-	t.Logf("\n%s", out)
 }
 
 // TestExample: the package's example is no configuration until it has a key.

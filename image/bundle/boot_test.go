@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"clonecluster/image"
 	"clonecluster/image/disk"
 	"clonecluster/image/keys"
 	"clonecluster/image/pxe"
@@ -77,7 +78,8 @@ func TestBuiltBoots(t *testing.T) {
 		})
 	})
 	t.Run("pc-x86_64", func(t *testing.T) {
-		usb := edited(t, buildFor(t, "pc-x86_64", qemutest.KernelPC(t)))
+		dir, _ := buildFor(t, "pc-x86_64", qemutest.KernelPC(t))
+		usb := edited(t, dir)
 		t.Run("stick by SeaBIOS", func(t *testing.T) {
 			answers(t, lab.Boot{Firmware: qemu.BIOS, Disks: stick(usb, qemu.USB)}, "shop", "")
 		})
@@ -90,23 +92,25 @@ func TestBuiltBoots(t *testing.T) {
 		kernel := qemutest.KernelARM64(t)
 		qemutest.Emulator(t, qemu.Virt)
 		qemutest.Firmware(t, qemu.Virt, qemu.UEFI)
-		usb := edited(t, buildFor(t, "generic-arm64", kernel))
+		dir, _ := buildFor(t, "generic-arm64", kernel)
+		usb := edited(t, dir)
 		answers(t, lab.Boot{Machine: qemu.Virt, Firmware: qemu.UEFI, Disks: stick(usb, qemu.USB)}, "shop", "")
 	})
 }
 
-// buildFor builds for a board around its kernel, and gives the folder.
-func buildFor(t *testing.T, board, kernel string) string {
+// buildFor builds for a board around its kernel.
+func buildFor(t *testing.T, board, kernel string) (dir string, m *image.Manifest) {
 	t.Helper()
 	o := plainOptions(board, kernel, filepath.Join(t.TempDir(), "out"))
 	o.Kernel.CacheDir = qemutest.CacheDir()
 	if _, _, err := uki.Stub(o.Board.Arch, filepath.Join(o.Kernel.CacheDir, "stub")); err != nil {
 		t.Skip(err)
 	}
-	if _, err := Build(t.Context(), o); err != nil {
+	m, err := Build(t.Context(), o)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return o.OutDir
+	return o.OutDir, m
 }
 
 // edited gives the stick of a folder with another name of the cluster in its

@@ -237,12 +237,16 @@ func TestRebuilt(t *testing.T) {
 		slices.Sort(names)
 		return names
 	}
-	begin := time.Now()
+	begin, used := time.Now(), cpuTime(t)
 	o := options(t, dir)
 	if _, err := Build(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("a build without a change took %v", time.Since(begin))
+	used = cpuTime(t) - used
+	t.Logf("a build without a change took %v, and %v of CPU time", time.Since(begin), used)
+	if used > 3*time.Second { // not the time that others' work makes it wait
+		t.Errorf("a build without a change takes %v of CPU time; want less than 3s", used)
+	}
 	if got := touched(); len(got) > 0 {
 		t.Errorf("a build without a change wrote %v", got)
 	}
@@ -304,6 +308,19 @@ func TestRebuilt(t *testing.T) {
 	}
 }
 
+// cpuTime is what this process and the programs that it has called have used.
+func cpuTime(t *testing.T) (used time.Duration) {
+	t.Helper()
+	for _, who := range []int{unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN} {
+		var r unix.Rusage
+		if err := unix.Getrusage(who, &r); err != nil {
+			t.Fatal(err)
+		}
+		used += time.Duration(r.Utime.Nano() + r.Stime.Nano())
+	}
+	return used
+}
+
 // damage replaces a file, which may be a link, by what f makes of it.
 func damage(t *testing.T, path string, f func([]byte) []byte) {
 	t.Helper()
@@ -350,6 +367,19 @@ func TestBuildErrors(t *testing.T) {
 	}
 	if _, err := Content(&config.Config{Services: []config.Service{{Name: "a", Content: "none"}}}, t.TempDir(), ""); err == nil || !strings.Contains(err.Error(), "services.a.content: ") {
 		t.Errorf("Content of a folder that is not there: %v", err)
+	}
+}
+
+// Without GRUB there is no stick for a PC, and nothing is begun.
+func TestNoGRUB(t *testing.T) {
+	o := options(t, filepath.Join(t.TempDir(), "out"))
+	t.Setenv("PATH", t.TempDir())
+	_, err := Build(t.Context(), o)
+	if want := "the USB image needs it: grub-mkimage is not installed (apt-get install grub-pc-bin)"; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("Build = %v; want an error with %q", err, want)
+	}
+	if _, err := os.Stat(o.OutDir); err == nil {
+		t.Error("a failed build left its folder")
 	}
 }
 
@@ -481,6 +511,11 @@ func TestSecureBoot(t *testing.T) {
 	if p, err := Rebuild(t.Context(), dir, m, options(t, ""), t.TempDir()); p != nil || err != nil {
 		t.Errorf("Rebuild = %v, %v", p, err)
 	}
+	// What was signed is compared, whatever the signature says.
+	damage(t, filepath.Join(dir, EFIName), func(b []byte) []byte { b[len(b)/2] ^= 1; return b })
+	if p, err := Rebuild(t.Context(), dir, m, options(t, ""), t.TempDir()); err != nil || p == nil || p.File != EFIName || !strings.Contains(p.Message, "first in its section .initrd") {
+		t.Errorf("Rebuild of a changed .efi = %v, %v", p, err)
+	}
 }
 
 // secureBoot gives what the keys of a folder sign with.
@@ -604,23 +639,6 @@ func TestRebuild(t *testing.T) {
 	if p, err := Rebuild(t.Context(), dir, m, options(t, ""), t.TempDir()); p != nil || err != nil {
 		t.Fatalf("Rebuild = %v, %v", p, err)
 	}
-	// A file that somebody has changed, with a manifest that agrees with it.
-	records, err := unpack(read(t, dir, image.ServicesName))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(records) != 2 {
-		t.Fatalf("%d records", len(records))
-	}
-	plain := bytes.Clone(read(t, dir, image.ServicesName))
-	at := len(plain) / 2
-	plain[at] ^= 1
-	if err := image.WriteFile(filepath.Join(dir, image.ServicesName), plain, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if p, err := Rebuild(t.Context(), dir, m, options(t, ""), t.TempDir()); err != nil || p == nil || p.File != image.ServicesName {
-		t.Errorf("Rebuild of a changed member = %v, %v", p, err)
-	}
 	changed := *m
 	changed.Inputs = slices.Clone(m.Inputs)
 	i := slices.IndexFunc(changed.Inputs, func(f image.File) bool { return f.Name == "source/cmd/node/main.go" })
@@ -628,6 +646,64 @@ func TestRebuild(t *testing.T) {
 	if p, err := Rebuild(t.Context(), dir, &changed, options(t, ""), t.TempDir()); err != nil || p == nil || p.String() != "source/cmd/node/main.go: is an input, and has changed since" {
 		t.Errorf("Rebuild from other sources = %v, %v", p, err)
 	}
+}
+
+// Whatever output is not as it was built, it is named, and the first of those that
+// are made of each other.
+func TestCompare(t *testing.T) {
+	again, m := buildOnce(t)
+	for _, name := range order(m) {
+		dir, _ := buildOnce(t)
+		damage(t, filepath.Join(dir, name), func(b []byte) []byte { b[len(b)/2] ^= 1; return b })
+		p, err := compare(dir, again, m, m)
+		if err != nil || p == nil || p.File != name || !strings.HasPrefix(p.Message, "differs from what was built again") {
+			t.Errorf("of a changed %s: %v, %v", name, p, err)
+		}
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+		if p, err := compare(dir, again, m, m); err != nil || p == nil || p.String() != name+": is missing" {
+			t.Errorf("without %s: %v, %v", name, p, err)
+		}
+	}
+	dir, _ := buildOnce(t)
+	for _, name := range []string{ConfigName, InitrdName, StickName, ManifestName} {
+		damage(t, filepath.Join(dir, name), func(b []byte) []byte { b[len(b)/2] ^= 1; return b })
+	}
+	if p, err := compare(dir, again, m, m); err != nil || p == nil || p.File != ConfigName {
+		t.Errorf("of several: %v, %v; want %s", p, err, ConfigName)
+	}
+}
+
+// An archive from anywhere gives members that are no more than it holds, or an error.
+func FuzzUnpack(f *testing.F) {
+	plain, _, err := image.ConfigMember([]byte(withService), map[string]string{"srv/hello": "testdata/www"}, time.Time{})
+	if err != nil {
+		f.Fatal(err)
+	}
+	packed, err := image.Compress(plain)
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, seed := range [][]byte{plain, packed, plain[:len(plain)/2], []byte("070701")} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		records, err := unpack(data)
+		if err != nil {
+			return
+		}
+		n := 0
+		for _, r := range records {
+			n += len(r.data)
+		}
+		if bytes.HasPrefix(data, []byte("0707")) && n > len(data) {
+			t.Errorf("%d bytes have %d bytes in them", len(data), n)
+		}
+		if _, _, err := unpackConfig(data, t.TempDir()); err != nil {
+			return
+		}
+	})
 }
 
 func TestInside(t *testing.T) {
@@ -642,6 +718,11 @@ func TestInside(t *testing.T) {
 	}
 	if got := inside(pack("a"), pack("b")); got != ", first in its member "+image.ConfigFile {
 		t.Errorf("inside = %q", got)
+	}
+	cut := pack("a")
+	cut = cut[:bytes.Index(cut, []byte("\nservices:"))] // within the first file
+	if _, err := unpack(cut); err == nil || !strings.Contains(err.Error(), " is truncated: ") {
+		t.Errorf("unpack of half an archive: %v", err)
 	}
 	if got := inside([]byte("abc"), []byte("abd")); got != ", first at byte 2" {
 		t.Errorf("inside = %q", got)

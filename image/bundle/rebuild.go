@@ -234,6 +234,9 @@ func unpack(data []byte) (list []record, err error) {
 		if err != nil {
 			return nil, err
 		}
+		if uint64(len(content)) != rec.FileSize {
+			return nil, fmt.Errorf("%s is truncated: %d of %d bytes", rec.Name, len(content), rec.FileSize)
+		}
 		list = append(list, record{rec.Name, rec.Mode, content})
 	}
 }

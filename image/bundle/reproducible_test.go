@@ -15,12 +15,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"clonecluster/image"
+	"clonecluster/qemu/qemutest"
 )
 
-// helperOut in the environment makes the test program build into that folder,
-// around the kernel that helperKernel names, from the working directory.
+// helperOut in the environment makes the test program build into that folder, for
+// the board helperBoard around the kernel that helperKernel names, from the working
+// directory.
 const (
 	helperOut    = "CLONECLUSTER_BUNDLE_OUT"
+	helperBoard  = "CLONECLUSTER_BUNDLE_BOARD"
 	helperKernel = "CLONECLUSTER_BUNDLE_KERNEL"
 	helperUmask  = "CLONECLUSTER_BUNDLE_UMASK"
 )
@@ -29,8 +32,9 @@ func helper() int {
 	var umask int
 	fmt.Sscanf(os.Getenv(helperUmask), "%o", &umask)
 	syscall.Umask(umask)
-	_, err := Build(context.Background(), plainOptions("qemu-x86_64", os.Getenv(helperKernel), os.Getenv(helperOut)))
-	if err != nil {
+	o := plainOptions(os.Getenv(helperBoard), os.Getenv(helperKernel), os.Getenv(helperOut))
+	o.Kernel.CacheDir = filepath.Dir(os.Getenv(helperKernel)) // for the stub
+	if _, err := Build(context.Background(), o); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -38,14 +42,25 @@ func helper() int {
 }
 
 // All outputs are the same from another directory, at another time, with another
-// umask and time zone, by another user with a build cache of its own.
+// umask and time zone, by another user with other habits and an empty build cache.
 func TestReproducible(t *testing.T) {
-	first, m := buildOnce(t)
+	t.Run("qemu-x86_64", func(t *testing.T) {
+		dir, m := buildOnce(t)
+		reproduce(t, dir, m, options(t, "").Built.Image)
+	})
+	t.Run("generic-arm64", func(t *testing.T) {
+		kernel := qemutest.KernelARM64(t)
+		dir, m := buildFor(t, "generic-arm64", kernel)
+		reproduce(t, dir, m, kernel)
+	})
+}
+
+// reproduce compares what is in the folder first with what another user builds.
+func reproduce(t *testing.T, first string, m *image.Manifest, kernel string) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("builds as another user: needs root")
 	}
-	bzImage := options(t, "").Built.Image
-
 	top, err := os.MkdirTemp("", "clonecluster-another-") // t.TempDir is nobody's to enter
 	if err != nil {
 		t.Fatal(err)
@@ -60,7 +75,12 @@ func TestReproducible(t *testing.T) {
 	}
 	self := filepath.Join(top, "bin", "build")
 	copyFile(t, os.Args[0], self, 0o755)
-	copyFile(t, bzImage, filepath.Join(top, "bin", "bzImage"), 0o644)
+	copyFile(t, kernel, filepath.Join(top, "bin", "bzImage"), 0o644)
+	if stubs := filepath.Join(qemutest.CacheDir(), "stub"); exists(stubs) {
+		if err := os.CopyFS(filepath.Join(top, "bin", "stub"), os.DirFS(stubs)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	const nobody = 65534
 	if out, err := exec.Command("chown", "-R", fmt.Sprintf("%d:%d", nobody, nobody), top).CombinedOutput(); err != nil {
 		t.Fatal(err, string(out))
@@ -97,8 +117,8 @@ func TestReproducible(t *testing.T) {
 	cmd.Dir = filepath.Join(tree, "image", "bundle")
 	cmd.Env = []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + filepath.Join(top, "home"), "GOCACHE=" + filepath.Join(top, "gocache"), "GOMODCACHE=" + modules,
-		"GOPROXY=off", "GOFLAGS=-mod=mod", "TMPDIR=" + filepath.Join(top, "tmp"), "TZ=Asia/Kathmandu", "LC_ALL=C.UTF-8", "SOURCE_DATE_EPOCH=1234567890",
-		helperOut + "=" + second, helperKernel + "=" + filepath.Join(top, "bin", "bzImage"), helperUmask + "=077",
+		"GOPROXY=off", "GOFLAGS=-mod=mod -tags=other", "GOAMD64=v3", "TMPDIR=" + filepath.Join(top, "tmp"), "TZ=Asia/Kathmandu", "LC_ALL=C.UTF-8", "SOURCE_DATE_EPOCH=1234567890",
+		helperOut + "=" + second, helperBoard + "=" + m.Board, helperKernel + "=" + filepath.Join(top, "bin", "bzImage"), helperUmask + "=077",
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 	if out, err := cmd.CombinedOutput(); err != nil {

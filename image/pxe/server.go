@@ -22,6 +22,7 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"golang.org/x/sync/errgroup"
 
+	"clonecluster/image/pxe/datagram"
 	"clonecluster/image/pxe/tftp"
 	"clonecluster/netcore/dhcpd"
 )
@@ -332,23 +333,15 @@ func (s *Server) Run(ctx context.Context) error {
 
 // read hands the DHCP messages of a socket on until ctx ends.
 func (s *Server) read(ctx context.Context, c net.PacketConn, handle func(*dhcpv4.DHCPv4, net.Addr)) error {
-	buf := make([]byte, 1500)
-	for {
-		n, from, err := c.ReadFrom(buf)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
-			var t net.Error
-			if errors.As(err, &t) && t.Timeout() {
-				continue
-			}
-			return fmt.Errorf("reading DHCP messages: %w", err)
-		}
-		if m := parse(buf[:n]); m != nil {
+	err := datagram.Read(ctx, c, func(data []byte, from net.Addr) {
+		if m := parse(data); m != nil {
 			handle(m, from)
 		}
+	})
+	if err != nil {
+		return fmt.Errorf("reading DHCP messages: %w", err)
 	}
+	return nil
 }
 
 func (s *Server) allowed(mac [6]byte) bool {

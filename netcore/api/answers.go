@@ -45,6 +45,17 @@ type Findings struct {
 // Examination is the answer to GET /v1/doctor and POST /v1/doctor.
 type Examination = doctor.Examination
 
+// OfferedBuckets is the answer to GET /v1/offered: what each of the 1024 buckets was
+// offered since the engine of the node that is asked began.
+type OfferedBuckets struct {
+	Node      string    `json:"node"`
+	Time      time.Time `json:"time"`
+	Total     Offered   `json:"total"`
+	Frames    []uint64  `json:"frames"`
+	SYNs      []uint64  `json:"syns"`
+	SYNsAgain []uint64  `json:"syns_again"`
+}
+
 // Which is the answer to GET /v1/which: who takes a client's connection.
 type Which struct {
 	Client   string `json:"client"`

@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -227,13 +226,8 @@ func TestCluster(t *testing.T) {
 	nodes := startAll(t, 3, Limits{Ask: 300 * time.Millisecond})
 	// One that takes connections and says nothing, one that is not reached at all,
 	// one that has gone, and one in whose place another answers.
-	silent, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer silent.Close()
 	nodes[0].peers = append(nodes[0].peers,
-		Peer{Node: "02:00:00:00:00:0a", Addresses: []netip.AddrPort{netip.MustParseAddrPort(silent.Addr().String())}},
+		Peer{Node: "02:00:00:00:00:0a", Addresses: deaf(t)},
 		Peer{Node: "02:00:00:00:00:0b"},
 		Peer{Node: "02:00:00:00:00:0c", Gone: "12s ago: lost"},
 		Peer{Node: "02:00:00:00:00:0d", Addresses: []netip.AddrPort{nodes[1].at}})

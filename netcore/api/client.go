@@ -179,6 +179,11 @@ func (c *Client) ask(ctx context.Context, method, path string, query url.Values,
 	return nil, &Error{resp.StatusCode, p.Error}
 }
 
+// Open asks for something that is no JSON, of which the caller closes the body.
+func (c *Client) Open(ctx context.Context, path string) (*http.Response, error) {
+	return c.ask(ctx, http.MethodGet, path, nil, nil, nil)
+}
+
 // Get asks for something and reads the answer into out.
 func (c *Client) Get(ctx context.Context, path string, query url.Values, out any) error {
 	return c.do(ctx, http.MethodGet, path, query, nil, out)
@@ -230,7 +235,7 @@ func (c *Client) Follow(ctx context.Context, path string, query url.Values, each
 // here writes them.
 func readEvents(r io.Reader, each func(data []byte) error) error {
 	lines := bufio.NewScanner(r)
-	lines.Buffer(make([]byte, 4096), 1<<20)
+	lines.Buffer(make([]byte, 4096), mostAnswer)
 	for lines.Scan() {
 		if data, ok := bytes.CutPrefix(lines.Bytes(), []byte("data:")); ok {
 			if err := each(bytes.TrimPrefix(data, []byte(" "))); err != nil {

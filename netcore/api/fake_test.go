@@ -42,10 +42,18 @@ type engine struct {
 	found   []finding.Finding
 }
 
-func (e *engine) Self() (string, string) { return e.id, e.host }
-func (e *engine) Health() Health         { return Health{State: "serving", OK: !e.isDrained()} }
+func (e *engine) Self() (string, string)  { return e.id, e.host }
+func (e *engine) Offered() OfferedBuckets { return OfferedBuckets{Node: e.id} }
+func (e *engine) Health() Health          { return Health{State: "serving", OK: !e.isDrained()} }
 func (e *engine) Status() Status {
-	return Status{Cluster: "test", Name: e.host, WireMAC: e.id, Drain: Drain{Draining: e.isDrained()}, Findings: e.found}
+	s := Status{Cluster: "test", Name: e.host, WireMAC: e.id, Drain: Drain{Draining: e.isDrained()}, Map: 1, Findings: e.found}
+	s.Members = []Member{{Node: e.id, Name: e.host, Self: true, Live: true, State: "serving"}}
+	for _, p := range e.Peers() {
+		if p.Gone == "" {
+			s.Members = append(s.Members, Member{Node: p.Node, Name: p.Name, Live: true, State: "serving"})
+		}
+	}
+	return s
 }
 func (e *engine) Drain(_ context.Context, o Order, who string)  { e.order(true, o, who) }
 func (e *engine) Resume(_ context.Context, o Order, who string) { e.order(false, o, who) }
@@ -95,6 +103,10 @@ func (e *engine) Peers() []Peer {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return append([]Peer(nil), e.peers...)
+}
+
+func (e *engine) Owners() Owners {
+	return Owners{Map: 1, Nodes: []string{e.id}, Buckets: make([]byte, 1024)}
 }
 
 func (e *engine) Logs(_ context.Context, after uint64) ([]LogLine, string, uint64, <-chan struct{}, error) {
@@ -203,4 +215,15 @@ func (n *node) client(t testing.TB, role Role) *Client {
 	c := NewClient(issued(t, authority(t, testKey), role, "tester"), n.at)
 	t.Cleanup(c.Close)
 	return c
+}
+
+// deaf is where connections are taken, and nothing is said.
+func deaf(t testing.TB) []netip.AddrPort {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return []netip.AddrPort{netip.MustParseAddrPort(l.Addr().String())}
 }

@@ -50,6 +50,8 @@ var Routes = []Route{
 	{Method: "GET", Path: "/v1/status", Name: "status", Summary: "What a node does, and what it knows of the others", Role: RoleReadOnly, Answer: Status{}, OfNode: true},
 	{Method: "GET", Path: "/v1/cluster", Name: "cluster", Summary: "The status of all nodes, and who did not answer", Role: RoleReadOnly, Answer: Cluster{}},
 	{Method: "GET", Path: "/v1/findings", Name: "findings", Summary: "What all nodes have noticed and somebody should look at", Role: RoleReadOnly, Answer: Findings{}},
+	{Method: "GET", Path: "/v1/offered", Name: "offered", Summary: "What clients send, by bucket, whoever takes it: each node sees all of it", Role: RoleReadOnly, Answer: OfferedBuckets{}, OfNode: true},
+	{Method: "GET", Path: "/v1/live", Name: "live", Summary: "What all nodes do and what happens, as the dashboard shows it", Role: RoleReadOnly, Answer: Live{}, Events: Live{}, Params: []Param{followParam}},
 	{Method: "GET", Path: "/v1/which", Name: "which", Summary: "Which node takes a client's connection, and why", Role: RoleReadOnly, Answer: Which{}, Params: []Param{
 		{Name: "client", About: "the client's address, with its port if it is known: 192.0.2.1:40000, [2001:db8::1]:40000", Required: true},
 		{Name: "port", About: "the port of the VIP", Required: true},

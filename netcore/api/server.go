@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"clonecluster/netcore/capture"
+	"clonecluster/netcore/dashboard"
 	"clonecluster/netcore/finding"
 )
 
@@ -29,6 +30,7 @@ type Backend interface {
 	// Self is the node's id, which is its wire MAC, and the name of its host.
 	Self() (id, host string)
 	Health() Health
+	Offered() OfferedBuckets
 	Status() Status
 	// Drain and Resume do as they are told by who, and return at once.
 	Drain(ctx context.Context, why Order, who string)
@@ -40,6 +42,8 @@ type Backend interface {
 	Which(Flow) (Which, error)
 	// Peers are the other nodes, and those that were there a while ago.
 	Peers() []Peer
+	// Owners is the present map.
+	Owners() Owners
 	Events() *Record[Event]
 	// Logs gives the lines after an id; more is closed when others come, and nil
 	// if that is not known.
@@ -138,6 +142,9 @@ type Server struct {
 	clusterMu sync.Mutex
 	cluster   Cluster
 	clusterAt time.Time
+
+	watchMu  sync.Mutex
+	watching *watch // while somebody looks
 }
 
 // NewServer makes the server of a node; Serve runs it.
@@ -205,11 +212,22 @@ type problem struct {
 
 func (s *Server) handler() http.Handler {
 	serve := map[string]func(http.ResponseWriter, *http.Request) (any, error){
-		"health": s.health, "status": s.status, "cluster": s.askCluster, "findings": s.findings, "which": s.which, "events": s.events,
-		"examination": s.examination, "examine": s.examine, "logs": s.logs, "boot": s.boot, "capture": s.capture, "metrics": s.metrics,
+		"health": s.health, "status": s.status, "cluster": s.askCluster, "findings": s.findings, "offered": s.offered, "which": s.which, "events": s.events,
+		"examination": s.examination, "examine": s.examine, "logs": s.logs, "boot": s.boot, "capture": s.capture, "metrics": s.metrics, "live": s.live,
 		"drain": s.order(atOnce(s.backend.Drain)), "resume": s.order(atOnce(s.backend.Resume)), "reboot": s.order(s.backend.Reboot),
 	}
-	byPath := map[string][]Route{}
+	serve["page"] = func(w http.ResponseWriter, r *http.Request) (any, error) {
+		dashboard.Serve(w, r)
+		return nil, nil
+	}
+	serve["root"] = func(w http.ResponseWriter, r *http.Request) (any, error) {
+		http.Redirect(w, r, dashboard.Root, http.StatusFound)
+		return nil, nil
+	}
+	byPath := map[string][]Route{"/": {{Method: "GET", Path: "/", Name: "root", Role: RoleReadOnly}}}
+	for _, p := range dashboard.Paths() {
+		byPath[p] = []Route{{Method: "GET", Path: p, Name: "page", Role: RoleReadOnly}}
+	}
 	for _, r := range Routes {
 		byPath[r.Path] = append(byPath[r.Path], r)
 	}
@@ -297,6 +315,10 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request, byPath map[string
 	case routes[i].Role != "" && !role.allows(routes[i].Role):
 		return Route{}, problem{http.StatusForbidden, fmt.Errorf("this certificate is for role %s, and %s %s needs %s", role, r.Method, routes[i].Path, routes[i].Role)}
 	}
+	// A browser shows its certificate also when another site has it ask.
+	if err := http.NewCrossOriginProtection().Check(r); err != nil {
+		return Route{}, problem{http.StatusForbidden, err}
+	}
 	if _, err := url.ParseQuery(r.URL.RawQuery); err != nil {
 		return Route{}, problem{http.StatusBadRequest, fmt.Errorf("the query cannot be read: %w", err)}
 	}
@@ -371,6 +393,10 @@ func (s *Server) metrics(w http.ResponseWriter, r *http.Request) (any, error) {
 	w.Header().Set("Content-Type", mediaType)
 	_, _ = w.Write(page.Bytes()) // or the client has gone
 	return nil, nil
+}
+
+func (s *Server) offered(http.ResponseWriter, *http.Request) (any, error) {
+	return s.backend.Offered(), nil
 }
 
 func (s *Server) boot(_ http.ResponseWriter, r *http.Request) (any, error) {

@@ -40,6 +40,9 @@ type Status struct {
 	FailOpen bool     `json:"fail_open"`
 	Members  []Member `json:"members"` // all that are heard, this node too
 	Drain    Drain    `json:"drain"`
+	// Offered is what all clients send to the cluster, as this node sees it: each node
+	// sees all of it.
+	Offered Offered `json:"offered"`
 	// Findings are what this node has noticed and an operator should look at, what
 	// matters most first.
 	Findings []finding.Finding `json:"findings"`
@@ -49,6 +52,20 @@ type Status struct {
 	Verdicts map[string]uint64   `json:"verdicts"`          // frames by verdict, without zeros
 	Counters map[string]uint64   `json:"datapath_counters"` // the fields of raw.Counters or macvlan.Counters
 	Beacons  membership.Counters `json:"beacon_counters"`   // frames of the protocol
+}
+
+// Offered is what clients send to the VIP's ports, but for those that a rule disables:
+// whoever takes it, or nobody. Totals begin with the engine, rates are of some seconds.
+type Offered struct {
+	Frames    uint64 `json:"frames"`     // segments of TCP, datagrams of UDP
+	SYNs      uint64 `json:"syns"`       // to ports of services or with a rule
+	SYNsAgain uint64 `json:"syns_again"` // of these, sent again since nobody answered
+	Unowned   uint64 `json:"unowned"`    // frames to buckets that no live node has
+
+	FramesPerSecond    float64 `json:"frames_per_second"`
+	SYNsPerSecond      float64 `json:"syns_per_second"`
+	SYNsAgainPerSecond float64 `json:"syns_again_per_second"`
+	UnownedPerSecond   float64 `json:"unowned_per_second"`
 }
 
 // Member is one node as another knows it.

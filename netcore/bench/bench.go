@@ -55,6 +55,10 @@ const (
 	Discard = "discarded"
 	Accept  = "accepted"
 
+	// Behind a NIC of virtio-net; what is done there follows after ": ".
+	VirtioOffloads = "with the guest's offloads"
+	VirtioPlain    = "without"
+
 	// By BPF_PROG_TEST_RUN.
 	TestDiscard  = "test run: another node's flow"
 	TestStranger = "test run: another host's frame"

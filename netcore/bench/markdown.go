@@ -8,8 +8,8 @@ import (
 )
 
 // Markdown gives benchmarks.md. native is what was measured on the patched kernel in a
-// guest, nil if that was not done.
-func (r *Report) Markdown(native *Report) []byte {
+// guest, and virtio what was measured in one behind NICs of virtio-net; nil if that was not done.
+func (r *Report) Markdown(native, virtio *Report) []byte {
 	var b strings.Builder
 	say := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	requests := []string{KeepAlive, Connection, Download, Upload}
@@ -80,6 +80,11 @@ func (r *Report) Markdown(native *Report) []byte {
 		say("instructions takes a nanosecond of the guest's time (TCG, icount): so what is compared are instructions, which no other load disturbs,")
 		say("and which know nothing of caches. As in the first table:")
 		ratios(native, cpu)
+		say("With a connection for each request *native* costs more than the plain host by what lies in the way of each frame, of which a connection has")
+		say("some ten and a request on a connection that is kept two: the filter, a second device, the guard. To that come routes: a node has")
+		say("rules for what the VIP sends, and with any rules the kernel asks its tables one after the other, also for where a SYN or the ACK to it")
+		say("comes from. Both are reasoned from the kernel's source and the keep-alive column, not profiled.")
+		say("")
 	}
 	say("## A frame")
 	say("")
@@ -107,6 +112,25 @@ func (r *Report) Markdown(native *Report) []byte {
 	table("", names, r.ways(TestDiscard), func(way string, i int) string {
 		return nanoseconds(r.Of(way, tests[i], cpu))
 	})
+	if virtio != nil {
+		say("## A NIC of virtio-net")
+		say("")
+		say("In a guest of QEMU (Linux %s, emulated as above, processors: %d, rounds: %d), whose NICs are taps on a Linux bridge. By default the host", virtio.Kernel, virtio.Processors, virtio.Rounds)
+		say("gives such a NIC *the guest's offloads*: segments of TCP of up to 64 KiB in one piece, with checksums that nobody has to check. A")
+		say("program in the driver (XDP) attaches either way, and takes them away while it is there. In instructions of all parties, the sending")
+		say("by another NIC of the guest included, and those of interrupts:")
+		nics := []string{VirtioOffloads, VirtioPlain}
+		table("", []string{"discarded frame, " + nics[0], nics[1], "upload ÷ plain host, " + nics[0], nics[1]}, virtio.ways(nics[0]+": "+Upload, nics[0]+": "+Discard), func(way string, i int) string {
+			if i < 2 {
+				return nanoseconds(virtio.Of(way, nics[i]+": "+Discard, cpu))
+			}
+			return spread(virtio.Ratio(way, Plain, nics[i-2]+": "+Upload, cpu), way == Plain)
+		})
+		say("So `auto` takes tcx on virtio-net: it may lose the offloads for what XDP saves of a frame that is another node's. Where the host does not")
+		say("give them, nothing is lost, and `system.ingress: xdp` is the better. How many frames an interrupt brings depends on the machine below:")
+		say("a frame's numbers differ by some hundreds from run to run.")
+		say("")
+	}
 	say("## What is promised")
 	say("")
 	say("| | measured | promised | |")

@@ -66,7 +66,7 @@ func TestReport(t *testing.T) {
 			t.Errorf("%s: holds %v, judged %v; want %v", what, is, ok, holds)
 		}
 	}
-	text := string(r.Markdown(nil))
+	text := string(r.Markdown(nil, nil))
 	for _, line := range []string{
 		"| plain host | 1.00 | – | – | 1.00 |", "| raw | 1.40 (1.30–1.50) | – | – | – |", "| xt_cluster | 800 (800–800) | 1.00 | – | – |",
 		"| bpf, XDP | 20 (10–40) | 0.03 (0.01–0.05) | – | – |", "- native, requests: no such kernel", "| ≤ 50 ns | holds |", "| ≤ 0.125 | holds |",

@@ -27,7 +27,9 @@ func BenchmarkVerdict(b *testing.B) {
 		}
 	}
 	frames["another host's"] = append([]byte{0x52, 0x54, 0, 0x77, 0, 1}, frames["SYN"][6:]...)
-	kernel := load(b, Options{Filter: testConfig(false)})
+	cfg := testConfig(false)
+	cfg.Rules = append(cfg.Rules, filter.Rule{Proto: filter.ProtoTCP, PortLo: 80, PortHi: 80}) // a service, as nearly all is for one
+	kernel := load(b, Options{Filter: cfg})
 	kernel.SetLease(1 << 62)
 	type attachment struct {
 		name           string

@@ -68,7 +68,8 @@ type Filter struct {
 	inside  *filter.Filter // judges the RSTs that wait, and knows which bucket is whose
 	shared  *layout.Shared // in the map
 	ports   *layout.Ports
-	memory  [][]byte    // of the two
+	syns    *layout.SYNs
+	memory  [][]byte    // of the three
 	links   []link.Link // pinned, too, or they end with this process
 
 	change sync.Mutex   // of the table
@@ -103,6 +104,9 @@ func Load(opt Options) (_ *Filter, err error) {
 		return nil, err
 	}
 	if f.ports, err = mapped[layout.Ports](f, f.objects.Ports); err != nil {
+		return nil, err
+	}
+	if f.syns, err = mapped[layout.SYNs](f, f.objects.Syns); err != nil {
 		return nil, err
 	}
 	*f.ports = layout.Ports(inside.Ports())
@@ -338,6 +342,32 @@ func (f *Filter) Counters() (c filter.Counters) {
 		c[v] += sum(f.objects.Verdicts, uint32(v))
 	}
 	return c
+}
+
+// Offered is that of filter.Filter, since the programs were loaded.
+func (f *Filter) Offered() *filter.Offered {
+	o := new(filter.Offered)
+	var each [][]byte
+	if f.objects.Scratch.Lookup(uint32(0), &each) != nil {
+		return o // to read a map of one's own cannot fail
+	}
+	for _, one := range each {
+		for i, of := range []*[filter.Buckets]uint64{&o.Frames, &o.SYNs, &o.Again} {
+			for b := range of {
+				of[b] += binary.NativeEndian.Uint64(one[8*(i*filter.Buckets+b):])
+			}
+		}
+	}
+	return o
+}
+
+// Askers is that of filter.Filter.
+func (f *Filter) Askers(nowMono int64) []filter.Asker {
+	var entries [filter.AskerSlots]uint64
+	for i := range entries {
+		entries[i] = atomic.LoadUint64(&f.syns.Askers[i])
+	}
+	return filter.ReadAskers(&entries, nowMono)
 }
 
 // Guarded is how many frames were about to leave with the clone MAC as their source;

@@ -21,6 +21,7 @@ const (
 	objectsMapPorts       = "ports"
 	objectsMapScratch     = "scratch"
 	objectsMapShared      = "shared"
+	objectsMapSyns        = "syns"
 	objectsMapVerdicts    = "verdicts"
 	objectsProgEgressTc   = "egress_tc"
 	objectsProgGuardTc    = "guard_tc"
@@ -96,6 +97,7 @@ type objectsMapSpecs struct {
 	Ports    *ebpf.MapSpec `ebpf:"ports"`
 	Scratch  *ebpf.MapSpec `ebpf:"scratch"`
 	Shared   *ebpf.MapSpec `ebpf:"shared"`
+	Syns     *ebpf.MapSpec `ebpf:"syns"`
 	Verdicts *ebpf.MapSpec `ebpf:"verdicts"`
 }
 
@@ -141,6 +143,7 @@ type objectsMaps struct {
 	Ports    *ebpf.Map `ebpf:"ports"`
 	Scratch  *ebpf.Map `ebpf:"scratch"`
 	Shared   *ebpf.Map `ebpf:"shared"`
+	Syns     *ebpf.Map `ebpf:"syns"`
 	Verdicts *ebpf.Map `ebpf:"verdicts"`
 }
 
@@ -151,6 +154,7 @@ func (m *objectsMaps) Close() error {
 		m.Ports,
 		m.Scratch,
 		m.Shared,
+		m.Syns,
 		m.Verdicts,
 	)
 }

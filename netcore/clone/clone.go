@@ -35,6 +35,16 @@ const (
 // Device is the name of the interface.
 const Device = "clone0"
 
+// Group is the device group of a clone0 that outlives its engine. Unlike the alias a group
+// can be given when the device is made, so it tells whose a clone0 is whose engine was
+// killed before it could write the alias.
+const Group = Protocol
+
+// Ours reports whether an interface with the name Device was made by an engine.
+func Ours(alias string, group uint32) bool {
+	return strings.HasPrefix(alias, hostNote) || group == Group
+}
+
 // Kind is what clone0 is, in the kernel's words.
 type Kind string
 
@@ -127,11 +137,15 @@ func cloneSettings(kind Kind, v6 bool) [][3]string {
 		{"ipv4", "arp_ignore", ignore},
 		{"ipv4", "arp_announce", "2"},
 		{"ipv4", "arp_notify", "0"},
-		{"ipv4", "rp_filter", "2"},
 	}
-	if kind == Macvlan {
-		// It hears every broadcast frame that the NIC does, past the filter.
-		s = append(s, [3]string{"ipv4", "drop_unicast_in_l2_multicast", "1"}, [3]string{"ipv6", "drop_unicast_in_l2_multicast", "1"})
+	if kind == TAP {
+		s = append(s, [3]string{"ipv4", "rp_filter", "2"})
+	} else {
+		// It hears every broadcast frame that the NIC does, past the filter. The reverse path
+		// of what is for the VIP is clone0, that of a broadcast is not: so a service that
+		// listens for broadcasts has them once, from the NIC.
+		s = append(s, [3]string{"ipv4", "rp_filter", "1"},
+			[3]string{"ipv4", "drop_unicast_in_l2_multicast", "1"}, [3]string{"ipv6", "drop_unicast_in_l2_multicast", "1"})
 	}
 	if !v6 {
 		return append(s, [3]string{"ipv6", "disable_ipv6", "1"})
@@ -166,7 +180,7 @@ func Claim(cfg Config) (h *Host, left bool, err error) {
 	}
 	alias := ""
 	if link != nil {
-		if alias = link.Attrs().Alias; !strings.HasPrefix(alias, hostNote) {
+		if alias = link.Attrs().Alias; !Ours(alias, link.Attrs().Group) {
 			return nil, false, fmt.Errorf("interface %s (%s) exists and was not made by clonecluster: remove it or give it another name", Device, link.Type())
 		}
 	}

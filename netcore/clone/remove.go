@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 )
@@ -25,7 +24,7 @@ func Remove(log *slog.Logger, rest func() error) (removed bool, err error) {
 	case errors.As(err, &netlink.LinkNotFoundError{}):
 	case err != nil:
 		return false, fmt.Errorf("looking for %s: %w", Device, err)
-	case strings.HasPrefix(link.Attrs().Alias, hostNote):
+	case Ours(link.Attrs().Alias, link.Attrs().Group):
 		alias = link.Attrs().Alias
 		if err := netlink.LinkDel(link); err != nil { // what keeps it harmless has to stay (I1)
 			return false, fmt.Errorf("removing %s: %w", Device, err)

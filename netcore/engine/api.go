@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -274,6 +275,12 @@ func (b backend) Health() api.Health {
 	return api.Health{State: v.State.String(), OK: v.State == membership.Serving && !v.Fenced}
 }
 
+// Offered gives what each bucket was offered.
+func (b backend) Offered() api.OfferedBuckets {
+	o := b.offering.buckets()
+	return api.OfferedBuckets{Node: b.self(), Time: time.Now(), Total: b.offering.rates(), Frames: o.Frames[:], SYNs: o.SYNs[:], SYNsAgain: o.Again[:]}
+}
+
 // Peers are the other nodes that are heard or were so until a while ago.
 func (b backend) Peers() (peers []api.Peer) {
 	heard := map[membership.NodeID]bool{}
@@ -311,6 +318,19 @@ func (b backend) peer(id membership.NodeID) api.Peer {
 		}
 	}
 	return p
+}
+
+// Owners is the present map; of version 0 if there is none.
+func (b backend) Owners() api.Owners {
+	m := b.node.View().Owners
+	if m == nil {
+		return api.Owners{Nodes: []string{}, Buckets: bytes.Repeat([]byte{membership.Nobody}, filter.Buckets)}
+	}
+	o := api.Owners{Map: m.Version, Nodes: []string{}, Buckets: m.Owner[:]}
+	for _, id := range m.Members {
+		o.Nodes = append(o.Nodes, id.String())
+	}
+	return o
 }
 
 // Which says what this node makes of a flow.

@@ -62,6 +62,8 @@ type table interface {
 	Bucket(t filter.Tuple) int
 	Hold(t filter.Tuple, nowMono int64) bool
 	Counters() filter.Counters
+	Offered() *filter.Offered
+	Askers(nowMono int64) []filter.Asker
 	Look(frame []byte, left bool, nowMono int64, s filter.Sockets) filter.Seen
 }
 
@@ -194,7 +196,7 @@ func named(counters any) map[string]uint64 {
 
 // useXDP reports whether frames are to be judged in a NIC's driver, and why. Auto tries
 // it: a driver that has no XDP refuses it. On veth it takes the other end its segmentation
-// offload, on virtio_net the guest's own; docs/benchmarks.md has numbers of the first.
+// offload, on virtio_net the guest's own; docs/benchmarks.md has what that costs.
 func useXDP(ingress, driver string) (use bool, why string) {
 	switch {
 	case ingress == ingressXDP:

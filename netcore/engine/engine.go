@@ -96,6 +96,7 @@ type engine struct {
 	sockets *doctor.Sockets
 
 	unwell atomic.Pointer[[]string] // why services fail their checks
+	full   atomic.Bool              // the machine's processors are
 
 	telling // for the API
 	fc      filter.Config
@@ -122,7 +123,8 @@ func Run(ctx context.Context, opt Options) error {
 	if opt.Heartbeat == 0 {
 		opt.Heartbeat = time.Second
 	}
-	e := &engine{opt: opt, log: opt.Logger, start: time.Now(), telling: newTelling()}
+	e := &engine{opt: opt, log: opt.Logger, start: time.Now()}
+	e.telling.init()
 	e.findings = finding.NewBoard(e.foundEvent)
 	e.openMetrics()
 	// The parts outlive ctx by the time it takes to leave.
@@ -427,7 +429,8 @@ func slot(v membership.View) (slot int, owners []string) {
 
 // watchHealth tells the protocol whether the services pass their checks.
 func (e *engine) watchHealth(ctx context.Context) {
-	health.Run(ctx, checks(e.opt.Config), health.Options{VIPs: e.vips, Logger: e.log, Tell: func(r health.Report) {
+	full := func() bool { return e.full.Load() }
+	health.Run(ctx, checks(e.opt.Config), health.Options{VIPs: e.vips, Logger: e.log, Full: full, Bell: &e.askHealth, Tell: func(r health.Report) {
 		e.healthEvent(r)
 		e.unwell.Store(&r.Reasons)
 		e.node.SetHealth(ctx, r.Healthy)
@@ -457,6 +460,10 @@ func checks(cfg *config.Config) (all []health.Check) {
 // they give is damped by load.Tau.
 const loadInterval = 500 * time.Millisecond
 
+// fullBusy is from where on, in thousandths, a machine's processors have no time left. That
+// has to show within the time of the few checks after which a service counts as failed.
+const fullBusy = 900
+
 // watchLoad tells the protocol how busy the machine is.
 func (e *engine) watchLoad(ctx context.Context) {
 	reader, err := load.Open(load.ProcStat, load.ProcSockets, load.ProcSockets6)
@@ -465,14 +472,16 @@ func (e *engine) watchLoad(ctx context.Context) {
 		return
 	}
 	defer reader.Close()
-	meter := load.NewMeter(load.Tau)
+	meter, quick := load.NewMeter(load.Tau), load.NewMeter(loadInterval)
 	tick := time.NewTicker(loadInterval)
 	defer tick.Stop()
 	said := false
 	for {
 		stat, sockets, err := reader.Read()
 		if err == nil {
-			s := meter.Add(stat, sockets, time.Duration(monotonic()))
+			now := time.Duration(monotonic())
+			s := meter.Add(stat, sockets, now)
+			e.full.Store(quick.Add(stat, sockets, now).Busy >= fullBusy)
 			e.node.SetLoad(membership.LoadSeen{Busy: s.Busy, Flows: s.Flows})
 		} else if !said {
 			said = true

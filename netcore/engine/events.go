@@ -13,6 +13,7 @@ import (
 	"clonecluster/netcore/api"
 	"clonecluster/netcore/finding"
 	"clonecluster/netcore/health"
+	"clonecluster/netcore/health/probe"
 	"clonecluster/netcore/membership"
 )
 
@@ -21,6 +22,8 @@ type telling struct {
 	events    *api.Record[api.Event]
 	findings  *finding.Board
 	metrics   *metrics
+	offering  offering
+	askHealth probe.Bell // rung when clients get no answer
 	server    atomic.Pointer[api.Server]
 	occurred  chan occurrence
 	missed    atomic.Uint64
@@ -53,11 +56,9 @@ type occurrence struct {
 	tell func() api.Event
 }
 
-func newTelling() telling {
-	return telling{
-		events: api.NewEvents(), occurred: make(chan occurrence, 256), met: make(chan struct{}, 1),
-		host: hostname(), gone: map[membership.NodeID]departure{},
-	}
+func (t *telling) init() {
+	t.events, t.occurred, t.met = api.NewEvents(), make(chan occurrence, 256), make(chan struct{}, 1)
+	t.host, t.gone = hostname(), map[membership.NodeID]departure{}
 }
 
 // happened notes an event; it never waits.

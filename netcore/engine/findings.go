@@ -52,8 +52,12 @@ func (e *engine) watchFindings(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
+		view := e.node.View()
+		if e.offering.look(time.Now(), e.filter.Offered(), view, e.filter.Askers(monotonic())) {
+			e.askHealth.Ring() // a service that hangs should not wait for the next check
+		}
 		s := e.status()
-		source.Set(l.at(&s, time.Now())...)
+		source.Set(l.at(&s, time.Now(), e.offering.finding(e.called)...)...)
 	}
 }
 
@@ -65,8 +69,8 @@ type look struct {
 }
 
 // at gives what is found in a status. What is there for a moment only, as when
-// nodes meet, does not count: it takes two looks.
-func (l *look) at(s *Status, now time.Time) (found []finding.Finding) {
+// nodes meet, does not count: it takes two looks. More are what was found elsewhere.
+func (l *look) at(s *Status, now time.Time, more ...finding.Finding) (found []finding.Finding) {
 	if n := s.Counters[guardedCounter]; n > l.guarded {
 		l.guarded, l.at0 = n, now
 	}
@@ -77,6 +81,10 @@ func (l *look) at(s *Status, now time.Time) (found []finding.Finding) {
 			What: fmt.Sprintf("%d frames were about to leave with the clone MAC as their source; the guard mended them", l.guarded),
 			Fix:  "find the program on this node that sends them, and stop it: without the guard the switch would learn the address, and send all to this node",
 		})
+	}
+	for _, f := range more {
+		f.Node = s.WireMAC
+		found = append(found, f)
 	}
 	codes := map[string]bool{}
 	for _, f := range all {

@@ -19,9 +19,11 @@ import (
 	"clonecluster/config"
 	"clonecluster/netcore/engine"
 	"clonecluster/netcore/netnstest"
+	"clonecluster/qemu/qemutest"
 )
 
 func TestMain(m *testing.M) {
+	qemutest.Guest()
 	os.Exit(netnstest.Main(m, map[string]func([]string) int{
 		"cloned": engine.Main,
 		"httpd":  httpd,
@@ -135,7 +137,7 @@ func newCluster(t testing.TB, n int) *cluster {
 }
 
 // Of the live tests each can run on any datapath: CLONECLUSTER_DATAPATH=raw, bpf, or
-// mixed, which is both in turns; raw is the default.
+// mixed, which is both in turns; raw is the default. For native see TestNative.
 func datapathOf(i int) string {
 	switch want := os.Getenv("CLONECLUSTER_DATAPATH"); want {
 	case "":

@@ -107,6 +107,10 @@ var (
 	flows          = desc("flows", "TCP connections of the VIP that this node has.")
 	drainFlows     = desc("drain_flows", "Connections that a drain or stop of this node would wait for.")
 	frames         = desc("frames_total", "Frames by what the filter said of them.", "verdict")
+	offeredFrames  = desc("offered_frames_total", "Segments and datagrams that clients sent to the VIP, whoever took them. Each node sees all: not to be added up.")
+	offeredSYNs    = desc("offered_syns_total", "SYNs that clients sent to services, whoever took them. Each node sees all.")
+	offeredAgain   = desc("offered_syn_retransmissions_total", "SYNs among these that clients sent again, since nobody answered.")
+	offeredUnowned = desc("offered_unowned_frames_total", "Frames to buckets that no live node has.")
 	pathErrors     = desc("datapath_errors_total", "Frames that the datapath could not handle, by reason.", "reason")
 	guarded        = desc("guarded_frames_total", "Frames that were about to leave with the clone MAC as their source; the guard mended them.")
 	beaconsSent    = desc("beacons_sent_total", "Beacons that this node sent.")
@@ -180,6 +184,10 @@ func (c *statusMetrics) Collect(to chan<- prometheus.Metric) {
 	for v := filter.AcceptNew; int(v) < filter.Verdicts; v++ {
 		count(frames, s.Verdicts[v.String()], v.String())
 	}
+	count(offeredFrames, s.Offered.Frames)
+	count(offeredSYNs, s.Offered.SYNs)
+	count(offeredAgain, s.Offered.SYNsAgain)
+	count(offeredUnowned, s.Offered.Unowned)
 	for name, n := range s.Counters {
 		if name != guardedCounter {
 			count(pathErrors, n, kebab(name))

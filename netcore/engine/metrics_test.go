@@ -2,8 +2,13 @@ package engine
 
 import (
 	"bytes"
+	"encoding/json"
+	"fmt"
 	"net/http"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -30,6 +35,7 @@ func examplePage(t *testing.T) (page []byte, families map[string]*dto.MetricFami
 		},
 		Buckets: Buckets{Foreign: 324, Settled: 690, Shared: 10}, Drain: Drain{Flows: 11}, Unwell: []string{"web: refused"},
 		Findings: []finding.Finding{{Code: "one-way", Level: finding.Critical}, {Code: "mixed-programs", Level: finding.Info}},
+		Offered:  api.Offered{Frames: 40, SYNs: 30, SYNsAgain: 20, Unowned: 10},
 		Verdicts: map[string]uint64{"accept-new": 5}, Counters: map[string]uint64{"Guarded": 2, "SendErrors": 3},
 		Beacons: membership.Counters{Sent: 100, Heard: 200, Missed: 1, Unauthentic: 4},
 	}
@@ -64,6 +70,7 @@ func TestMetrics(t *testing.T) {
 		"clonecluster_map_buckets 700", `clonecluster_buckets{state="settled"} 690`, "clonecluster_weight 150", "clonecluster_busy_ratio 0.25", "clonecluster_flows 12",
 		"clonecluster_drain_flows 11", `clonecluster_frames_total{verdict="accept-new"} 5`, `clonecluster_frames_total{verdict="drop-egress-malformed"} 0`,
 		`clonecluster_datapath_errors_total{reason="send-errors"} 3`, "clonecluster_guarded_frames_total 2", "clonecluster_beacons_sent_total 100",
+		"clonecluster_offered_frames_total 40", "clonecluster_offered_syns_total 30", "clonecluster_offered_syn_retransmissions_total 20", "clonecluster_offered_unowned_frames_total 10",
 		"clonecluster_beacons_heard_total 200", "clonecluster_beacons_missed_total 1", `clonecluster_beacons_refused_total{reason="wrong-key"} 4`,
 		`clonecluster_service_healthy{service="web"} 0`, `clonecluster_service_healthy{service="dns"} 1`, `clonecluster_finding{code="one-way",level="critical"} 1`,
 		"clonecluster_api_connections_refused_total 9", "clonecluster_boot_time_seconds 1000", `clonecluster_boot_stage_seconds{stage="ready"} 2.5`,
@@ -92,6 +99,72 @@ func TestPromtool(t *testing.T) {
 	cmd.Stdin = bytes.NewReader(page)
 	if out, err := cmd.CombinedOutput(); err != nil || len(bytes.TrimSpace(out)) > 0 {
 		t.Errorf("promtool check metrics: %v\n%s", err, out)
+	}
+}
+
+// TestMonitoringExamples: promtool takes the alert rules and what they are tried with,
+// and every metric that rules and dashboard name exists.
+func TestMonitoringExamples(t *testing.T) {
+	const dir = "../../docs/monitoring/"
+	_, families := examplePage(t)
+	var dashboard struct {
+		Panels []struct {
+			Title   string
+			Targets []struct{ Expr string }
+		}
+	}
+	data, err := os.ReadFile(dir + "grafana.json")
+	if err == nil {
+		err = json.Unmarshal(data, &dashboard)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules, err := os.ReadFile(dir + "alerts.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	texts := map[string]string{"alerts.yaml": string(rules)}
+	for _, p := range dashboard.Panels {
+		for _, target := range p.Targets {
+			texts["panel "+p.Title] += target.Expr + "\n"
+		}
+	}
+	named := 0
+	for where, text := range texts {
+		for _, name := range regexp.MustCompile(`\b(clonecluster|process|go)_[a-z_]+`).FindAllString(text, -1) {
+			named++
+			if families[name] == nil {
+				t.Errorf("%s names %s, which is no metric", where, name)
+			}
+		}
+	}
+	if named < 30 {
+		t.Errorf("%d metrics are named; are those all?", named)
+	}
+	tool := promtool(t)
+	for _, args := range [][]string{{"check", "rules", dir + "alerts.yaml"}, {"test", "rules", dir + "alerts_test.yaml"}} {
+		if out, err := exec.Command(tool, args...).CombinedOutput(); err != nil {
+			t.Errorf("promtool %v: %v\n%s", args, err, out)
+		}
+	}
+	// The dashboard's expressions, as rules, with what Grafana puts in for its variables.
+	var b strings.Builder
+	b.WriteString("groups:\n- name: dashboard\n  rules:\n")
+	n := 0
+	for _, p := range dashboard.Panels {
+		for _, target := range p.Targets {
+			n++
+			expr := strings.NewReplacer("$__rate_interval", "1m", "$job", "clonecluster").Replace(target.Expr)
+			fmt.Fprintf(&b, "  - record: panel:%d\n    expr: %q\n", n, expr)
+		}
+	}
+	file := filepath.Join(t.TempDir(), "dashboard.yaml")
+	if err := os.WriteFile(file, []byte(b.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(tool, "check", "rules", file).CombinedOutput(); err != nil {
+		t.Errorf("promtool does not take the dashboard's expressions: %v\n%s", err, out)
 	}
 }
 

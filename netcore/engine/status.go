@@ -43,7 +43,7 @@ func (e *engine) status() Status {
 		FailOpen: view.AllSick && !policy(e.opt.Config).StopWhenSick,
 		Drain:    Drain{Draining: progress.Draining || view.State > membership.Serving, Owned: progress.Owned, Flows: progress.Flows},
 		Findings: append([]finding.Finding{}, e.findings.Current()...), Refused: append([]membership.Refusal{}, e.node.Refused()...),
-		Counters: e.pathCounters(), Beacons: e.node.Counters(),
+		Offered: e.offering.rates(), Counters: e.pathCounters(), Beacons: e.node.Counters(),
 	}
 	if unwell := e.unwell.Load(); unwell != nil {
 		s.Unwell = append(s.Unwell, *unwell...)

@@ -106,6 +106,8 @@ const (
 	KeepalivedTuned   = "keepalived, adverts each 0.1 s"
 )
 
+var failoverWays = []string{CloneFailover, CloneFast, KeepalivedDefault, KeepalivedTuned}
+
 func (r *Report) failover(way string) []float64 {
 	for _, f := range r.Failovers {
 		if f.Way == way {

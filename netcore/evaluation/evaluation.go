@@ -77,10 +77,14 @@ type Run struct {
 type Plan struct {
 	Quota    float64 `json:"quota"`     // of a machine, in processors
 	PeriodMS float64 `json:"period_ms"` // in which it may take that
-	WarmUp   float64 `json:"warm_up_s"`
-	Window   float64 `json:"window_s"`
-	Timeout  float64 `json:"timeout_s"`
-	Rounds   int     `json:"rounds"` // each run as often
+	// ModerationMS is for how long a network card keeps what has come before it interrupts.
+	ModerationMS float64 `json:"moderation_ms"`
+	WarmUp       float64 `json:"warm_up_s"`
+	Window       float64 `json:"window_s"`
+	// Settle is how long the clients ask before the first run, where shares follow the load.
+	Settle  float64 `json:"settle_s"`
+	Timeout float64 `json:"timeout_s"`
+	Rounds  int     `json:"rounds"` // each run as often
 	// Failovers is how often the time of each fail-over is taken.
 	Failovers int   `json:"failovers"`
 	Runs      []Run `json:"runs"`
@@ -90,13 +94,21 @@ type Plan struct {
 // waits for seconds, and there are to be many answers to each.
 func (p *Plan) Times(r Run) (warmUp, window time.Duration) {
 	warmUp, window = time.Duration(p.WarmUp*float64(time.Second)), time.Duration(p.Window*float64(time.Second))
-	if r.Clients > 500 {
-		warmUp, window = 4*warmUp, 4*window
+	if r.Clients > 500 && r.Share == 0 {
+		warmUp, window = 3*warmUp, 3*window
 	}
 	if r.Kill {
 		window *= 3
 	}
 	return warmUp, window
+}
+
+// settle is for how long a set-up is asked before it is measured.
+func (p *Plan) settle(s Setup) time.Duration {
+	if s.Policy != "byLoad" {
+		return 0
+	}
+	return time.Duration(p.Settle * float64(time.Second))
 }
 
 // NodeUse is what a machine of the bed took during a run.
@@ -106,6 +118,8 @@ type NodeUse struct {
 	CPU   float64 `json:"cpu"`
 	// Throttled is in what share of the periods it wanted more than it has.
 	Throttled float64 `json:"throttled"`
+	// Buckets is the share of a cluster's node at the end.
+	Buckets int `json:"buckets,omitempty"`
 }
 
 // Full reports whether it took what it may: that was the limit then.
@@ -127,12 +141,15 @@ type Measured struct {
 // it had nothing left, or others had a large part of it, or in a closed loop without errors
 // not all clients had a request under way.
 func (m *Measured) Disturbed() bool {
-	if m.Idle < 0.1 || m.Others > 0.3 {
+	if m.Idle < 0.1 || m.Others > mostOthers {
 		return true
 	}
 	t := m.Result.Total()
 	return m.Share == 0 && t.Failed() == 0 && t.Load() < 0.9*float64(m.Clients)
 }
+
+// mostOthers is how many processors others may take of a run.
+const mostOthers = 0.3
 
 // Failover is how long a way to serve was away when its machine was lost, per trial.
 type Failover struct {
@@ -157,6 +174,13 @@ type Report struct {
 	Missing    map[string]string `json:"missing,omitempty"` // set-ups, and what this machine lacks for them
 	Failovers  []Failover        `json:"failovers,omitempty"`
 	Configs    map[string]string `json:"configs,omitempty"` // as the dispatchers were given them
+	// Complete reports whether all of the plan was measured.
+	Complete bool `json:"complete"`
+}
+
+// has reports whether a run was made.
+func (r *Report) has(run Run, round int) bool {
+	return slices.ContainsFunc(r.Runs, func(m *Measured) bool { return m.Run == run && m.Round == round })
 }
 
 // Enter adds a run, instead of the same one of before if there is one.

@@ -43,7 +43,7 @@ func fixture() *Report {
 			mean := time.Duration(float64(clients) / rate * 1e9)
 			r.Enter(&Measured{Run: Run{Setup: s, Workload: "2k", Clients: clients}, Round: round, Idle: idle,
 				Result: &webstone.Result{Clients: clients, Windows: []*webstone.Window{window(rate, mean)}},
-				Nodes:  []NodeUse{{"server1", .05, .0499, .9}}})
+				Nodes:  []NodeUse{{Name: "server1", Quota: .05, CPU: .0499, Throttled: .9}}})
 		}
 	}
 	for _, n := range []int{10, 110, 200} {
@@ -175,12 +175,8 @@ func TestPlans(t *testing.T) {
 			}
 			seen[r] = true
 		}
-		var took time.Duration
-		for _, r := range p.Runs {
-			warmUp, window := p.Times(r)
-			took += (warmUp + window) * time.Duration(p.Rounds)
-		}
-		if most := map[string]time.Duration{"full": 110 * time.Minute, "short": 6 * time.Minute}[name]; took > most || len(p.Runs) == 0 {
+		took := p.Takes(&Report{})
+		if most := map[string]time.Duration{"full": 56 * time.Minute, "short": 8 * time.Minute}[name]; took > most || len(p.Runs) == 0 {
 			t.Errorf("%s: %d runs take %v", name, len(p.Runs), took)
 		}
 		t.Logf("%s: %d runs, %v", name, len(p.Runs), took)

@@ -6,11 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"runtime"
 	"slices"
@@ -22,6 +25,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"clonecluster/netcore/engine"
 	"clonecluster/netcore/webstone"
 )
 
@@ -29,35 +33,103 @@ import (
 func TestEvaluation(t *testing.T) {
 	results := os.Getenv("CLONECLUSTER_EVALUATION")
 	if results == "" {
-		t.Skip("takes up to two hours, and a machine with nothing else to do: make evaluation")
+		t.Skip("takes an hour, and a machine with nothing else to do: make evaluation")
 	}
 	plan := planOf(t, os.Getenv("EVALUATION_PLAN"))
 	only, err := regexp.Compile(os.Getenv("EVALUATION_ONLY"))
 	if err != nil {
 		t.Fatalf("EVALUATION_ONLY: %v", err)
 	}
-	r := &Report{}
-	if only.String() != "" {
-		data, err := os.ReadFile(results)
-		if err == nil {
-			err = json.Unmarshal(data, r)
-		}
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			t.Fatal(err)
-		}
-		if was := r.Plan; len(r.Runs) > 0 && (was.Quota != plan.Quota || was.PeriodMS != plan.PeriodMS || was.Window != plan.Window) {
-			t.Fatalf("%s is of another plan: what EVALUATION_ONLY adds would not be comparable; move it away", results)
-		}
+	r, err := former(results, plan, only)
+	if err != nil {
+		t.Fatal(err)
 	}
 	measure(t, plan, r, only, func() {
 		data, err := json.MarshalIndent(r, "", " ")
 		if err == nil {
-			err = os.WriteFile(results, data, 0o644)
+			err = os.WriteFile(results+".new", data, 0o644)
+		}
+		if err == nil {
+			err = os.Rename(results+".new", results)
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
 	})
+}
+
+// former gives the results that there are, to go on from: those of a run that was interrupted,
+// or, if only some set-ups are to be measured, all but theirs. Of one that is complete nothing
+// is taken: it is kept in a file beside, and everything is measured anew.
+func former(results string, plan Plan, only *regexp.Regexp) (*Report, error) {
+	data, err := os.ReadFile(results)
+	if errors.Is(err, os.ErrNotExist) {
+		return &Report{}, nil
+	}
+	r := &Report{}
+	if err == nil {
+		err = json.Unmarshal(data, r)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the former results: %w; move %s away", err, results)
+	}
+	if only.String() == "" && r.Complete {
+		return &Report{}, os.Rename(results, results+".last")
+	}
+	if !reflect.DeepEqual(r.Plan, plan) {
+		return nil, fmt.Errorf("%s is of another plan, so what is added would not be comparable: move it away", results)
+	}
+	if only.String() != "" {
+		r.Runs = slices.DeleteFunc(r.Runs, func(m *Measured) bool { return only.MatchString(m.Setup.String()) })
+		r.Failovers = slices.DeleteFunc(r.Failovers, func(Failover) bool { return only.MatchString("failover") })
+	}
+	r.Missing = nil // it may be there now
+	return r, nil
+}
+
+// TestFormer: an interrupted run goes on, a complete one does not, and one of another plan is refused.
+func TestFormer(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "results.json")
+	all := regexp.MustCompile("")
+	if r, err := former(file, Short(), all); err != nil || len(r.Runs) > 0 {
+		t.Fatalf("without results: %+v, %v", r, err)
+	}
+	plan := Short()
+	write := func(complete bool) {
+		r := &Report{Plan: plan, Complete: complete}
+		for _, run := range plan.Runs[:10] {
+			r.Enter(&Measured{Run: run, Result: &webstone.Result{}})
+		}
+		data, err := json.Marshal(r)
+		if err == nil {
+			err = os.WriteFile(file, data, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(false)
+	r, err := former(file, plan, all)
+	if err != nil || len(r.Runs) != 10 {
+		t.Fatalf("interrupted: %d runs, %v; want 10", len(r.Runs), err)
+	}
+	if whole, rest := plan.Takes(&Report{}), plan.Takes(r); rest >= whole || rest == 0 {
+		t.Errorf("the whole takes %v, the rest %v", whole, rest)
+	}
+	one := plan.Runs[0].Setup.String()
+	if r, err := former(file, plan, regexp.MustCompile(regexp.QuoteMeta(one))); err != nil || len(r.Runs) == 0 || len(r.Runs) == 10 {
+		t.Errorf("only %s: %d runs are kept, %v", one, len(r.Runs), err)
+	}
+	if _, err := former(file, Full(), all); err == nil {
+		t.Error("results of another plan are taken")
+	}
+	write(true)
+	if r, err := former(file, plan, all); err != nil || len(r.Runs) > 0 {
+		t.Errorf("complete: %d runs are taken, %v", len(r.Runs), err)
+	}
+	if _, err := os.Stat(file + ".last"); err != nil {
+		t.Error(err)
+	}
 }
 
 // planOf is one of the two, or a file with another.
@@ -93,12 +165,8 @@ func measure(t *testing.T, p Plan, r *Report, only *regexp.Regexp, save func()) 
 		r.Missing, r.Configs = map[string]string{}, map[string]string{}
 	}
 	content := contentFolder(t)
-	done, all := 0, 0
-	for _, run := range p.Runs {
-		if only.MatchString(run.Setup.String()) {
-			all += p.Rounds
-		}
-	}
+	say := p.progress(r, only)
+	again := 40 // runs that others disturb
 	// A set-up is built once in a round; in the next one they come the other way round.
 	setups := (&Report{Runs: runsOf(p)}).setups()
 	for round := range p.Rounds {
@@ -106,11 +174,12 @@ func measure(t *testing.T, p Plan, r *Report, only *regexp.Regexp, save func()) 
 			slices.Reverse(setups)
 		}
 		for _, s := range setups {
-			if !only.MatchString(s.String()) || r.Missing[s.String()] != "" || ctx.Err() != nil {
+			lacking := slices.DeleteFunc(slices.Clone(p.Runs), func(run Run) bool { return run.Setup != s || r.has(run, round) })
+			if !only.MatchString(s.String()) || r.Missing[s.String()] != "" || ctx.Err() != nil || len(lacking) == 0 {
 				continue
 			}
 			t.Run(fmt.Sprintf("%s/%d", s, round+1), func(t *testing.T) {
-				b, err := newBed(t, p, s, content, "normal")
+				b, err := newBed(t, p, s, content, "relaxed")
 				if errors.As(err, new(missing)) {
 					r.Missing[s.String()] = err.Error()
 					save()
@@ -126,18 +195,28 @@ func measure(t *testing.T, p Plan, r *Report, only *regexp.Regexp, save func()) 
 				for name, text := range b.configs {
 					r.Configs[name] = text
 				}
-				for _, run := range p.Runs {
-					if run.Setup != s || ctx.Err() != nil {
-						continue
+				if d := p.settle(s); d > 0 {
+					say("%s: until the shares follow the load", s)
+					b.measure(ctx, Run{Setup: s, Workload: lacking[0].Workload, Clients: 110}, 0, d, 0)
+				}
+				for _, run := range lacking {
+					if ctx.Err() != nil {
+						return
 					}
-					done++
-					progress("%d of %d: %s, %s, %d clients", done, all, s, run.Workload, run.Clients)
+					say("%s, %s, %d clients", s, run.Workload, run.Clients)
 					rate := run.Share * r.best(run.Workload)
 					if run.Share > 0 && rate == 0 {
 						t.Logf("at %.1f times the rate of a plain server: that was not measured, so it is left out", run.Share)
 						continue
 					}
-					m := b.measure(ctx, run, rate)
+					warmUp, window := p.Times(run)
+					m := b.measure(ctx, run, rate, warmUp, window)
+					if again > 0 && m != nil && m.Others > mostOthers { // it may be over
+						again--
+						if other := b.measure(ctx, run, rate, warmUp, window); other != nil && other.Others < m.Others {
+							m = other
+						}
+					}
 					if ctx.Err() == nil {
 						m.Round = round
 						r.Enter(m)
@@ -147,33 +226,55 @@ func measure(t *testing.T, p Plan, r *Report, only *regexp.Regexp, save func()) 
 			})
 		}
 	}
-	if p.Failovers > 0 && ctx.Err() == nil && only.MatchString("failover") {
-		r.Failovers = nil
-		for _, way := range []string{CloneFailover, CloneFast, KeepalivedDefault, KeepalivedTuned} {
-			f := Failover{Way: way}
-			for i := range p.Failovers {
-				if f.Why != "" || ctx.Err() != nil {
-					break
-				}
-				t.Run(fmt.Sprintf("failover/%s/%d", way, i+1), func(t *testing.T) {
-					progress("fail-over %d of %d: %s", i+1, p.Failovers, way)
+	if only.MatchString("failover") {
+		for _, way := range failoverWays {
+			at := slices.IndexFunc(r.Failovers, func(f Failover) bool { return f.Way == way })
+			if at < 0 {
+				at, r.Failovers = len(r.Failovers), append(r.Failovers, Failover{Way: way})
+			}
+			f := &r.Failovers[at]
+			f.Why = ""
+			for tries := 0; len(f.Seconds) < p.Failovers && tries < 2*p.Failovers && f.Why == "" && ctx.Err() == nil; tries++ {
+				t.Run(fmt.Sprintf("failover/%s/%d", way, len(f.Seconds)+1), func(t *testing.T) {
+					say("fail-over %d of %d: %s", len(f.Seconds)+1, p.Failovers, way)
 					seconds, err := failover(t, p, way, content, r.Configs)
 					if errors.As(err, new(missing)) {
 						f.Why = err.Error()
 					} else if err != nil {
-						t.Fatal(err)
+						t.Logf("once more: %v", err)
 					} else {
 						f.Seconds = append(f.Seconds, seconds)
+						save()
 					}
 				})
 			}
-			r.Failovers = append(r.Failovers, f)
-			save()
 		}
 	}
+	if ctx.Err() == nil && !t.Failed() && only.String() == "" {
+		r.Complete = true
+	}
+	save()
 	progress("")
 	if ctx.Err() != nil {
-		t.Fatal("interrupted: the runs that were complete are in the results, and all that was set up is taken back")
+		t.Fatal("interrupted: the runs that were complete are in the results, and all that was set up is taken back; the same command goes on from there")
+	}
+}
+
+// progress says what is done, how much of it is over, and when the rest will be.
+func (p *Plan) progress(r *Report, only *regexp.Regexp) (say func(format string, args ...any)) {
+	these := *p
+	these.Runs = slices.DeleteFunc(slices.Clone(p.Runs), func(run Run) bool { return !only.MatchString(run.Setup.String()) })
+	if !only.MatchString("failover") {
+		these.Failovers = 0
+	}
+	begin, all := time.Now(), these.Takes(r)
+	return func(format string, args ...any) {
+		left := these.Takes(r)
+		// By how much it takes longer than planned, once that can be told.
+		if over := all - left; over > time.Minute {
+			left = time.Duration(float64(left) * float64(time.Since(begin)) / float64(over))
+		}
+		progress("%3.0f %%, %s left: %s", 100*(1-float64(these.Takes(r))/float64(max(all, 1))), left.Round(time.Minute/2), fmt.Sprintf(format, args...))
 	}
 }
 
@@ -184,17 +285,16 @@ func runsOf(p Plan) (all []*Measured) {
 	return all
 }
 
-// measure does one run; at a rate, if it is not 0.
-func (b *bed) measure(ctx context.Context, run Run, rate float64) *Measured {
+// measure does one run; at a rate, if it is not 0. Without a window nothing comes of it.
+func (b *bed) measure(ctx context.Context, run Run, rate float64, warmUp, window time.Duration) *Measured {
 	b.t.Helper()
 	p := b.plan
-	warmUp, window := p.Times(run)
 	w, err := webstone.WorkloadNamed(run.Workload)
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	cfg := webstone.Config{Target: netip.AddrPortFrom(netip.MustParseAddr(b.target), 80), Prefix: "/", Workload: w, Clients: run.Clients, KeepAlive: run.KeepAlive,
-		Rate: rate, Timeout: time.Duration(p.Timeout * float64(time.Second)), WarmUp: warmUp, Window: window, Windows: 1, Seed: uint64(run.Clients)}
+		Rate: rate, Timeout: time.Duration(p.Timeout * float64(time.Second)), WarmUp: warmUp, Window: max(window, time.Millisecond), Windows: 1, Seed: uint64(run.Clients)}
 	for i := range sources {
 		cfg.Sources = append(cfg.Sources, netip.MustParseAddr(source(i)))
 	}
@@ -225,6 +325,9 @@ func (b *bed) measure(ctx context.Context, run Run, rate float64) *Measured {
 	} else if err != nil {
 		b.t.Fatalf("the clients: %v\n%s", err, process.Output())
 	}
+	if window == 0 {
+		return nil
+	}
 	m := &Measured{Run: run}
 	if data, err = os.ReadFile(out); err == nil {
 		err = json.Unmarshal(data, &m.Result)
@@ -240,14 +343,44 @@ func (b *bed) measure(ctx context.Context, run Run, rate float64) *Measured {
 			m.Nodes = append(m.Nodes, n)
 		}
 	}
+	b.shares(m)
 	m.Idle = (after.idle - before.idle).Seconds() / wall.Seconds()
 	m.Others = max(0, (after.busy-before.busy).Seconds()/wall.Seconds()-own)
 	return m
 }
 
+// shares says how many buckets each node of a cluster has.
+func (b *bed) shares(m *Measured) {
+	if m.Way != Clone {
+		return
+	}
+	socket := b.servers[0].socket
+	client := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}}}
+	var s engine.Status
+	res, err := client.Get("http://cloned/v1/status")
+	if err == nil {
+		defer res.Body.Close()
+		err = json.NewDecoder(res.Body).Decode(&s)
+	}
+	if err != nil {
+		b.t.Logf("the shares: %v", err) // a full node may be late
+		return
+	}
+	for i, server := range b.servers {
+		for _, member := range s.Members {
+			if member.Node == server.MAC {
+				m.Nodes[i].Buckets = member.Buckets
+			}
+		}
+	}
+}
+
 // rest gives what the busiest machine takes of a processor when nobody asks.
 func (b *bed) rest(ctx context.Context) (most float64) {
 	b.t.Helper()
+	sleep(ctx, time.Second) // what it takes to begin is over
 	before, at := b.sample(), time.Now()
 	sleep(ctx, time.Second)
 	after, wall := b.sample(), time.Since(at)
@@ -517,7 +650,7 @@ func TestSmoke(t *testing.T) {
 	if err := lacks("nginx", "curl", "ethtool"); err != nil {
 		t.Skipf("%v: make deps-test", err)
 	}
-	p := Plan{Quota: 0.2, PeriodMS: 20, WarmUp: 0.3, Window: 0.7, Timeout: 10, Rounds: 1, Failovers: 0}
+	p := Plan{Quota: 0.2, PeriodMS: 20, ModerationMS: 1, WarmUp: 0.3, Window: 0.7, Timeout: 10, Rounds: 1, Failovers: 0}
 	for _, s := range []Setup{{Way: Plain, Machines: 1}, {Way: Clone, Machines: 2, Policy: "byLoad"}, {Way: XtCluster, Machines: 2}, {Way: HAProxy, Machines: 2}, {Way: NGINX, Machines: 2}} {
 		p.Runs = append(p.Runs, Run{Setup: s, Workload: "2k", Clients: 10})
 	}

@@ -28,7 +28,7 @@ var contract = [kinds][states]action{
 // at nowMono (CLOCK_MONOTONIC, nanoseconds), and counts it. Checksums are not
 // looked at: with offloads they may not be there yet. s may be nil.
 func (f *Filter) Ingress(frame []byte, nowMono int64, s Sockets) Verdict {
-	return f.ingress.count(f.fromWire(frame, nowMono, s))
+	return f.ingress.count(f.fromWire(frame, nowMono, s, &f.offered))
 }
 
 // Egress gives the verdict on a frame from clone0, without virtio header, at
@@ -51,7 +51,8 @@ func (f *Filter) Release(frame []byte, nowMono int64) Verdict {
 // Discard counts a frame that was DelayRST and for which there is no room.
 func (f *Filter) Discard() { f.egress.count(DropRST) }
 
-func (f *Filter) fromWire(frame []byte, now int64, s Sockets) Verdict {
+// fromWire counts in o, unless that is nil.
+func (f *Filter) fromWire(frame []byte, now int64, s Sockets, o *offered) Verdict {
 	if len(frame) < etherHeader {
 		return DropRunt
 	}
@@ -95,7 +96,7 @@ func (f *Filter) fromWire(frame []byte, now int64, s Sockets) Verdict {
 	case p.src == p.dst || !isUnicast(p.src) || p.v6 && isMapped(p.src):
 		return DropSpoofed
 	}
-	return f.flow(&p, now, s)
+	return f.flow(&p, now, s, o)
 }
 
 // isVIP tells whether a is the VIP of the packet's IP version.
@@ -107,7 +108,7 @@ func (f *Filter) isVIP(p *packet, a addr) bool {
 }
 
 // flow decides on a packet to the VIP.
-func (f *Filter) flow(p *packet, now int64, s Sockets) Verdict {
+func (f *Filter) flow(p *packet, now int64, s Sockets, o *offered) Verdict {
 	switch p.kind {
 	case kindFragment:
 		return AcceptFragment
@@ -131,6 +132,9 @@ func (f *Filter) flow(p *packet, now int64, s Sockets) Verdict {
 		return DropDisabled
 	}
 	bucket := f.flowBucket(p.src, p.dst, p.srcPort, p.dstPort, p.proto)
+	if o != nil {
+		f.offer(o, p, port, bucket, now)
+	}
 	if p.kind != kindSYN && port&PortLocal != 0 {
 		if isHeld(f.held(p.proto), bucket, now) {
 			return AcceptOwn

@@ -210,7 +210,7 @@ type Sockets interface {
 const (
 	PortAffinity = 0x03
 	PortDisabled = 0x20
-	portRuled    = 0x40
+	PortRuled    = 0x40 // it is a service's, or named by a Rule
 	PortLocal    = 0x80 // nodes open flows from it
 )
 
@@ -237,6 +237,7 @@ type Filter struct {
 	resets   *resets
 
 	ingress, egress counters
+	offered         offered
 }
 
 // New checks the configuration and gives a Filter whose buckets are all
@@ -306,13 +307,13 @@ func (f *Filter) setPorts(cfg Config) error {
 			r.Affinity >= affinities || r.Disabled && r.Affinity != AffinityNone {
 			return fmt.Errorf("rule %+v is not valid", r)
 		}
-		is := portRuled | uint8(r.Affinity)
+		is := PortRuled | uint8(r.Affinity)
 		if r.Disabled {
 			is |= PortDisabled
 		}
 		for p := int(r.PortLo); p <= int(r.PortHi); p++ {
 			t := f.ports(r.Proto)
-			if t[p]&portRuled != 0 {
+			if t[p]&PortRuled != 0 {
 				return fmt.Errorf("rule %+v: port %d has a rule already", r, p)
 			}
 			t[p] = is

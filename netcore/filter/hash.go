@@ -142,7 +142,9 @@ func (f *Filter) flowHash(client, vip addr, clientPort, vipPort uint16, proto ui
 	return f.hash.sum(&k)
 }
 
-func (f *Filter) clientBucket(client, vip addr) int {
+func (f *Filter) clientBucket(client, vip addr) int { return int(f.clientHash(client, vip) % Buckets) }
+
+func (f *Filter) clientHash(client, vip addr) uint64 {
 	k := makeFlowKey(AffinityClient, client, vip, 0, 0, 0)
-	return f.hash.bucket(&k)
+	return f.hash.sum(&k)
 }

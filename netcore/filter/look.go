@@ -23,7 +23,7 @@ func (f *Filter) Look(frame []byte, left bool, nowMono int64, s Sockets) Seen {
 	if left {
 		seen.Verdict = DropNotOurs
 	} else {
-		seen.Verdict = f.fromWire(frame, nowMono, s)
+		seen.Verdict = f.fromWire(frame, nowMono, s, nil)
 	}
 	if len(frame) < etherHeader {
 		return seen

@@ -39,9 +39,14 @@ func raised(t *testing.T) map[string]string {
 			if !ok {
 				return true
 			}
-			if sel, ok := lit.Type.(*ast.SelectorExpr); !ok || sel.Sel.Name != "Finding" {
-				return true
-			} else if x, ok := sel.X.(*ast.Ident); !ok || x.Name != "finding" {
+			if list, ok := lit.Type.(*ast.ArrayType); ok && isFinding(list.Elt) {
+				for _, e := range lit.Elts {
+					if one, ok := e.(*ast.CompositeLit); ok {
+						one.Type = list.Elt // which may be left out
+					}
+				}
+			}
+			if !isFinding(lit.Type) {
 				return true
 			}
 			code, level := "", ""
@@ -72,6 +77,16 @@ func raised(t *testing.T) map[string]string {
 		t.Fatal(err)
 	}
 	return codes
+}
+
+// isFinding tells whether a type is finding.Finding.
+func isFinding(t ast.Expr) bool {
+	sel, ok := t.(*ast.SelectorExpr)
+	if !ok || sel.Sel.Name != "Finding" {
+		return false
+	}
+	x, ok := sel.X.(*ast.Ident)
+	return ok && x.Name == "finding"
 }
 
 // TestPages: each code has its page, as the index describes it, and a line there; and

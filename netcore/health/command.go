@@ -82,7 +82,7 @@ func (c *command) run(ctx context.Context) error {
 	err := cmd.Wait()
 	switch {
 	case late:
-		return out.explain(probe.ErrLate.Error())
+		return fmt.Errorf("%w%s", probe.ErrLate, out.said())
 	case err == nil, errors.Is(err, exec.ErrWaitDelay):
 		return nil
 	case cmd.ProcessState.Exited():
@@ -137,10 +137,13 @@ func (l *lastLine) endLine() {
 }
 
 // explain is the error that what says, with the line.
-func (l *lastLine) explain(what string) error {
+func (l *lastLine) explain(what string) error { return errors.New(what + l.said()) }
+
+// said is the line, behind a colon; empty if there is none.
+func (l *lastLine) said() string {
 	l.endLine()
 	if text := strings.TrimSpace(string(l.last)); text != "" {
-		what += ": " + probe.Printable(text)
+		return ": " + probe.Printable(text)
 	}
-	return errors.New(what)
+	return ""
 }

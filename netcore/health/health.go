@@ -5,6 +5,7 @@ package health
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -69,9 +70,15 @@ type Report struct {
 type Options struct {
 	VIPs   []netip.Addr // for Check.Listen
 	Logger *slog.Logger
+	// Bell has all services asked at once when it rings; nil: nobody rings.
+	Bell *probe.Bell
 	// Tell is given the report at the start, and then whenever it is another.
 	// It is called once at a time, in order, and must return soon.
 	Tell func(Report)
+	// Full, if set, reports whether this machine's processors have no time left. A service
+	// that answers late then is not held to have failed, for ten times as many checks:
+	// to take its share away would fill the other nodes, and then theirs.
+	Full func() bool
 }
 
 // slowStart is the time after which a service that has not worked yet is worth
@@ -100,7 +107,7 @@ func run(ctx context.Context, services []*service, opt Options) {
 	for _, s := range services {
 		s.machine = newMachine(s.check.Rise, s.check.Fall)
 		if s.ask == nil {
-			s.machine.step(nil)
+			s.machine.step(nil, false)
 		}
 	}
 	r.told = r.report()
@@ -111,7 +118,7 @@ func run(ctx context.Context, services []*service, opt Options) {
 			continue
 		}
 		asking.Go(func() {
-			probe.Repeat(ctx, s.check.Interval, s.check.Timeout, s.ask, func(answer error) { r.answered(s, answer) })
+			probe.Repeat(ctx, s.check.Interval, s.check.Timeout, opt.Bell, s.ask, func(answer error) { r.answered(s, answer) })
 		})
 	}
 	asking.Wait()
@@ -131,8 +138,11 @@ type runner struct {
 func (r *runner) answered(s *service, answer error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	before := s.machine.state
-	s.machine.step(answer)
+	before, excusedBefore := s.machine.state, s.machine.excused
+	s.machine.step(answer, errors.Is(answer, probe.ErrLate) && r.opt.Full != nil && r.opt.Full())
+	if excusedBefore == 0 && s.machine.excused > 0 {
+		r.opt.Logger.Warn("service is late on a machine that is full, which is no failure yet", "service", s.check.Name, "checks", excuses*s.machine.fall)
+	}
 	r.log(s, before)
 	if now := r.report(); now.Healthy != r.told.Healthy || !slices.Equal(now.Reasons, r.told.Reasons) {
 		r.told = now

@@ -67,6 +67,7 @@ type watch struct {
 	mu      sync.Mutex
 	log     bytes.Buffer
 	reports []string
+	full    atomic.Bool // the machine is
 	end     func()
 }
 
@@ -96,7 +97,7 @@ func startWatch(t *testing.T, services ...*service) *watch {
 				}
 				return a
 			}})),
-			Tell: w.tell,
+			Tell: w.tell, Full: w.full.Load,
 		})
 	}()
 	w.end = func() {
@@ -171,6 +172,42 @@ func TestRun(t *testing.T) {
 		if _, most := web.counts(); most != 1 {
 			t.Errorf("web was asked %d questions at once", most)
 		}
+	})
+}
+
+// TestRunFull: on a machine that is full a service may be late for long, but it may not refuse,
+// and when the machine is full no more it may not be late.
+func TestRunFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		web := &fake{}
+		w := startWatch(t, second("web", web, 1, 3))
+		defer w.end()
+		w.after(10*time.Millisecond, lines("false [web: starting]", "true []"), lines(`level=INFO msg="service healthy" service=web`))
+		w.full.Store(true)
+		late := func(takes time.Duration, answer error) {
+			web.mu.Lock()
+			defer web.mu.Unlock()
+			web.takes, web.answer = takes, answer
+		}
+		const (
+			excused = `level=WARN msg="service is late on a machine that is full, which is no failure yet" service=web checks=30`
+			failed  = `level=WARN msg="service failed" service=web reason=`
+			again   = `level=INFO msg="service healthy again" service=web`
+		)
+		late(time.Hour, nil)
+		w.after(29*time.Second+900*time.Millisecond, nil, lines(excused))
+		w.after(time.Second, lines("false [web: no answer in time]"), lines(failed+`"no answer in time"`))
+		late(0, nil)
+		w.after(time.Second, lines("true []"), lines(again))
+
+		late(0, errors.New("refused"))
+		w.after(3*time.Second, lines("false [web: refused]"), lines(failed+"refused"))
+		late(0, nil)
+		w.after(time.Second, lines("true []"), lines(again))
+
+		w.full.Store(false)
+		late(time.Hour, nil)
+		w.after(3*time.Second, lines("false [web: no answer in time]"), lines(failed+`"no answer in time"`))
 	})
 }
 

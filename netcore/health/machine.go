@@ -18,6 +18,7 @@ type machine struct {
 	rise, fall int // 1 at least
 	state      state
 	streak     int    // answers in a row against the state
+	excused    int    // failures in a row that were not counted
 	reason     string // of the last failure
 }
 
@@ -25,11 +26,22 @@ func newMachine(rise, fall int) machine {
 	return machine{rise: max(rise, 1), fall: max(fall, 1), state: starting}
 }
 
-// step takes an answer, nil if all was well.
-func (m *machine) step(answer error) {
+// excuses is how many times fall failures in a row may be excused.
+const excuses = 10
+
+// step takes an answer, nil if all was well. One that is excused does not count against a
+// healthy service, unless there were very many in a row.
+func (m *machine) step(answer error, excused bool) {
 	if answer != nil {
 		m.reason = answer.Error()
 	}
+	if answer != nil && excused && m.state == healthy {
+		if m.excused++; m.excused < excuses*m.fall {
+			return
+		}
+		m.streak = m.fall - 1
+	}
+	m.excused = 0
 	switch {
 	case m.state == starting && answer != nil, m.state == healthy && answer == nil, m.state == failed && answer != nil:
 		m.streak = 0

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestMachine writes answers as + and -, and the states after each as s
+// TestMachine writes answers as +, - and e (excused), and the states after each as s
 // (starting), h (healthy) and f (failed).
 func TestMachine(t *testing.T) {
 	for _, tt := range []struct {
@@ -25,15 +25,20 @@ func TestMachine(t *testing.T) {
 		{"one is enough", 1, 1, "+-+-+", "hfhfh"},
 		{"zero is one", 0, 0, "+-+-+", "hfhfh"},
 		{"a streak ends with its state", 2, 2, "+--++-+--", "hhffhhhhf"},
+		{"excused", 1, 1, "+eeeeeeeee+", "hhhhhhhhhhh"},
+		{"excused too often", 1, 1, "+eeeeeeeeee", "hhhhhhhhhhf"},
+		{"excused between others", 1, 3, "+-e-e-", "hhhhhf"},
+		{"no excuse for what has failed", 2, 1, "+-+e++", "hffffh"},
+		{"no excuse before the start", 1, 1, "ee+", "ssh"},
 		{"failures before the start do not count", 1, 3, "---+--", "ssshhh"},
 	} {
 		m := newMachine(tt.rise, tt.fall)
 		var got strings.Builder
 		for _, a := range tt.answers {
 			if a == '+' {
-				m.step(nil)
+				m.step(nil, false)
 			} else {
-				m.step(errors.New("bad"))
+				m.step(errors.New("bad"), a == 'e')
 			}
 			got.WriteByte(" shf"[m.state])
 			if (m.why() == "") != (m.state == healthy) {
@@ -60,7 +65,7 @@ func TestReason(t *testing.T) {
 		{nil, "three"},
 		{nil, ""},
 	} {
-		m.step(tt.answer)
+		m.step(tt.answer, false)
 		if got := m.why(); got != tt.want {
 			t.Errorf("after answer %d, %v: reason %q; want %q", i, tt.answer, got, tt.want)
 		}

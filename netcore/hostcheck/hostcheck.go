@@ -162,9 +162,6 @@ func (w Want) vips() (vips []netip.Addr) {
 	return vips
 }
 
-// ourAlias is what clone0's alias begins with.
-const ourAlias = "clonecluster"
-
 // Machine is what Look has read.
 type Machine struct {
 	NIC       nic.NIC
@@ -191,12 +188,13 @@ type Link struct {
 	Kind    string // "" for hardware
 	MAC     net.HardwareAddr
 	Alias   string
+	Group   uint32
 	Parent  int
 	Takes   bool // all frames of its parent: a macvlan of mode passthru
 	Managed string
 }
 
-func (l Link) ours() bool { return l.Name == clone.Device && strings.HasPrefix(l.Alias, ourAlias) }
+func (l Link) ours() bool { return l.Name == clone.Device && clone.Ours(l.Alias, l.Group) }
 
 // Address is one address of an interface.
 type Address struct {

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"clonecluster/config"
+	"clonecluster/netcore/clone"
 	"clonecluster/netcore/nic"
 )
 
@@ -66,6 +67,9 @@ func TestJudge(t *testing.T) {
 			m.Links = append(m.Links, Link{Index: 9, Name: "clone0", Kind: "tun", MAC: cloneAddr, Alias: "clonecluster nic=eth0"})
 			m.Addresses = append(m.Addresses, Address{"clone0", netip.MustParsePrefix("10.77.0.10/32"), false})
 			m.ARPIgnore["clone0"] = "8"
+		}, OK, "clone0", nil, "is there"},
+		{"clone0 of an engine that was killed early", func(m *Machine) {
+			m.Links = append(m.Links, Link{Index: 9, Name: "clone0", Kind: "macvlan", MAC: cloneAddr, Group: clone.Group})
 		}, OK, "clone0", nil, "is there"},
 		{"clone0 of others", func(m *Machine) { m.Links = append(m.Links, Link{Index: 9, Name: "clone0", Kind: "dummy"}) }, Refused, "clone0", ErrDeviceInUse, "clonecluster has not made"},
 		{"clone0 managed", func(m *Machine) {

@@ -74,7 +74,7 @@ func links() (all []Link, err error) {
 	}
 	for _, l := range ls {
 		a := l.Attrs()
-		link := Link{Index: a.Index, Name: a.Name, Kind: l.Type(), MAC: a.HardwareAddr, Alias: a.Alias, Parent: a.ParentIndex}
+		link := Link{Index: a.Index, Name: a.Name, Kind: l.Type(), MAC: a.HardwareAddr, Alias: a.Alias, Group: a.Group, Parent: a.ParentIndex}
 		if v, ok := l.(*netlink.Macvlan); ok && v.Mode == netlink.MACVLAN_MODE_PASSTHRU {
 			link.Takes = true
 		}

@@ -130,7 +130,7 @@ func Open(cfg Config) (_ *Datapath, err error) {
 // it past the filter.
 func (d *Datapath) addClone() error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.ParentIndex, attrs.HardwareAddr = clone.Device, d.cfg.NIC.Index, d.cfg.CloneMAC[:]
+	attrs.Name, attrs.ParentIndex, attrs.HardwareAddr, attrs.Group = clone.Device, d.cfg.NIC.Index, d.cfg.CloneMAC[:], clone.Group
 	if err := netlink.LinkAdd(&netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_PRIVATE}); err != nil {
 		return fmt.Errorf("adding %s as a macvlan on %s: %w", clone.Device, d.cfg.NIC.Name, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -164,6 +166,76 @@ func TestLeavesTheHost(t *testing.T) {
 		t.Error(err)
 	}
 	check("after a crash and a stop")
+
+	// An engine that was killed before it could write down what it made.
+	h.Run("ip", "link", "add", "link", "eth0", "name", clone.Device, "address", net.HardwareAddr(testClone[:]).String(), "group", fmt.Sprint(clone.Group), "type", "macvlan", "mode", "private")
+	if d, err = open(t, b, h, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Do(d.Close); err != nil {
+		t.Error(err)
+	}
+	check("after a crash on the way, and a stop")
+}
+
+// TestBroadcast: a service that listens for broadcasts hears each of them once, and still
+// what is sent to the VIP.
+func TestBroadcast(t *testing.T) {
+	b := netnstest.New(t, testClone[:])
+	h := b.Host("node", "52:54:00:77:00:01", "10.77.0.101/24")
+	client := b.Host("client", "", "10.77.0.1/24")
+	h.Run("ip", "addr", "replace", "10.77.0.101/24", "brd", "+", "dev", "eth0")
+	d, err := open(t, b, h, func(c *Config) {
+		c.Filter.Rules = []filter.Rule{{Proto: filter.ProtoUDP, PortLo: 7000, PortHi: 7000}}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := h.Do(d.Close); err != nil {
+			t.Error(err)
+		}
+	}()
+	var table filter.Table
+	for i := range table {
+		table[i] = filter.Settled
+	}
+	d.Filter().SetTable(&table, now())
+	d.Filter().SetLease(now() + int64(time.Hour))
+	var service, sender net.PacketConn
+	if err := h.Do(func() (err error) { service, err = net.ListenPacket("udp4", "0.0.0.0:7000"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer service.Close()
+	if err := client.Do(func() (err error) { sender, err = net.ListenPacket("udp4", "10.77.0.1:0"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer sender.Close()
+	want := []string{}
+	for _, to := range []string{"10.77.0.255", "255.255.255.255", testVIP4.String()} {
+		if _, err := sender.WriteTo([]byte(to), &net.UDPAddr{IP: net.ParseIP(to), Port: 7000}); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, to)
+	}
+	got := []string{}
+	for buf := make([]byte, 100); ; {
+		wait := 10 * time.Second
+		if len(got) >= len(want) {
+			wait = 300 * time.Millisecond // for what should not come
+		}
+		_ = service.SetReadDeadline(time.Now().Add(wait))
+		n, _, err := service.ReadFrom(buf)
+		if err != nil {
+			break
+		}
+		got = append(got, string(buf[:n]))
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("the service has heard %q; want %q", got, want)
+	}
 }
 
 // TestSurvives: what an engine leaves when it dies goes on, and the next one finds it.

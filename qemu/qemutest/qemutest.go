@@ -34,8 +34,9 @@ func KernelARM64(t testing.TB) string {
 	return findKernel(t, "CLONECLUSTER_TEST_KERNEL_ARM64", "generic-arm64-*", "make kernel BOARD=generic-arm64")
 }
 
-// KernelPC returns the path of the pc-x86_64 board's kernel, the newest in the cache
-// folder. It has what QEMU's has not: USB, ATA, screens.
+// KernelPC returns the path of the pc-x86_64 board's kernel, which has USB, ATA and
+// screens: the file that CLONECLUSTER_TEST_KERNEL_PC names, else the newest in the
+// cache folder.
 func KernelPC(t testing.TB) string {
 	t.Helper()
 	return findKernel(t, "CLONECLUSTER_TEST_KERNEL_PC", "pc-x86_64-*", "make kernel BOARD=pc-x86_64")

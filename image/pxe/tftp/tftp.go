@@ -21,6 +21,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"clonecluster/image/pxe/datagram"
 )
 
 const (
@@ -184,24 +186,12 @@ func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	buf := make([]byte, 1500)
-	for {
-		n, from, err := conn.ReadFrom(buf)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
-			var t net.Error
-			if errors.As(err, &t) && t.Timeout() {
-				continue
-			}
-			return fmt.Errorf("TFTP: %w", err)
-		}
+	err := datagram.Read(ctx, conn, func(data []byte, from net.Addr) {
 		client, ok := addrPort(from)
 		if !ok {
-			continue
+			return
 		}
-		r, err := parse(buf[:n])
+		r, err := parse(data)
 		if err == nil {
 			err = s.begin(ctx, &transfers, r, client, from)
 		}
@@ -209,7 +199,11 @@ func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
 		if errors.As(err, &refused) {
 			conn.WriteTo(errorPacket(refused.code, refused.text), from)
 		}
+	})
+	if err != nil {
+		return fmt.Errorf("TFTP: %w", err)
 	}
+	return nil
 }
 
 func addrPort(a net.Addr) (netip.AddrPort, bool) {

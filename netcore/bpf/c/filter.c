@@ -24,6 +24,7 @@ typedef _Bool bool;
 
 static void *(*const map_lookup)(void *map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;
 static u64 (*const ktime_get_ns)(void) = (void *)BPF_FUNC_ktime_get_ns;
+static u64 (*const ktime_get_coarse_ns)(void) = (void *)BPF_FUNC_ktime_get_coarse_ns;
 static long (*const skb_load_bytes)(const void *ctx, u32 off, void *to, u32 len) = (void *)BPF_FUNC_skb_load_bytes;
 static long (*const skb_store_bytes)(void *ctx, u32 off, const void *from, u32 len, u64 flags) = (void *)BPF_FUNC_skb_store_bytes;
 static long (*const xdp_load_bytes)(void *ctx, u32 off, void *to, u32 len) = (void *)BPF_FUNC_xdp_load_bytes;
@@ -58,6 +59,14 @@ struct map shared SEC("maps") = {BPF_MAP_TYPE_ARRAY, sizeof(u32), sizeof(struct 
 struct map ports SEC("maps") = {BPF_MAP_TYPE_ARRAY, sizeof(u32), 2 * 65536, 1, BPF_F_MMAPABLE};
 struct map verdicts SEC("maps") = {BPF_MAP_TYPE_PERCPU_ARRAY, sizeof(u32), sizeof(u64), VERDICTS, 0};
 struct map guarded SEC("maps") = {BPF_MAP_TYPE_PERCPU_ARRAY, sizeof(u32), sizeof(u64), 1, 0};
+
+// SYNs that came lately; see filter's offered.go.
+struct syns {
+	u64 seen[1 << SYN_BITS];
+	u64 askers[1 << ASKER_BITS];
+};
+
+struct map syns SEC("maps") = {BPF_MAP_TYPE_ARRAY, sizeof(u32), sizeof(struct syns), 1, BPF_F_MMAPABLE};
 
 // A RST that waits: the engine sends it if it still may leave after a while.
 struct late {
@@ -143,8 +152,10 @@ struct flow {
 };
 
 // What is parsed lies in a map, as the verifier knows nothing of what is in there and
-// so does not follow each combination of lengths on its own.
+// so does not follow each combination of lengths on its own. What is offered is counted
+// there, as it is each processor's own and has been looked up already.
 struct scratch {
+	u64 frames[BUCKETS], syns[BUCKETS], again[BUCKETS];
 	struct packet packet, quoted;
 	struct flow flow;
 };
@@ -677,6 +688,39 @@ inline_always u32 icmp_error(struct frame *f, struct packet *p)
 	return decide(f, KIND_ERROR, bucket, q->proto == PROTO_TCP, w);
 }
 
+// syn_number is that of offered.go.
+inline_always u64 syn_number(const struct flow *w, u32 sequence)
+{
+	u64 odd1 = 0x9e3779b97f4a7c15ULL, odd2 = 0xff51afd7ed558ccdULL, x = w->words[0];
+	if (w->v6)
+		x ^= w->words[1] * odd2;
+	x = x * odd1 ^ ((u64)sequence << 32 | w->ports);
+	x = (x ^ x >> 29) * odd2;
+	return x ^ x >> 32;
+}
+
+// offer_syn tells whether a SYN came before. Most are another node's, so this has the
+// clock that costs least; some milliseconds do not matter.
+subprogram void offer_syn(struct frame *f, const struct flow *w, u32 bucket)
+{
+	u32 zero = 0, sequence;
+	struct syns *s = map_lookup(&syns, &zero);
+	bucket %= BUCKETS;
+	f->scratch->syns[bucket]++;
+	if (!s || !load(f, w->payload + 4, (u8 *)&sequence, sizeof(sequence)))
+		return;
+	u64 x = syn_number(w, sequence), *e = &s->seen[x >> (64 - SYN_BITS)], was = *e;
+	u32 tag = x, ms = (test_now ? (u64)test_now : ktime_get_coarse_ns()) / 1000000, since = ms - (u32)was;
+	if (was >> 32 == tag && since < AGAIN_MOST) {
+		if (since < AGAIN_LEAST)
+			return;
+		f->scratch->again[bucket]++;
+		u64 client = hash(AFFINITY_CLIENT, w);
+		s->askers[client >> (64 - ASKER_BITS)] = ((client & 0x3fffff) << 10 | bucket) << 32 | ms;
+	}
+	*e = (u64)tag << 32 | ms;
+}
+
 // to_port decides on a segment or datagram to the VIP.
 inline_always u32 to_port(struct frame *f, u8 kind, const struct flow *w)
 {
@@ -684,6 +728,9 @@ inline_always u32 to_port(struct frame *f, u8 kind, const struct flow *w)
 	if (is & PORT_DISABLED)
 		return DROP_DISABLED;
 	u32 bucket = flow_bucket(is, w);
+	f->scratch->frames[bucket]++;
+	if (kind == KIND_SYN && (is & PORT_RULED))
+		offer_syn(f, w, bucket);
 	if (kind != KIND_SYN && (is & PORT_LOCAL)) {
 		if (is_held(f, w->proto, bucket))
 			return ACCEPT_OWN;

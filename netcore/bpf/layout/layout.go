@@ -17,10 +17,11 @@ func Constants() []Constant {
 		{"AFFINITY_NONE", uint64(filter.AffinityNone)}, {"AFFINITY_CLIENT", uint64(filter.AffinityClient)},
 		{"AFFINITY_NETWORK", uint64(filter.AffinityNetwork)}, {"AFFINITY_SINGLE", uint64(filter.AffinitySingle)},
 		{"KEY_LENGTH4", filter.KeyLength4}, {"KEY_LENGTH6", filter.KeyLength6},
-		{"PORT_AFFINITY", filter.PortAffinity}, {"PORT_DISABLED", filter.PortDisabled}, {"PORT_LOCAL", filter.PortLocal},
+		{"PORT_AFFINITY", filter.PortAffinity}, {"PORT_DISABLED", filter.PortDisabled}, {"PORT_LOCAL", filter.PortLocal}, {"PORT_RULED", filter.PortRuled},
 		{"QUARANTINE", uint64(filter.Quarantine)}, {"HOLD_TCP", uint64(filter.HoldTCP)},
 		{"HOLD_DATAGRAM", uint64(filter.HoldDatagram)}, {"HOLD_SLACK", uint64(filter.HoldSlack)},
 		{"RESETS", filter.ResetSlots}, {"RESETS_FORGET", filter.ResetsForget},
+		{"SYN_BITS", filter.SYNBits}, {"ASKER_BITS", filter.AskerBits}, {"AGAIN_LEAST", filter.AgainLeast}, {"AGAIN_MOST", filter.AgainMost},
 		{"LATE_FRAME", LateFrame}, {"LATE_BYTES", LateBytes},
 		{"MAX_TAGS", filter.MaxTags}, {"MAX_EXTENSIONS", filter.MaxExtensions}, {"MAX_OPTIONS", filter.MaxOptions},
 	}
@@ -36,6 +37,12 @@ type Shared struct {
 	WireMAC                           uint64 // the Ethernet source of what leaves
 	Quarantine, HeldTCP, HeldDatagram [filter.Buckets]int64
 	Resets                            [filter.ResetSlots]uint64
+}
+
+// SYNs is the value of the map "syns", which the programs write.
+type SYNs struct {
+	Seen   [filter.SYNSlots]uint64
+	Askers [filter.AskerSlots]uint64
 }
 
 // LateFrame is the longest RST that can wait, a power of two: Ethernet, IPv6 and TCP

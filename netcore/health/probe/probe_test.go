@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -152,7 +153,7 @@ func TestRepeat(t *testing.T) {
 				defer cancel()
 				start := time.Now()
 				var asked, told []string
-				Repeat(ctx, tt.interval, tt.timeout, func(ctx context.Context) error {
+				Repeat(ctx, tt.interval, tt.timeout, nil, func(ctx context.Context) error {
 					a := tt.answers[len(asked)]
 					asked = append(asked, time.Since(start).String())
 					select {
@@ -184,9 +185,36 @@ func TestRepeat(t *testing.T) {
 // TestRepeatEnds: what is answered after the end is not told.
 func TestRepeatEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
-	Repeat(ctx, time.Hour, time.Hour, func(ctx context.Context) error {
+	Repeat(ctx, time.Hour, time.Hour, nil, func(ctx context.Context) error {
 		cancel()
 		<-ctx.Done()
 		return ctx.Err()
 	}, func(err error) { t.Errorf("told %v", err) })
+}
+
+// TestBell: who rings is asked at once, also who is just being asked; and then again
+// at the interval.
+func TestBell(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var bell Bell
+		start := time.Now()
+		var asked []time.Duration
+		go Repeat(ctx, time.Minute, time.Second, &bell, func(context.Context) error {
+			asked = append(asked, time.Since(start))
+			time.Sleep(500 * time.Millisecond)
+			return nil
+		}, func(error) {})
+		for _, at := range []time.Duration{10 * time.Second, 10*time.Second + 200*time.Millisecond, 30 * time.Second} {
+			time.Sleep(at - time.Since(start))
+			bell.Ring()
+		}
+		time.Sleep(70 * time.Second)
+		cancel()
+		synctest.Wait()
+		want := []time.Duration{0, 10 * time.Second, 10*time.Second + 500*time.Millisecond, 30 * time.Second, 90 * time.Second}
+		if !slices.Equal(asked, want) {
+			t.Errorf("asked at %v; want %v", asked, want)
+		}
+	})
 }

@@ -2,6 +2,7 @@ package probe
 
 import (
 	"context"
+	"sync"
 	"time"
 )
 
@@ -9,15 +10,45 @@ import (
 // its start should not be seen an interval late.
 const fast = 100 * time.Millisecond
 
+// A Bell has all that Repeat with it ask at once. The zero value is one.
+type Bell struct {
+	mu   sync.Mutex
+	rung chan struct{} // closed by Ring; nil: nobody listens
+}
+
+// Ring rings it. Who is asking when it rings asks again.
+func (b *Bell) Ring() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.rung != nil {
+		close(b.rung)
+		b.rung = nil
+	}
+}
+
+// rings gives a channel that is closed when it rings next.
+func (b *Bell) rings() <-chan struct{} {
+	if b == nil {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.rung == nil {
+		b.rung = make(chan struct{})
+	}
+	return b.rung
+}
+
 // Repeat asks every interval, in the goroutine of the caller, and tells each
 // answer, nil if all is well, until ctx ends. Until the first such answer it
 // asks every 100 ms, or every interval if that is less. A question has that
 // timeout, after which ask must return soon; one that takes longer than the
-// interval delays the next, so there is never more than one.
-func Repeat(ctx context.Context, interval, timeout time.Duration, ask func(context.Context) error, tell func(error)) {
+// interval delays the next, so there is never more than one. When the bell rings, which
+// may be nil, the next question is due.
+func Repeat(ctx context.Context, interval, timeout time.Duration, bell *Bell, ask func(context.Context) error, tell func(error)) {
 	well := false
 	for {
-		start := time.Now()
+		start, rings := time.Now(), bell.rings()
 		err := within(ctx, timeout, ask)
 		if ctx.Err() != nil {
 			return
@@ -33,6 +64,8 @@ func Repeat(ctx context.Context, interval, timeout time.Duration, ask func(conte
 		case <-ctx.Done():
 			t.Stop()
 			return
+		case <-rings:
+			t.Stop()
 		case <-t.C:
 		}
 	}

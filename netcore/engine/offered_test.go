@@ -1,0 +1,87 @@
+package engine
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"clonecluster/netcore/filter"
+	"clonecluster/netcore/membership"
+)
+
+// TestOffering: clients of three nodes, of which the first has buckets 0 to 9, the
+// second 10 to 19, and the third, which is dead, the rest.
+func TestOffering(t *testing.T) {
+	ids := []membership.NodeID{{2, 0, 0, 0, 0, 1}, {2, 0, 0, 0, 0, 2}, {2, 0, 0, 0, 0, 3}}
+	m := &membership.Map{Members: ids}
+	for b := range m.Owner {
+		m.Owner[b] = uint8(min(b/10, 2))
+	}
+	viewOf := func(self int) membership.View {
+		v := membership.View{Owners: m}
+		for i, id := range ids {
+			v.Members = append(v.Members, membership.Member{Peer: membership.Peer{ID: id}, Self: i == self, Live: i != 2})
+		}
+		v.Self = v.Members[self].Peer
+		return v
+	}
+	type second struct {
+		anew, again uint64 // SYNs to node 2
+		clients     int    // that sent some again
+	}
+	steady := func(s second, n int) (all []second) {
+		for range n {
+			all = append(all, s)
+		}
+		return all
+	}
+	for _, tt := range []struct {
+		name    string
+		seconds []second
+		silent  bool
+	}{
+		{"nothing", steady(second{}, 8), false},
+		{"busy", steady(second{1000, 10, 8}, 8), false},
+		{"it hangs", steady(second{10, 15, 8}, 4), true},
+		{"it hangs since a while", append(steady(second{100, 0, 0}, 8), steady(second{10, 20, 5}, 4)...), true},
+		{"two clients behind a bad link", steady(second{4, 8, 2}, 8), false},
+		{"what a dead node leaves behind", append(steady(second{100, 0, 0}, 8), second{100, 100, 9}), false},
+		{"nobody asks any more", append(steady(second{10, 20, 5}, 4), steady(second{}, 12)...), false},
+	} {
+		for self := range 2 {
+			var o offering
+			var seen filter.Offered
+			now, silent := time.Unix(1000, 0), false
+			o.look(now, &seen, viewOf(self), nil)
+			for _, s := range tt.seconds {
+				now = now.Add(time.Second)
+				seen.SYNs[12] += s.anew + s.again
+				seen.Again[12] += s.again
+				seen.Frames[12] += s.anew + s.again
+				seen.Frames[500] += 3
+				var askers []filter.Asker
+				for i := range s.clients {
+					askers = append(askers, filter.Asker{Bucket: 10 + i})
+				}
+				askers = append(askers, filter.Asker{Bucket: 12, Ago: 20 * time.Second}, filter.Asker{Bucket: 3})
+				silent = o.look(now, &seen, viewOf(self), askers)
+			}
+			found := o.finding(membership.NodeID.String)
+			if len(found) > 0 != tt.silent || silent != (tt.silent && self == 1) {
+				t.Errorf("%s, as node %d sees it: silent %v, %+v; want %v", tt.name, self+1, silent, found, tt.silent)
+			}
+			if len(found) > 0 {
+				if who := map[int]string{0: ids[1].String(), 1: "this node"}[self]; !strings.Contains(found[0].What, who+" does not answer") {
+					t.Errorf("%s, as node %d sees it: %s; want that it is %s", tt.name, self+1, found[0].What, who)
+				}
+			}
+			if r := o.rates(); r.Unowned != uint64(3*len(tt.seconds)) || r.UnownedPerSecond != 3 {
+				t.Errorf("%s: for nobody %d, %v a second; want 3 a second", tt.name, r.Unowned, r.UnownedPerSecond)
+			}
+		}
+		// The third of three does not say what the first does.
+		if !reports(viewOf(0), ids[1]) || reports(viewOf(1), ids[2]) || !reports(viewOf(1), ids[0]) {
+			t.Error("it is not the lowest of the others that reports")
+		}
+	}
+}
