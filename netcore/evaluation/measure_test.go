@@ -155,7 +155,10 @@ func measure(t *testing.T, p Plan, r *Report, only *regexp.Regexp, save func()) 
 	r.Plan, r.Date, r.Machine, r.Kernel, r.Processors = p, time.Now().UTC().Format(time.DateOnly), netnstest.Processor(t), netnstest.Kernel(t), runtime.NumCPU()
 	r.Versions = programs()
 	if r.Missing == nil {
-		r.Missing, r.Configs = map[string]string{}, map[string]string{}
+		r.Missing = map[string]string{}
+	}
+	if r.Configs == nil {
+		r.Configs = map[string]string{}
 	}
 	content := contentFolder(t)
 	say := p.progress(r, only)
