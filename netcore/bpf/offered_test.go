@@ -53,13 +53,9 @@ func TestOffered(t *testing.T) {
 		}
 		return f
 	}
-	user, err := filter.New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
 	programs := []func(*Filter) *ebpf.Program{func(f *Filter) *ebpf.Program { return f.objects.IngressXdp }, func(f *Filter) *ebpf.Program { return f.objects.IngressTc }}
 	for attachment, of := range programs {
-		user, err = filter.New(cfg)
+		user, err := filter.New(cfg)
 		if err != nil {
 			t.Fatal(err)
 		}

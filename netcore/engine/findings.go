@@ -33,12 +33,6 @@ func (e *engine) foundEvent(f finding.Finding, raised bool) {
 	})
 }
 
-// raise notes something that this node has noticed.
-func (e *engine) raise(f finding.Finding) {
-	f.Node = e.self()
-	e.findings.Raise(f)
-}
-
 // watchFindings looks again and again at what the engine knows anyway, until ctx
 // ends.
 func (e *engine) watchFindings(ctx context.Context) {

@@ -55,7 +55,7 @@ func (m *metrics) write(w io.Writer, accept http.Header) (mediaType string, err 
 	if err != nil {
 		return "", fmt.Errorf("gathering the metrics: %w", err)
 	}
-	format := expfmt.Negotiate(accept)
+	format := expfmt.NegotiateAccept(accept, expfmt.DefaultAcceptedFormats()...)
 	enc := expfmt.NewEncoder(w, format)
 	for _, f := range families {
 		if err := enc.Encode(f); err != nil {
