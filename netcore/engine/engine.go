@@ -98,6 +98,8 @@ type engine struct {
 
 	unwell atomic.Pointer[[]string] // why services fail their checks
 	full   atomic.Bool              // the machine's processors are
+	// unanswered: clients of this node send their SYNs again.
+	unanswered atomic.Bool
 
 	telling // for the API
 	fc      filter.Config
@@ -430,7 +432,8 @@ func slot(v membership.View) (slot int, owners []string) {
 
 // watchHealth tells the protocol whether the services pass their checks.
 func (e *engine) watchHealth(ctx context.Context) {
-	full := func() bool { return e.full.Load() }
+	// Late for its clients, too, it is better served elsewhere, if there is a better place.
+	full := func() bool { return e.full.Load() && !(e.unanswered.Load() && e.room()) }
 	health.Run(ctx, checks(e.opt.Config), health.Options{VIPs: e.vips, Logger: e.log, Full: full, Room: e.room, Bell: &e.askHealth, Tell: func(r health.Report) {
 		e.healthEvent(r)
 		e.unwell.Store(&r.Reasons)

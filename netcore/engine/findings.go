@@ -47,7 +47,9 @@ func (e *engine) watchFindings(ctx context.Context) {
 		case <-tick.C:
 		}
 		view := e.node.View()
-		if e.offering.look(time.Now(), e.filter.Offered(), view, e.filter.Askers(monotonic())) {
+		silent := e.offering.look(time.Now(), e.filter.Offered(), view, e.filter.Askers(monotonic()))
+		e.unanswered.Store(silent)
+		if silent {
 			e.askHealth.Ring() // a service that hangs should not wait for the next check
 		}
 		s := e.status()
