@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"net/netip"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -11,19 +13,21 @@ import (
 
 	"clonecluster/netcore/api"
 	"clonecluster/qemu/lab"
+	"clonecluster/qemu/lab/crowd"
 )
 
 // TestApplianceAPI: nodes without a shell are asked and told by their API: what they
 // know of each other, how they booted, what init and the services said, and a drain.
+// Then an operator takes the tour.
 func TestApplianceAPI(t *testing.T) {
 	img := testImage(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 12*time.Minute)
 	defer cancel()
 	cache, err := cacheDir()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg, err := labConfig(img, upOptions{nodes: 2, accel: "auto"}, cache)
+	cfg, err := labConfig(img, upOptions{nodes: 3, accel: "auto", api: "127.0.0.1:0", logs: t.ArtifactDir()}, cache)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,6 +36,7 @@ func TestApplianceAPI(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
+	l.Switch().FailOnViolation(t)
 	if err := l.WaitAll(ctx, "ready"); err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +58,7 @@ func TestApplianceAPI(t *testing.T) {
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(500 * time.Millisecond) {
 		all = api.Cluster{}
 		err := c.Get(ctx, "/v1/cluster", nil, &all)
-		if err == nil && len(all.Nodes) == 2 && !slices.ContainsFunc(all.Nodes, func(n api.NodeReport) bool {
+		if err == nil && len(all.Nodes) == 3 && !slices.ContainsFunc(all.Nodes, func(n api.NodeReport) bool {
 			return n.Status == nil || n.Status.State != "serving"
 		}) {
 			break
@@ -99,4 +104,141 @@ func TestApplianceAPI(t *testing.T) {
 			t.Logf("meanwhile: %v", err)
 		}
 	}
+	if err := c.Post(ctx, "/v1/resume", of, api.Order{}, &s); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	takeTour(t, img, l, all)
+}
+
+// tour is an operator with clonectl, while clients ask.
+type tour struct {
+	t     *testing.T
+	at    []string
+	lab   *lab.Lab
+	names []string // of the nodes, by id
+}
+
+// takeTour looks at the cluster, steers it, captures, and restarts all its nodes, and no
+// client fails.
+func takeTour(t *testing.T, img bootable, l *lab.Lab, all api.Cluster) {
+	t.Chdir(t.TempDir())
+	t.Setenv("CLONECLUSTER_CACHE", t.TempDir())
+	if err := os.WriteFile("cluster.yaml", img.config.Clear(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o := &tour{t: t, at: []string{"--address", l.ForwardAddr(0).String()}, lab: l}
+	for _, n := range all.Nodes {
+		o.names = append(o.names, n.Name)
+	}
+	first, second := o.names[0], o.names[1]
+	o.until("status", append([]string{"agreed", "native"}, o.names...)...)
+	var w api.Which
+	if err := json.Unmarshal([]byte(o.run("which", "10.77.0.1:40000", "80", "--json")), &w); err != nil || w.Bucket == nil || len(w.Nodes) != 3 {
+		t.Errorf("which: %+v, %v", w, err)
+	}
+	o.run("drain", second, "--wait", "30s", "--reason", "a look inside")
+	o.until("status", "draining")
+	o.run("resume", second)
+	o.run("weight", second, "50", "--reason", "it is small")
+	o.until("policy", "50  set at run time", "it is small")
+	o.run("weight", second, "configured")
+	story := o.run("events", "--node", second)
+	for _, want := range []string{"drain ", "a look inside", "resume ", "policy 1: weight 50 of " + second, "map "} {
+		if !strings.Contains(story, want) {
+			t.Errorf("the events do not tell of %q:\n%s", want, story)
+		}
+	}
+
+	target, err := webAddress(img.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clients := crowd.New(crowd.Config{Host: l.Client(), Switch: l.Switch(), Target: target.AddrPort})
+	defer clients.Close()
+	begin := time.Now()
+	asking := clients.Ask(t.Context(), 250*time.Millisecond)
+	o.capture()
+	out := o.within(8*time.Minute, "rollout", "--reason", "another kernel", "--wait", "1m", "--timeout", "4m")
+	end := time.Now()
+	requests := asking.Stop()
+	t.Logf("%v, while %d requests were made:\n%s", end.Sub(begin).Round(time.Second), len(requests), out)
+	if strings.Count(out, "is back after") != 3 || strings.LastIndex(out, first+": is back") < strings.LastIndex(out, second+": is back") {
+		t.Errorf("the rollout is to bring back all three, %s, who leads, as the last", first)
+	}
+	for i := range 3 {
+		if n := l.Node(i).Boots(); n != 2 {
+			t.Errorf("%s has booted %d times", l.Node(i).Name(), n)
+		}
+	}
+	if got := clients.Judge(requests, begin, end, ""); got.Failed > 0 || got.Held > 0 || got.Answered < 20 {
+		t.Errorf("of the clients' requests %d were answered, %d not", got.Answered, got.Failed+got.Held)
+	}
+	// The one that was restarted first has seen the others go and come.
+	story = o.run("events", "--node", second)
+	for _, want := range []string{first + " has left, as it said", first + " is here", "map "} {
+		if !strings.Contains(story, want) {
+			t.Errorf("the events do not tell of %q:\n%s", want, story)
+		}
+	}
+}
+
+func (o *tour) run(args ...string) string {
+	o.t.Helper()
+	return o.within(time.Minute, args...)
+}
+
+func (o *tour) within(most time.Duration, args ...string) string {
+	o.t.Helper()
+	out, err := clonectlWithin(o.t, most, append(args, o.at...)...)
+	if err != nil {
+		o.t.Fatalf("clonectl %s: %v\n%s%s", strings.Join(args, " "), err, out, o.lab.Report())
+	}
+	return out
+}
+
+// until runs a command until what it says has all these texts.
+func (o *tour) until(command string, want ...string) {
+	o.t.Helper()
+	out := ""
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(300 * time.Millisecond) {
+		out, _ = clonectl(o.t, append([]string{command}, o.at...)...)
+		if !slices.ContainsFunc(want, func(s string) bool { return !strings.Contains(out, s) }) {
+			return
+		}
+	}
+	o.t.Fatalf("clonectl %s does not come to say all of %q; but\n%s", command, want, out)
+}
+
+// capture looks, with tshark, at what all nodes make of the clients' connections.
+func (o *tour) capture() {
+	o.t.Helper()
+	o.run("capture", "--port", "80", "--duration", "4s", "-w", "tour.pcapng")
+	seen, taken := map[string]map[string]bool{}, map[string]int{}
+	for line := range strings.Lines(tsharkFields(o.t, "tour.pcapng", "tcp.flags", "tcp.srcport", "frame.interface_name", "frame.comment")) {
+		f := strings.Split(strings.TrimSpace(line), "|")
+		if len(f) != 4 || f[0] != "0x0002" { // SYN
+			continue
+		}
+		if seen[f[1]] == nil {
+			seen[f[1]] = map[string]bool{}
+		}
+		seen[f[1]][f[2]] = true
+		if strings.HasPrefix(f[3], "accept-new, bucket ") {
+			taken[f[1]]++
+		}
+	}
+	whole := 0
+	for port, by := range seen {
+		if len(by) == len(o.names) {
+			whole++
+			if taken[port] != 1 {
+				o.t.Errorf("the SYN from port %s was seen by %d nodes and taken by %d", port, len(by), taken[port])
+			}
+		}
+	}
+	if whole < 3 {
+		o.t.Errorf("all nodes have seen %d of %d connections; want most", whole, len(seen))
+	}
+	o.t.Logf("captured: %d connections, %d of them by all nodes", len(seen), whole)
 }

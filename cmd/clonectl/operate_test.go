@@ -189,12 +189,17 @@ func serveOne(t *testing.T) (n *oneNode, at []string, dir string) {
 // clonectl runs a command line.
 func clonectl(t *testing.T, args ...string) (string, error) {
 	t.Helper()
+	return clonectlWithin(t, 20*time.Second, args...)
+}
+
+func clonectlWithin(t *testing.T, most time.Duration, args ...string) (string, error) {
+	t.Helper()
 	var out bytes.Buffer
 	root := newRoot()
 	root.SetArgs(args)
 	root.SetOut(&out)
 	root.SetErr(&out)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), most)
 	defer cancel()
 	err := root.ExecuteContext(ctx)
 	return out.String(), err
