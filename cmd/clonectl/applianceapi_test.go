@@ -176,7 +176,8 @@ func takeTour(t *testing.T, img bootable, l *lab.Lab, all api.Cluster) {
 	}
 	// The one that was restarted first has seen the others go and come.
 	story = o.run("events", "--node", second)
-	for _, want := range []string{first + " has left, as it said", first + " is here", "map "} {
+	leader := first + " (" + all.Nodes[0].Node + ") "
+	for _, want := range []string{leader + "has left, as it said", leader + "is here", "map "} {
 		if !strings.Contains(story, want) {
 			t.Errorf("the events do not tell of %q:\n%s", want, story)
 		}
