@@ -209,7 +209,7 @@ func (m *Machine) wanted(chosen []candidate, now int64) (quotas []int, why strin
 	elapsed := min(float64(now-m.balancedAt)/1e9, 2)
 	m.balancedAt = now
 	m.nextLook = now + int64(time.Second)
-	if m.sharesOf != m.cur.MapID {
+	if m.sharesOf != m.cur.MapID || len(m.shares) != len(have) { // two maps may have one id
 		m.shares, m.sharesOf = have, m.cur.MapID
 	}
 	m.shares = rebalance(chosen, m.shares, fair, elapsed)

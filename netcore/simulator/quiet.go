@@ -10,9 +10,16 @@ import (
 
 // recovery is how long after the last disturbance everything has to be as it should: a
 // node that steps back since the last word of one that died was not to hear it does so
-// after Dead, and then listens for up to 4/3 of that. What it then gets it asks for.
+// after Dead, and then listens for up to 4/3 of that. What it then gets it asks for. Who
+// does not get the group's frames is sent each of them with the next beacon, when it has
+// said that it lacks it: to be heard anew takes one more, and so does the map after that.
 func (s *sim) recovery() int64 {
-	return 7*int64(s.params.Dead)/3 + 4*s.crossing()
+	dead := int64(s.params.Dead)
+	t := 7*dead/3 + 4*s.crossing()
+	if slices.ContainsFunc(s.nodes, func(n *node) bool { return n.filtered }) {
+		t += 2 * dead / 3
+	}
+	return t
 }
 
 // crossing is the longest that a frame takes.
