@@ -13,8 +13,10 @@ import (
 )
 
 const (
-	// directedTick is the time between two looks at who directs, and who may want what.
+	// directedTick is the time between two looks at who directs, and at who may want what;
+	// floodedTick that between two while nothing is directed or waits to be announced.
 	directedTick = 50 * time.Millisecond
+	floodedTick  = 500 * time.Millisecond
 	// directedAfter is how long frames to the clone MAC must not have reached all nodes
 	// before they are directed, and floodedAfter how long they must have before they are
 	// no longer.
@@ -51,7 +53,7 @@ func (e *engine) watchDirected(ctx context.Context) {
 	mode := e.opt.Config.Network.Mode
 	found := e.findings.Source()
 	var d directing
-	tick := time.NewTicker(directedTick)
+	tick := time.NewTimer(0)
 	defer tick.Stop()
 	for {
 		v, now := e.node.View(), time.Now()
@@ -64,6 +66,11 @@ func (e *engine) watchDirected(ctx context.Context) {
 		}
 		e.doctor.Direct(d.on, able && mode != config.ModeFlooded)
 		found.Set(e.directedFindings(&d, v, mode, lacking, able)...)
+		next := floodedTick
+		if d.on || len(d.announce) > 0 {
+			next = directedTick
+		}
+		tick.Reset(next)
 		select {
 		case <-ctx.Done():
 			return

@@ -11,8 +11,9 @@ import (
 
 const (
 	idleNodes = 4
-	// idleMost is how much of a processor an idle engine may take, in what ping takes.
-	idleMost = 1.6
+	// idleMost is how much of a processor an idle engine may take, in what ping takes. It was
+	// seen to take 1.0 to 1.9 of it; with one more timer of 50 ms, 2.6 and more.
+	idleMost = 2.5
 )
 
 // TestIdleCost: an engine of an idle cluster takes little of a processor. What a thread takes to
