@@ -64,7 +64,7 @@ the machines, has the key then. --machine narrows who is answered, but a MAC
 address is no secret.
 
 Ctrl-C ends it; machines that run need it no more.`,
-		Example: `  clonectl image --board pc-x86_64 --config cluster.yaml
+		Example: `  clonectl build --board pc-x86_64 --config cluster.yaml
   sudo build/bin/clonectl serve                              # beside the network's DHCP server
   sudo build/bin/clonectl serve --interface eno2 --dhcp 10.9.0.100-10.9.0.150
   sudo build/bin/clonectl serve --machine 52:54:00:77:00:01 --machine 52:54:00:77:00:02

@@ -86,6 +86,17 @@ func TestWriteErrors(t *testing.T) {
 	if state, err := Write(t.Context(), img, filepath.Join(t.TempDir(), "none"), nil); state != Untouched || !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no device: %v, %v", state, err)
 	}
+	itself := filepath.Join(t.TempDir(), "link")
+	if err := os.Link(img.Path, itself); err != nil {
+		t.Fatal(err)
+	}
+	before, _ := os.ReadFile(img.Path)
+	if state, err := Write(t.Context(), img, itself, nil); state != Untouched || err == nil || !strings.Contains(err.Error(), "the image itself") {
+		t.Errorf("the image itself: %v, %v", state, err)
+	}
+	if after, _ := os.ReadFile(img.Path); !slices.Equal(before, after) {
+		t.Error("writing the image over itself changed it")
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	path := file(t, t.TempDir(), img.Size)
 	state, err := Write(ctx, img, path, func(_ string, done int64) {

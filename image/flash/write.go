@@ -2,6 +2,7 @@ package flash
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -77,6 +78,15 @@ func (s State) String() string {
 	return "it is written and compared"
 }
 
+func sameFile(a, b *os.File) (bool, error) {
+	is, err := a.Stat()
+	if err != nil {
+		return false, err
+	}
+	other, err := b.Stat()
+	return err == nil && os.SameFile(is, other), err
+}
+
 // Write puts the image onto the device (or the file) at path, reads it back
 // past the cache and compares. Progress, if not nil, is told what is going on
 // ("writing", "comparing") and how many bytes of it are done.
@@ -98,6 +108,9 @@ func Write(ctx context.Context, img Image, path string, progress func(what strin
 	size, err := out.Seek(0, io.SeekEnd)
 	if err != nil {
 		return Untouched, explain(path, err)
+	}
+	if same, err := sameFile(in, out); err != nil || same {
+		return Untouched, cmp.Or(err, fmt.Errorf("%s is the image itself; name the device, or the file, to write it to", path))
 	}
 	if size < img.Size {
 		return Untouched, fmt.Errorf("%s is too small: it has %.1f MB, the image %.1f MB", path, float64(size)/1e6, float64(img.Size)/1e6)
