@@ -216,6 +216,9 @@ func checkTraffic(ctx context.Context, a *asker, cfg *config.Config, nodes []nod
 	return checks, ctx.Err()
 }
 
+// sharesWithin is how long nodes may take from their first answer to their share.
+const sharesWithin = 10 * time.Second
+
 // checkShares asks on until every node has answered, or until it would be a
 // wonder if one that takes its share had not. With an affinity one client has
 // one node, and there is nothing to wait for.
@@ -229,9 +232,10 @@ func checkShares(ctx context.Context, a *asker, cfg *config.Config, nodes []node
 		return check{"one client is served by one node (affinity " + string(target.affinity) + ")", served >= 1 && served <= 2,
 			fmt.Sprintf("%d served", served)}, nil // one per IP version
 	}
-	// That one of n nodes is left out by 20·n requests has a chance of n·e⁻²⁰.
-	most := 20 * len(nodes)
-	for asked := a.score().asked; ; asked++ {
+	// That one of n nodes is left out by 20·n requests has a chance of n·e⁻²⁰. A node
+	// that has just come up takes its share within a few detection times.
+	most, until := 20*len(nodes), time.Now().Add(sharesWithin)
+	for asked := 0; ; asked++ {
 		s := a.score()
 		var shares []string
 		all := true
@@ -240,7 +244,7 @@ func checkShares(ctx context.Context, a *asker, cfg *config.Config, nodes []node
 			all = all && count > 0
 			shares = append(shares, fmt.Sprintf("%s %d", n.name, count))
 		}
-		if all || asked >= most {
+		if all || asked >= most && time.Now().After(until) {
 			return check{"every node took a share", all, strings.Join(shares, ", ")}, nil
 		}
 		status("asking until every node has answered: %s", strings.Join(shares, ", "))
