@@ -169,11 +169,17 @@ func serveOne(t *testing.T) (n *oneNode, at []string, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := api.NewServer(a, n, api.Limits{NewPerSecond: 1000}, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	serveFake(t, a, n, l)
+	return n, []string{"--address", l.Addr().String()}, dir
+}
+
+// serveFake serves the API of a node that is not real until the test ends.
+func serveFake(t *testing.T, a *api.Authority, b api.Backend, l net.Listener) {
+	s, err := api.NewServer(a, b, api.Limits{NewPerSecond: 1000, Requests: 1000}, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +189,6 @@ func serveOne(t *testing.T) (n *oneNode, at []string, dir string) {
 		defer cancel()
 		s.Close(ctx)
 	})
-	return n, []string{"--address", l.Addr().String()}, dir
 }
 
 // clonectl runs a command line.

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
-	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -114,16 +112,7 @@ func serveRollout(t *testing.T) (c *rollCluster, at []string) {
 		}
 		n.at = netip.MustParseAddrPort(l.Addr().String())
 		c.nodes = append(c.nodes, n)
-		s, err := api.NewServer(a, n, api.Limits{NewPerSecond: 1000, Requests: 1000}, slog.New(slog.NewTextHandler(io.Discard, nil)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		go s.Serve(l)
-		t.Cleanup(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-			defer cancel()
-			s.Close(ctx)
-		})
+		serveFake(t, a, n, l)
 	}
 	return c, []string{"--address", c.nodes[0].at.String()}
 }
