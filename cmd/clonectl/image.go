@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -92,9 +91,7 @@ func (f *imageFlags) bundleOptions(p *progress) (o bundle.Options, err error) {
 		if o.Config, o.ConfigName, err = readConfigFile(os.Stdin, f.config); err != nil {
 			return o, err
 		}
-		if f.config != "-" {
-			o.ConfigDir = filepath.Dir(f.config)
-		}
+		o.ConfigDir = configDir(f.config)
 	}
 	cfg, err := config.Load(o.Config, o.ConfigName)
 	if err != nil {

@@ -41,11 +41,17 @@ func (k *kernelFlags) add(cmd *cobra.Command) {
 	cmd.MarkFlagDirname("cache")
 }
 
+// maxJobs is more compilers than any machine has processors.
+const maxJobs = 1024
+
 // options gives the board, the output folder and what the kernel is built with.
 func (k *kernelFlags) options(p *progress) (opts kernel.Options, out string, err error) {
 	board, err := boards.Get(k.board)
 	if err != nil {
-		return opts, "", usageError{err}
+		return opts, "", usageError{fmt.Errorf("%w (a new one is in clonectl once that is built again: make build/bin/clonectl)", err)}
+	}
+	if k.jobs < 0 || k.jobs > maxJobs {
+		return opts, "", usageError{fmt.Errorf("--jobs %d: want 1 to %d, or 0 for one per processor", k.jobs, maxJobs)}
 	}
 	cache := k.cache
 	if cache == "" {
@@ -78,6 +84,11 @@ func cacheDir() (string, error) {
 
 // buildKernel builds or finds the kernel and puts it into out/bzImage.
 func buildKernel(ctx context.Context, opts kernel.Options, out string, p *progress) (*kernel.Result, error) {
+	abandon, err := image.Folder(out)
+	if err != nil {
+		return nil, err
+	}
+	defer abandon()
 	r, err := kernel.Build(ctx, opts)
 	if err != nil {
 		p.Clear()

@@ -112,6 +112,9 @@ type Step struct {
 func Content(c *config.Config, dir, www string) (map[string]string, error) {
 	all := map[string]string{}
 	if www != "" {
+		if err := CheckFolder(www); err != nil {
+			return nil, fmt.Errorf("the web service's content: %w", err)
+		}
 		all[image.ContentDir] = www
 	}
 	for _, s := range c.Services {
@@ -125,11 +128,22 @@ func Content(c *config.Config, dir, www string) (map[string]string, error) {
 		if all[place] = s.Content; !filepath.IsAbs(s.Content) {
 			all[place] = filepath.Join(dir, s.Content)
 		}
-		if fi, err := os.Stat(all[place]); err != nil || !fi.IsDir() {
-			return nil, fmt.Errorf("services.%s.content: %s is no folder; relative paths begin at the folder of cluster.yaml", s.Name, all[place])
+		if err := CheckFolder(all[place]); err != nil {
+			return nil, fmt.Errorf("services.%s.content: %w; relative paths begin at the folder of cluster.yaml", s.Name, err)
 		}
 	}
 	return all, nil
+}
+
+// CheckFolder tells whether a path of content is a folder that can be read.
+func CheckFolder(dir string) error {
+	if fi, err := os.Stat(dir); err != nil {
+		return fmt.Errorf("there is no folder %s: %w", dir, err)
+	} else if !fi.IsDir() {
+		return fmt.Errorf("%s is a file; content is a folder of files", dir)
+	}
+	_, err := os.ReadDir(dir)
+	return err
 }
 
 // Cmdline is the kernel's command line where nothing else gives one. The last
@@ -146,11 +160,11 @@ func Cmdline(b boards.Board) string {
 // compiles nothing and writes nothing.
 func Build(ctx context.Context, o Options) (*image.Manifest, error) {
 	b := &builder{Options: o}
-	defer func(old bool) {
-		if !old {
-			os.Remove(o.OutDir) // if nothing is in it
-		}
-	}(exists(o.OutDir))
+	abandon, err := image.Folder(o.OutDir)
+	if err != nil {
+		return nil, err
+	}
+	defer abandon()
 	unlock, err := b.open()
 	if err != nil {
 		return nil, b.explain(err)
@@ -172,11 +186,6 @@ func Build(ctx context.Context, o Options) (*image.Manifest, error) {
 		}
 	}
 	return b.manifest, nil
-}
-
-func exists(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
 }
 
 type step struct {
@@ -233,9 +242,6 @@ func (b *builder) status(text string) {
 func (b *builder) open() (unlock func(), err error) {
 	if b.ConfigName == "" {
 		b.ConfigName = "cluster.yaml"
-	}
-	if err := os.MkdirAll(b.OutDir, 0o755); err != nil {
-		return nil, err
 	}
 	dir, err := os.Open(b.OutDir)
 	if err != nil {
@@ -304,6 +310,25 @@ func (b *builder) check(ctx context.Context) (string, error) {
 		if err := b.checkPackages(ctx); err != nil {
 			return "", err
 		}
+		if s := b.SecureBoot; s != nil && s.Key != nil {
+			if err := uki.CheckKey(s.Key, s.Cert); err != nil {
+				return "", fmt.Errorf("signing for Secure Boot: %w; clonectl key secure-boot makes both files", err)
+			}
+		}
+	}
+	if b.Source == "" {
+		if b.Source, err = image.FindSource("."); err != nil {
+			return "", err
+		}
+	}
+	if err := b.serviceOptions().Check(); err != nil {
+		return "", err
+	}
+	if b.Built == nil {
+		b.Kernel.Board = b.Board
+		if err := kernel.Check(ctx, b.Kernel); err != nil {
+			return "", err
+		}
 	}
 	if b.configCPIO, b.content, err = image.ConfigMember(b.Config, b.Content, time.Time{}); err != nil {
 		return "", err
@@ -361,11 +386,15 @@ func (s statusLines) Write(text []byte) (int, error) {
 
 func megabytes(n int64) float64 { return float64(n) / 1e6 }
 
-func (b *builder) services(ctx context.Context) (text string, err error) {
-	b.service, err = image.BuildServices(ctx, image.ServiceOptions{
+func (b *builder) serviceOptions() image.ServiceOptions {
+	return image.ServiceOptions{
 		Config: b.cfg, Dir: cmp.Or(b.ConfigDir, "."), Arch: b.Board.Arch, Debug: b.Debug,
 		OutDir: b.stage, TempDir: filepath.Join(b.stage, "tmp"), Before: b.before, BeforeDir: b.OutDir, Status: b.status,
-	})
+	}
+}
+
+func (b *builder) services(ctx context.Context) (text string, err error) {
+	b.service, err = image.BuildServices(ctx, b.serviceOptions())
 	switch {
 	case err != nil:
 		return "", err
@@ -389,7 +418,6 @@ func (b *builder) services(ctx context.Context) (text string, err error) {
 func (b *builder) kernel(ctx context.Context) (string, error) {
 	k := b.Built
 	if k == nil {
-		b.Kernel.Board = b.Board
 		if b.Kernel.Status == nil {
 			b.Kernel.Status = b.status
 		}

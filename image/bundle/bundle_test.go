@@ -345,6 +345,20 @@ func TestBuildErrors(t *testing.T) {
 		{"no such program", func(o *Options) {
 			o.Config = []byte(strings.Replace(withService, "    build: ../testdata/hello\n", "", 1))
 		}, "services.hello.run: the image has no program /bin/hello"},
+		{"no such folder of a service", func(o *Options) { o.ConfigDir = t.TempDir() }, "testdata/hello does not exist; paths that begin with a dot"},
+		{"keys that do not belong together", func(o *Options) {
+			sb, other := t.TempDir(), t.TempDir()
+			for _, dir := range []string{sb, other} {
+				if _, err := keys.NewSecureBoot(dir, "test"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			o.SecureBoot = secureBoot(t, sb)
+			o.SecureBoot.Cert = secureBoot(t, other).Cert
+		}, "signing for Secure Boot: the certificate is of another key; clonectl key secure-boot makes both files"},
+		{"no kernel source", func(o *Options) {
+			o.Built, o.Kernel = nil, kernel.Options{Source: "/none", CacheDir: t.TempDir()}
+		}, "--kernel-source is a tree or a tarball of Linux 6.12"},
 		{"kernel without an option", func(o *Options) {
 			o.Built = &kernel.Result{Image: ok.Built.Image, Config: kernelConfig(t, "CONFIG_EFI_STUB")}
 		}, "the kernel of qemu-x86_64 lacks CONFIG_EFI_STUB, so UEFI could not start it: put CONFIG_EFI_STUB=y into boards/qemu-x86_64/kernel.config"},
@@ -356,9 +370,14 @@ func TestBuildErrors(t *testing.T) {
 			o := ok
 			o.OutDir = filepath.Join(t.TempDir(), "out")
 			tc.change(&o)
+			var done []string
+			o.Progress.Step = func(s Step) { done = append(done, s.Name) }
 			_, err := Build(t.Context(), o)
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("Build = %v; want an error with %q", err, tc.want)
+			}
+			if len(done) > 0 && o.Built == ok.Built { // what is wrong with a kernel is seen when it is there
+				t.Errorf("found after %q; want it before the first step's end", done)
 			}
 			if _, err := os.Stat(o.OutDir); err == nil {
 				t.Error("a failed build left its folder")
