@@ -14,6 +14,7 @@ import (
 
 // The files of an output folder that the laboratory takes.
 const (
+	kernelName   = bundle.KernelName // on x86-64, where there is a BIOS to load it
 	configName   = bundle.ConfigName
 	initrdName   = bundle.InitrdName
 	manifestName = bundle.ManifestName
@@ -45,7 +46,8 @@ func newImageCmd() *cobra.Command {
 the USB image and the PXE tree out, and needs no package but those that compile
 the kernel. It builds, into the output folder:
 
-  bzImage         the patched kernel (from the cache if nothing changed)
+  bzImage         the patched kernel (from the cache if nothing changed); for
+                  arm64 it is called Image
   base.cpio.zst   init, engine and web service; the same for every cluster
   services.cpio.zst  programs that the configuration has built, if any
   config.cpio     the cluster's configuration and content

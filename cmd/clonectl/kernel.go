@@ -11,6 +11,7 @@ import (
 
 	"clonecluster/boards"
 	"clonecluster/image"
+	"clonecluster/image/bundle"
 	"clonecluster/image/kernel"
 )
 
@@ -82,7 +83,7 @@ func cacheDir() (string, error) {
 	return filepath.Join(dir, "clonecluster"), nil
 }
 
-// buildKernel builds or finds the kernel and puts it into out/bzImage.
+// buildKernel builds or finds the kernel and puts it into the folder out.
 func buildKernel(ctx context.Context, opts kernel.Options, out string, p *progress) (*kernel.Result, error) {
 	abandon, err := image.Folder(out)
 	if err != nil {
@@ -98,7 +99,7 @@ func buildKernel(ctx context.Context, opts kernel.Options, out string, p *progre
 	if err != nil {
 		return nil, fmt.Errorf("reading the built kernel: %w", err)
 	}
-	if err := image.WriteFile(filepath.Join(out, kernelName), data, 0o644); err != nil {
+	if err := image.WriteFile(filepath.Join(out, bundle.KernelFile(opts.Board)), data, 0o644); err != nil {
 		return nil, err
 	}
 	how := fmt.Sprintf("built in %s, %s of CPU time", r.Wall.Round(time.Second), r.CPU.Round(time.Second))
@@ -108,9 +109,6 @@ func buildKernel(ctx context.Context, opts kernel.Options, out string, p *progre
 	p.Done("kernel     %s, %.1f MB (%s)", r.Release, megabytes(r.Size), how)
 	return r, nil
 }
-
-// kernelName is the kernel's name in an output folder.
-const kernelName = "bzImage"
 
 func megabytes(n int64) float64 { return float64(n) / 1e6 }
 

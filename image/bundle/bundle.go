@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -36,7 +37,7 @@ import (
 
 // The files of a folder, beside the base image and the services' member.
 const (
-	KernelName    = "bzImage"
+	KernelName    = "bzImage"     // on x86-64: see KernelFile
 	ConfigName    = "config.cpio" // with the cluster's key, as are the next four: mode 0600
 	InitrdName    = "initrd.img"
 	EFIName       = "clonecluster.efi"
@@ -438,7 +439,7 @@ func (b *builder) kernel(ctx context.Context) (string, error) {
 	if b.Built == nil && !k.Cached {
 		how = fmt.Sprintf("built, %s of CPU time", k.CPU.Round(time.Second))
 	}
-	return fmt.Sprintf("%s, %.1f MB (%s)", k.Release, megabytes(int64(len(data))), how), b.put(KernelName, data, 0o644)
+	return fmt.Sprintf("%s, %.1f MB (%s)", k.Release, megabytes(int64(len(data))), how), b.put(KernelFile(b.Board), data, 0o644)
 }
 
 // needs are the options without which a kernel cannot boot this way, whatever
@@ -541,20 +542,24 @@ func (b *builder) unified(cmdline string, before func(dir string) ([]byte, error
 	return uki.Sign(plain, s.Key, s.Cert)
 }
 
+// KernelFile is the kernel's name in a board's folder, the one that its own build
+// gives it: bzImage, on arm64 Image.
+func KernelFile(b boards.Board) string { return path.Base(b.Kernel.Image) }
+
 // Script is what iPXE is told; the other files lie beside it.
-func Script(cmdline string) string {
-	return "#!ipxe\nkernel " + KernelName + " initrd=" + InitrdName + " " + cmdline + "\ninitrd " + InitrdName + "\nboot\n"
+func Script(kernel, cmdline string) string {
+	return "#!ipxe\nkernel " + kernel + " initrd=" + InitrdName + " " + cmdline + "\ninitrd " + InitrdName + "\nboot\n"
 }
 
 func (b *builder) pxe(context.Context) (string, error) {
-	for _, name := range []string{KernelName, InitrdName, EFIName} {
+	for _, name := range []string{KernelFile(b.Board), InitrdName, EFIName} {
 		i := slices.IndexFunc(b.outputs, func(f image.File) bool { return f.Name == name })
 		f := b.outputs[i]
 		f.Name = PXEDir + "/" + name
 		b.outputs = append(b.outputs, f)
 		b.links = append(b.links, name)
 	}
-	return PXEDir + "/: links to the kernel, initrd and .efi, and " + ScriptName, b.put(PXEDir+"/"+ScriptName, []byte(Script(Cmdline(b.Board))), 0o644)
+	return PXEDir + "/: links to the kernel, initrd and .efi, and " + ScriptName, b.put(PXEDir+"/"+ScriptName, []byte(Script(KernelFile(b.Board), Cmdline(b.Board))), 0o644)
 }
 
 func (b *builder) finish(ctx context.Context) (string, error) {

@@ -389,6 +389,25 @@ func TestBuildErrors(t *testing.T) {
 	}
 }
 
+// A folder has the kernel by the name that its own build, and boot loaders, know.
+func TestKernelFile(t *testing.T) {
+	for board, want := range map[string]string{"qemu-x86_64": "bzImage", "pc-x86_64": "bzImage", "generic-arm64": "Image"} {
+		o := plainOptions(board, "", "")
+		if got := KernelFile(o.Board); got != want {
+			t.Errorf("the kernel of %s is %s; want %s", board, got, want)
+		}
+		m := &image.Manifest{Board: board, Outputs: []image.File{{Name: want}, {Name: "other"}}}
+		if got := order(m); got[0] != want {
+			t.Errorf("of a build for %s is compared first: %s; want %s", board, got[0], want)
+		}
+		b := &builder{Options: o, outputs: []image.File{{Name: want}, {Name: InitrdName}, {Name: EFIName}}}
+		b.OutDir, b.stage = t.TempDir(), t.TempDir()
+		if _, err := b.pxe(t.Context()); err != nil || b.links[0] != want || !strings.Contains(string(read(t, b.stage, PXEDir, ScriptName)), "kernel "+want+" initrd=") {
+			t.Errorf("the PXE tree for %s links to %v (%v)", board, b.links, err)
+		}
+	}
+}
+
 // Without GRUB there is no stick for a PC, and nothing is begun.
 func TestNoGRUB(t *testing.T) {
 	o := options(t, filepath.Join(t.TempDir(), "out"))
