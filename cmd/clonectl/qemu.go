@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/u-root/u-root/pkg/cpio"
+	"golang.org/x/sys/unix"
 
 	"clonecluster/boards"
 	"clonecluster/config"
@@ -145,6 +146,8 @@ func openImage(dir, cmdline string) (bootable, error) {
 	m, err := image.ReadManifest(filepath.Join(dir, manifestName))
 	if errors.Is(err, os.ErrNotExist) {
 		return b, fmt.Errorf("%s holds no image; build one with %q", dir, "clonectl image --out "+dir)
+	} else if errors.Is(err, unix.ENOTDIR) {
+		return b, fmt.Errorf("%s is no folder; give one that %q has made", dir, "clonectl image")
 	} else if err != nil {
 		return b, err
 	}
@@ -154,7 +157,7 @@ func openImage(dir, cmdline string) (bootable, error) {
 	}
 	yaml, err := configIn(filepath.Join(dir, configName))
 	if err != nil {
-		return b, fmt.Errorf("reading the configuration in the image: %w", err)
+		return b, fmt.Errorf("reading the configuration in the image: %w; build it again with %q", err, "clonectl image --out "+dir)
 	}
 	var ignored config.Problems
 	if b.config, ignored, err = config.LoadWithCmdline(yaml, "cluster.yaml", cmdline); err == nil && len(ignored) > 0 {
