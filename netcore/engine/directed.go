@@ -70,7 +70,7 @@ func (e *engine) watchDirected(ctx context.Context) {
 		if d.on || len(d.announce) > 0 {
 			next = directedTick
 		}
-		tick.Reset(next)
+		tick.Reset(toBeat(next))
 		select {
 		case <-ctx.Done():
 			return

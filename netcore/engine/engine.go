@@ -487,7 +487,7 @@ func (e *engine) watchLoad(ctx context.Context) {
 	}
 	defer reader.Close()
 	meter, quick := load.NewMeter(load.Tau), load.NewMeter(loadInterval)
-	tick := time.NewTicker(loadInterval)
+	tick := time.NewTimer(toBeat(loadInterval))
 	defer tick.Stop()
 	said := false
 	for {
@@ -505,6 +505,7 @@ func (e *engine) watchLoad(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			tick.Reset(toBeat(loadInterval))
 		}
 	}
 }
@@ -561,7 +562,7 @@ func (e *engine) run(ctx context.Context, g *errgroup.Group, parts context.Conte
 // heartbeat says WATCHDOG=1 as long as every loop has run within the last
 // beats: each is woken for that, so an idle engine beats as well.
 func (e *engine) heartbeat(ctx context.Context) {
-	tick := time.NewTicker(e.opt.Heartbeat)
+	tick := time.NewTimer(toBeat(e.opt.Heartbeat))
 	defer tick.Stop()
 	for {
 		e.path.Poke()
@@ -569,6 +570,7 @@ func (e *engine) heartbeat(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			tick.Reset(toBeat(e.opt.Heartbeat))
 		}
 		if last := min(e.path.Alive(), e.node.Alive()); monotonic()-last < 3*int64(e.opt.Heartbeat) {
 			e.opt.Notify("WATCHDOG=1")
