@@ -338,27 +338,36 @@ func (f *Filter) ResetPatience() time.Duration { return f.inside.ResetPatience()
 // Counters counts frames by verdict since the programs were loaded.
 func (f *Filter) Counters() (c filter.Counters) {
 	c = f.inside.Counters()
-	for v := range c {
-		c[v] += sum(f.objects.Verdicts, uint32(v))
-	}
+	f.counted(func(n *layout.Counted) {
+		for v := range c {
+			c[v] += n.Verdicts[v]
+		}
+	})
 	return c
 }
 
 // Offered is that of filter.Filter, since the programs were loaded.
 func (f *Filter) Offered() *filter.Offered {
 	o := new(filter.Offered)
-	var each [][]byte
-	if f.objects.Scratch.Lookup(uint32(0), &each) != nil {
-		return o // to read a map of one's own cannot fail
-	}
-	for _, one := range each {
-		for i, of := range []*[filter.Buckets]uint64{&o.Frames, &o.SYNs, &o.Again} {
-			for b := range of {
-				of[b] += binary.NativeEndian.Uint64(one[8*(i*filter.Buckets+b):])
-			}
+	f.counted(func(n *layout.Counted) {
+		for b := range filter.Buckets {
+			o.Frames[b] += n.Offered.Frames[b]
+			o.SYNs[b] += n.Offered.SYNs[b]
+			o.Again[b] += n.Offered.Again[b]
 		}
-	}
+	})
 	return o
+}
+
+// counted gives what each processor has counted. To read a map of one's own cannot fail.
+func (f *Filter) counted(each func(*layout.Counted)) {
+	var all []layout.Counted
+	if f.objects.Counted.Lookup(uint32(0), &all) != nil {
+		return
+	}
+	for i := range all {
+		each(&all[i])
+	}
 }
 
 // Askers is that of filter.Filter.
