@@ -72,10 +72,6 @@ type Filter struct {
 	memory  [][]byte    // of the three
 	links   []link.Link // pinned, too, or they end with this process
 
-	offeredMu sync.Mutex
-	offered   *filter.Offered // as it was read last, after so many frames
-	offeredAt uint64
-
 	change sync.Mutex   // of the table
 	looked atomic.Int64 // when Look last read the holds
 }
@@ -342,51 +338,36 @@ func (f *Filter) ResetPatience() time.Duration { return f.inside.ResetPatience()
 // Counters counts frames by verdict since the programs were loaded.
 func (f *Filter) Counters() (c filter.Counters) {
 	c = f.inside.Counters()
-	// All at once: an engine at rest would do little else. To read a map of one's own cannot fail.
-	var (
-		cursor ebpf.MapBatchCursor
-		keys   [len(c)]uint32
-		each   = make([]uint64, len(c)*ebpf.MustPossibleCPU())
-	)
-	n, _ := f.objects.Verdicts.BatchLookup(&cursor, keys[:], each, nil)
-	for i, v := range keys[:n] {
-		for _, one := range each[i*len(each)/len(c):][:len(each)/len(c)] {
-			c[v] += one
+	f.counted(func(n *layout.Counted) {
+		for v := range c {
+			c[v] += n.Verdicts[v]
 		}
-	}
+	})
 	return c
 }
 
-// Offered is that of filter.Filter, since the programs were loaded. While no frame comes, it is
-// that of before: each has a verdict, which is counted last.
+// Offered is that of filter.Filter, since the programs were loaded.
 func (f *Filter) Offered() *filter.Offered {
-	f.offeredMu.Lock()
-	defer f.offeredMu.Unlock()
-	var frames uint64
-	for _, n := range f.Counters() {
-		frames += n
-	}
-	if f.offered != nil && f.offeredAt == frames {
-		return f.offered
-	}
-	f.offered, f.offeredAt = f.readOffered(), frames
-	return f.offered
+	o := new(filter.Offered)
+	f.counted(func(n *layout.Counted) {
+		for b := range filter.Buckets {
+			o.Frames[b] += n.Offered.Frames[b]
+			o.SYNs[b] += n.Offered.SYNs[b]
+			o.Again[b] += n.Offered.Again[b]
+		}
+	})
+	return o
 }
 
-func (f *Filter) readOffered() *filter.Offered {
-	o := new(filter.Offered)
-	var each [][]byte
-	if f.objects.Scratch.Lookup(uint32(0), &each) != nil {
-		return o // to read a map of one's own cannot fail
+// counted gives what each processor has counted. To read a map of one's own cannot fail.
+func (f *Filter) counted(each func(*layout.Counted)) {
+	var all []layout.Counted
+	if f.objects.Counted.Lookup(uint32(0), &all) != nil {
+		return
 	}
-	for _, one := range each {
-		for i, of := range []*[filter.Buckets]uint64{&o.Frames, &o.SYNs, &o.Again} {
-			for b := range of {
-				of[b] += binary.NativeEndian.Uint64(one[8*(i*filter.Buckets+b):])
-			}
-		}
+	for i := range all {
+		each(&all[i])
 	}
-	return o
 }
 
 // Askers is that of filter.Filter.
