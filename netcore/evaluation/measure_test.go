@@ -321,6 +321,7 @@ func (b *bed) measure(ctx context.Context, run Run, rate float64, warmUp, window
 	}
 	stopped := context.AfterFunc(ctx, process.Kill)
 	defer stopped()
+	defer b.calm(ctx)
 
 	sleep(ctx, cfg.WarmUp)
 	before, at := b.sample(), time.Now()
@@ -382,6 +383,25 @@ func (b *bed) shares(m *Measured) {
 			if member.Node == server.MAC {
 				m.Nodes[i].Buckets = member.Buckets
 			}
+		}
+	}
+}
+
+// calm waits until no machine is busy: servers go on with what clients who have gone had asked for.
+func (b *bed) calm(ctx context.Context) {
+	b.t.Helper()
+	const look = 100 * time.Millisecond
+	for deadline := time.Now().Add(15 * time.Second); ctx.Err() == nil && time.Now().Before(deadline); {
+		before, at := b.sample(), time.Now()
+		sleep(ctx, look)
+		after, wall := b.sample(), time.Since(at)
+		busy := false
+		for i, g := range b.all() {
+			n := g.group.use(g.name, before.groups[i], after.groups[i], wall)
+			busy = busy || n.Quota > 0 && n.CPU > 0.6*n.Quota
+		}
+		if !busy {
+			return
 		}
 	}
 }

@@ -50,7 +50,7 @@ func Full() Plan {
 			}
 		}
 		if s.Policy != "bySource" && (s.Way != Clone || s.Machines > 1) {
-			for _, n := range []int{10, 50, 110, 200, 1000} {
+			for _, n := range []int{10, 50, 110, 200, 500} {
 				p.Runs = append(p.Runs, Run{Setup: s, Workload: webstone.Page.Name, Clients: n})
 			}
 		}
