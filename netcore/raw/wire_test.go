@@ -93,7 +93,7 @@ func TestAddressFilter(t *testing.T) {
 			}
 		}
 	}
-	if _, err := bpf.Assemble(socketFilter(testClone, testVIP4, testVIP6)); err != nil {
+	if _, err := bpf.Assemble(socketFilter(addressFilter(testClone, testVIP4, testVIP6), testVIP4, testVIP6)); err != nil {
 		t.Error(err)
 	}
 }
