@@ -95,7 +95,7 @@ SEC("tc") int directed_out(struct __sk_buff *skb)
 	if (load(skb, 0, b, ETHER))
 		return TC_ACT_UNSPEC;
 	if (be16(b + 12) == ETHER_ARP) {
-		if (load(skb, ARP_MAC, m, sizeof(m)) || !same(m, clone_mac, sizeof(m)))
+		if (skb->len < ETHER + ARP_LENGTH || load(skb, ARP_MAC, m, sizeof(m)) || !same(m, clone_mac, sizeof(m)))
 			return TC_ACT_UNSPEC;
 		copy(m, director, sizeof(m));
 		return store(skb, ARP_MAC, m, sizeof(m), 0) ? TC_ACT_SHOT : TC_ACT_UNSPEC;
