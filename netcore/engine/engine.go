@@ -69,6 +69,9 @@ type Options struct {
 	// InitSocket is where the appliance's init tells how the machine booted and
 	// keeps all logs. Empty, or nobody there: an ordinary host.
 	InitSocket string
+	// FloodedAfter is how long frames to the clone MAC must have reached all nodes before
+	// directed mode ends. Zero: 2 min.
+	FloodedAfter time.Duration
 	// Log is what the engine has logged, for the API. May be nil.
 	Log *api.Record[api.LogLine]
 	// Intercept, if set, may change each table before it is installed: for tests
@@ -125,6 +128,9 @@ func Run(ctx context.Context, opt Options) error {
 	}
 	if opt.Heartbeat == 0 {
 		opt.Heartbeat = time.Second
+	}
+	if opt.FloodedAfter == 0 {
+		opt.FloodedAfter = floodedAfter
 	}
 	e := &engine{opt: opt, log: opt.Logger, start: time.Now()}
 	e.telling.init()
