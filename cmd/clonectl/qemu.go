@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -12,7 +10,6 @@ import (
 	"slices"
 
 	"github.com/spf13/cobra"
-	"github.com/u-root/u-root/pkg/cpio"
 
 	"clonecluster/boards"
 	"clonecluster/config"
@@ -170,18 +167,16 @@ func configIn(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := cpio.Newc.Reader(bytes.NewReader(data))
-	for {
-		rec, err := r.ReadRecord()
-		if err == io.EOF {
-			return nil, fmt.Errorf("%s has no %s", path, image.ConfigFile)
-		} else if err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
-		if rec.Name == image.ConfigFile {
-			return io.ReadAll(io.NewSectionReader(rec, 0, config.MaxBytes+1))
+	members, err := image.Members(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	for _, m := range members {
+		if m.Name == image.ConfigFile {
+			return m.Data, nil
 		}
 	}
+	return nil, fmt.Errorf("%s has no %s", path, image.ConfigFile)
 }
 
 // labConfig is the laboratory for an image: the client host is the VIP's gateway,

@@ -150,8 +150,8 @@ func TestBuild(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, r := range members {
-			if bytes.Contains(r.data, []byte(demoKey)) && r.name != "init" { // the demo's is published, and init warns of it
-				t.Errorf("%s: %s holds the cluster's key", name, r.name)
+			if bytes.Contains(r.Data, []byte(demoKey)) && r.Name != "init" { // the demo's is published, and init warns of it
+				t.Errorf("%s: %s holds the cluster's key", name, r.Name)
 			}
 		}
 	}
@@ -184,11 +184,11 @@ func TestBuild(t *testing.T) {
 		t.Error("the unified image has another kernel or initramfs")
 	}
 	members, err := unpack(read(t, dir, image.ServicesName))
-	if err != nil || !slices.ContainsFunc(members, func(r record) bool { return r.name == "bin/hello" && r.mode == 0o100755 }) {
+	if err != nil || !slices.ContainsFunc(members, func(r image.Member) bool { return r.Name == "bin/hello" && r.Mode == 0o100755 }) {
 		t.Errorf("the services' member: %v", err)
 	}
 	members, err = unpack(read(t, dir, ConfigName))
-	if err != nil || !slices.ContainsFunc(members, func(r record) bool { return r.name == "srv/hello/index.html" && r.mode == 0o100644 }) {
+	if err != nil || !slices.ContainsFunc(members, func(r image.Member) bool { return r.Name == "srv/hello/index.html" && r.Mode == 0o100644 }) {
 		t.Errorf("the content: %v", err)
 	}
 
@@ -685,7 +685,9 @@ func FuzzUnpack(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	for _, seed := range [][]byte{plain, packed, plain[:len(plain)/2], []byte("070701")} {
+	longName := bytes.Clone(plain)
+	copy(longName[94:], "15000000")
+	for _, seed := range [][]byte{plain, packed, plain[:len(plain)/2], longName, []byte("070701")} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -695,7 +697,7 @@ func FuzzUnpack(f *testing.F) {
 		}
 		n := 0
 		for _, r := range records {
-			n += len(r.data)
+			n += len(r.Data)
 		}
 		if bytes.HasPrefix(data, []byte("0707")) && n > len(data) {
 			t.Errorf("%d bytes have %d bytes in them", len(data), n)
