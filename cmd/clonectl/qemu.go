@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -140,7 +141,7 @@ func openImage(dir, cmdline string) (bootable, error) {
 	b := bootable{dir: dir}
 	m, err := image.ReadManifest(filepath.Join(dir, manifestName))
 	if errors.Is(err, os.ErrNotExist) {
-		return b, fmt.Errorf("%s holds no image; build one with %q", dir, "clonectl image --out "+dir)
+		return b, fmt.Errorf("%s holds no image; build one with %q", dir, buildCommand("clonectl image", dir, cmp.Or(boardOf(dir), "qemu-x86_64")))
 	} else if err != nil {
 		return b, err
 	}
@@ -157,6 +158,25 @@ func openImage(dir, cmdline string) (bootable, error) {
 		err = ignored
 	}
 	return b, err
+}
+
+// buildCommand adds the board and the folder to a command that builds.
+func buildCommand(command, dir, board string) string {
+	command += " --board " + board
+	if filepath.Clean(dir) != filepath.Join("build", board) {
+		command += " --out " + dir
+	}
+	return command
+}
+
+// boardOf is the board that an output folder has its name from, as those of clonectl
+// build have; "" if there is no such board.
+func boardOf(dir string) string {
+	b, err := boards.Get(filepath.Base(dir))
+	if err != nil {
+		return ""
+	}
+	return b.Name
 }
 
 func (b bootable) path(name string) string { return filepath.Join(b.dir, name) }

@@ -16,6 +16,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/u-root/u-root/pkg/cpio"
 
+	"clonecluster/config"
 	"clonecluster/image"
 	"clonecluster/image/uki"
 )
@@ -37,6 +38,9 @@ func Rebuild(ctx context.Context, dir string, m *image.Manifest, o Options, temp
 	if o.Config, o.Content, err = unpackConfig(packed, filepath.Join(tmp, "content")); err != nil {
 		return nil, fmt.Errorf("%s: %w", ConfigName, err)
 	}
+	if err := needSources(o.Config, o.ConfigDir); err != nil {
+		return nil, err
+	}
 	if o.Board.Name != m.Board {
 		return nil, fmt.Errorf("the manifest is of the board %s, not %s", m.Board, o.Board.Name)
 	}
@@ -51,6 +55,25 @@ func Rebuild(ctx context.Context, dir string, m *image.Manifest, o Options, temp
 		return nil, fmt.Errorf("building again: %w", err)
 	}
 	return compare(dir, o.OutDir, m, again)
+}
+
+// needSources makes sure that what services are built from is there: a build's
+// folder has only what came out.
+func needSources(yaml []byte, dir string) error {
+	c, err := config.Load(yaml, "cluster.yaml")
+	if err != nil {
+		return fmt.Errorf("%s: %w", ConfigName, err)
+	}
+	for _, s := range c.Services {
+		if !strings.HasPrefix(s.Build, ".") {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(dir, s.Build)); errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("building again needs the sources of services.%s (build: %s), and there is no %s; give the build's cluster.yaml, beside which they are, with --config",
+				s.Name, s.Build, filepath.Join(dir, s.Build))
+		}
+	}
+	return nil
 }
 
 // unpackConfig takes the configuration and the content out of a config.cpio;
@@ -200,12 +223,16 @@ func inside(a, b []byte) string {
 	return ", in how it is packed"
 }
 
+// maxWindow bounds what a frame may ask for before it has given anything: twice
+// what image.Compress uses.
+const maxWindow = 32 << 20
+
 // unpack gives the members of an archive, plain or one zstd frame.
 func unpack(data []byte) ([]image.Member, error) {
 	if bytes.HasPrefix(data, []byte{0x28, 0xb5, 0x2f, 0xfd}) {
 		// As a stream: a frame's header may promise more than there is, and all of
 		// that would be allocated at once.
-		d, err := zstd.NewReader(bytes.NewReader(data), zstd.WithDecoderConcurrency(1))
+		d, err := zstd.NewReader(bytes.NewReader(data), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
 			return nil, err
 		}
