@@ -261,7 +261,36 @@ func (b *builder) open() (unlock func(), err error) {
 	if m, err := image.ReadManifest(filepath.Join(b.OutDir, ManifestName)); err == nil {
 		b.before = m
 	}
+	if err := b.keepWhole(); err != nil {
+		os.RemoveAll(b.stage)
+		dir.Close()
+		return nil, err
+	}
 	return func() { dir.Close() }, nil
+}
+
+// keepWhole refuses to make the minimal build of a folder that holds a whole one:
+// that has what others boot, and perhaps a signature that nobody here can make again.
+func (b *builder) keepWhole() error {
+	if !b.Minimal {
+		return nil
+	}
+	var lost []string
+	if b.before != nil {
+		for _, name := range []string{EFIName, StickName} {
+			if _, ok := b.before.Find(name); ok {
+				lost = append(lost, name)
+			}
+		}
+	}
+	if exists(filepath.Join(b.OutDir, SignatureName)) {
+		lost = append(lost, SignatureName)
+	}
+	if len(lost) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s holds a whole build, of which this would remove %s: give another folder with --out, or make all of it anew with clonectl build",
+		b.OutDir, strings.Join(lost, ", "))
 }
 
 // explain adds what helps to the errors of the folder.
@@ -586,6 +615,9 @@ func (b *builder) replace() (gone []string, err error) {
 	// Nobody is to take an old signature for that of what comes now.
 	if b.Key == nil || slices.Contains(b.staged, SignatureName) {
 		err = os.Remove(filepath.Join(b.OutDir, SignatureName))
+		if err == nil && b.Key == nil {
+			gone = append(gone, SignatureName)
+		}
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -605,7 +637,7 @@ func (b *builder) replace() (gone []string, err error) {
 		}
 	}
 	if b.before == nil {
-		return nil, nil
+		return gone, nil
 	}
 	for _, f := range b.before.Files() {
 		if _, ok := b.manifest.Find(f.Name); ok {
