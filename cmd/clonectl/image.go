@@ -54,7 +54,8 @@ the kernel. It builds, into the output folder:
   initrd.img      both, as a boot loader wants them
   manifest.json   all inputs and outputs with their SHA-256
 
-The same inputs give the same bytes, wherever and whenever they are built.
+The same inputs give the same bytes, wherever and whenever they are built. A
+folder that "clonectl build" has made is left alone: give another with --out.
 Run it inside a checkout: the programs are compiled from source.`,
 		Example: `  clonectl image                                      # the demo's
   clonectl image --config cluster.yaml --content www/

@@ -268,7 +268,36 @@ func (b *builder) open() (unlock func(), err error) {
 	if m, err := image.ReadManifest(filepath.Join(b.OutDir, ManifestName)); err == nil {
 		b.before = m
 	}
+	if err := b.keepWhole(); err != nil {
+		os.RemoveAll(b.stage)
+		dir.Close()
+		return nil, err
+	}
 	return func() { dir.Close() }, nil
+}
+
+// keepWhole refuses to make the minimal build of a folder that holds a whole one:
+// that has what others boot, and perhaps a signature that nobody here can make again.
+func (b *builder) keepWhole() error {
+	if !b.Minimal {
+		return nil
+	}
+	var lost []string
+	if b.before != nil {
+		for _, name := range []string{EFIName, StickName} {
+			if _, ok := b.before.Find(name); ok {
+				lost = append(lost, name)
+			}
+		}
+	}
+	if _, err := os.Lstat(filepath.Join(b.OutDir, SignatureName)); err == nil {
+		lost = append(lost, SignatureName)
+	}
+	if len(lost) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s holds a whole build, of which this would remove %s: give another folder with --out, or make all of it anew with clonectl build",
+		b.OutDir, strings.Join(lost, ", "))
 }
 
 // explain adds what helps to the errors of the folder.
@@ -546,6 +575,21 @@ func (b *builder) unified(cmdline string, before func(dir string) ([]byte, error
 // gives it: bzImage, on arm64 Image.
 func KernelFile(b boards.Board) string { return path.Base(b.Kernel.Image) }
 
+// KernelFiles are the kernel's names in the folders of all boards.
+func KernelFiles() []string {
+	all, err := boards.All()
+	if err != nil {
+		panic(err) // they are compiled in
+	}
+	var names []string
+	for _, b := range all {
+		if name := KernelFile(b); !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // Script is what iPXE is told; the other files lie beside it.
 func Script(kernel, cmdline string) string {
 	return "#!ipxe\nkernel " + kernel + " initrd=" + InitrdName + " " + cmdline + "\ninitrd " + InitrdName + "\nboot\n"
@@ -619,6 +663,9 @@ func (b *builder) replace() (gone []string, err error) {
 	// Nobody is to take an old signature for that of what comes now.
 	if b.Key == nil || slices.Contains(b.staged, SignatureName) {
 		err = os.Remove(filepath.Join(b.OutDir, SignatureName))
+		if err == nil && b.Key == nil {
+			gone = append(gone, SignatureName)
+		}
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -638,7 +685,7 @@ func (b *builder) replace() (gone []string, err error) {
 		}
 	}
 	if b.before == nil {
-		return nil, nil
+		return gone, nil
 	}
 	for _, f := range b.before.Files() {
 		if _, ok := b.manifest.Find(f.Name); ok {

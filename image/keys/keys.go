@@ -167,11 +167,17 @@ func LoadPublic(text string) (minisign.PublicKey, error) {
 		return key, nil
 	}
 	data, err := os.ReadFile(text)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
+		return key, fmt.Errorf("there is no public key %s: who signs makes it, as FILE.pub, with clonectl key new FILE; the line of such a file does as well", text)
+	} else if err != nil {
 		return key, fmt.Errorf("reading the public key: %w", err)
 	}
-	if err := key.UnmarshalText(bytes.TrimSpace(data)); err != nil {
-		return key, fmt.Errorf("%s is no minisign public key: %w", text, err)
+	data = bytes.TrimSpace(data)
+	if err := key.UnmarshalText(data); err != nil {
+		if new(minisign.PrivateKey).UnmarshalText(data) == nil || minisign.IsEncrypted(data) {
+			return key, fmt.Errorf("%s is a secret key, which stays with who signs: give the public one, which clonectl key new has put beside it as %s.pub", text, text)
+		}
+		return key, fmt.Errorf("%s is no minisign public key, as clonectl key new makes them (FILE.pub): %w", text, err)
 	}
 	return key, nil
 }

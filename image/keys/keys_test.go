@@ -38,6 +38,9 @@ func TestNew(t *testing.T) {
 				t.Errorf("with another password: %v", err)
 			}
 		}
+		if _, err := LoadPublic(path); err == nil || !strings.Contains(err.Error(), "is a secret key, which stays with who signs: give the public one, which clonectl key new has put beside it as "+path+".pub") {
+			t.Errorf("the secret key as a public one: %v", err)
+		}
 		// Debian's program signs with our key.
 		if _, err := exec.LookPath("minisign"); err != nil || word != "" { // it asks for passwords on the terminal only
 			continue
@@ -144,5 +147,22 @@ func TestNewSecureBoot(t *testing.T) {
 	}
 	if _, _, err := LoadSecureBoot(filepath.Join(dir, SecureBootCert), filepath.Join(dir, SecureBootCert)); err == nil || !strings.Contains(err.Error(), "has no PRIVATE KEY in PEM form") {
 		t.Errorf("a certificate for a key: %v", err)
+	}
+}
+
+// Who gives the wrong file is told which one is the right one; of a secret key
+// TestNew has it.
+func TestLoadPublicErrors(t *testing.T) {
+	other := filepath.Join(t.TempDir(), "other")
+	if err := os.WriteFile(other, []byte("hello"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		other + ".none": "clonectl key new FILE",
+		other:           "is no minisign public key, as clonectl key new makes them (FILE.pub)",
+	} {
+		if _, err := LoadPublic(path); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("LoadPublic(%s) = %v; want %q", path, err, want)
+		}
 	}
 }

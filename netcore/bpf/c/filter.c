@@ -57,7 +57,6 @@ struct shared {
 
 struct map shared SEC("maps") = {BPF_MAP_TYPE_ARRAY, sizeof(u32), sizeof(struct shared), 1, BPF_F_MMAPABLE};
 struct map ports SEC("maps") = {BPF_MAP_TYPE_ARRAY, sizeof(u32), 2 * 65536, 1, BPF_F_MMAPABLE};
-struct map verdicts SEC("maps") = {BPF_MAP_TYPE_PERCPU_ARRAY, sizeof(u32), sizeof(u64), VERDICTS, 0};
 struct map guarded SEC("maps") = {BPF_MAP_TYPE_PERCPU_ARRAY, sizeof(u32), sizeof(u64), 1, 0};
 
 // SYNs that came lately; see filter's offered.go.
@@ -92,7 +91,7 @@ enum asked { ASK_KERNEL, ASK_NOBODY, NO_SOCKET, LISTENER, ESTABLISHED };
 // Of IEEE 802, RFC 826, RFC 791, RFC 8200, RFC 792, RFC 4443, RFC 4861, RFC 3810.
 enum {
 	ETHER_HEADER = 14,
-	ETHER_IPV4 = 0x0800, ETHER_ARP = 0x0806, ETHER_VLAN = 0x8100, ETHER_SERVICE = 0x88a8, ETHER_IPV6 = 0x86dd, ETHER_PROBE = 0x88b5,
+	ETHER_IPV4 = 0x0800, ETHER_ARP = 0x0806, ETHER_RARP = 0x8035, ETHER_VLAN = 0x8100, ETHER_SERVICE = 0x88a8, ETHER_IPV6 = 0x86dd, ETHER_PROBE = 0x88b5,
 	PROTO_ICMP = 1, PROTO_TCP = 6, PROTO_UDP = 17, PROTO_ICMPV6 = 58,
 	EXT_HOP_BY_HOP = 0, EXT_ROUTING = 43, EXT_FRAGMENT = 44, EXT_DEST = 60,
 	FIN = 1, SYN = 2, RST = 4, ACK = 16,
@@ -123,7 +122,8 @@ struct frame {
 	s64 now; // 0: not asked yet
 	struct shared *shared;
 	u8 *ports;
-	struct scratch *scratch;
+	struct counted *counted;
+	struct scratch *scratch; // of what does not take the short way
 };
 
 struct packet {
@@ -151,16 +151,30 @@ struct flow {
 	u32 header, payload; // offsets in the frame
 };
 
-// What is parsed lies in a map, as the verifier knows nothing of what is in there and
-// so does not follow each combination of lengths on its own. What is offered is counted
-// there, as it is each processor's own and has been looked up already.
-struct scratch {
+// What every frame counts in is one value, which takes one look-up.
+struct counted {
+	u64 verdicts[VERDICTS];
 	u64 frames[BUCKETS], syns[BUCKETS], again[BUCKETS];
+};
+
+struct map counted SEC("maps") = {BPF_MAP_TYPE_PERCPU_ARRAY, sizeof(u32), sizeof(struct counted), 1, 0};
+
+// What is parsed lies in a map, as the verifier knows nothing of what is in there and
+// so does not follow each combination of lengths on its own.
+struct scratch {
 	struct packet packet, quoted;
 	struct flow flow;
 };
 
 struct map scratch SEC("maps") = {BPF_MAP_TYPE_PERCPU_ARRAY, sizeof(u32), sizeof(struct scratch), 1, 0};
+
+// begin_long gives room for what is parsed; there always is.
+inline_always bool begin_long(struct frame *f)
+{
+	u32 zero = 0;
+	f->scratch = map_lookup(&scratch, &zero);
+	return f->scratch;
+}
 
 inline_always bool is(struct addr a, struct addr b) { return a.hi == b.hi && a.lo == b.lo; }
 inline_always bool is_mapped(struct addr a) { return a.hi == 0 && a.lo >> 32 == MAPPED >> 32; }
@@ -706,7 +720,7 @@ subprogram void offer_syn(struct frame *f, const struct flow *w, u32 bucket)
 	u32 zero = 0, sequence;
 	struct syns *s = map_lookup(&syns, &zero);
 	bucket %= BUCKETS;
-	f->scratch->syns[bucket]++;
+	f->counted->syns[bucket]++;
 	if (!s || !load(f, w->payload + 4, (u8 *)&sequence, sizeof(sequence)))
 		return;
 	u64 x = syn_number(w, sequence), *e = &s->seen[x >> (64 - SYN_BITS)], was = *e;
@@ -714,7 +728,7 @@ subprogram void offer_syn(struct frame *f, const struct flow *w, u32 bucket)
 	if (was >> 32 == tag && since < AGAIN_MOST) {
 		if (since < AGAIN_LEAST)
 			return;
-		f->scratch->again[bucket]++;
+		f->counted->again[bucket]++;
 		u64 client = hash(AFFINITY_CLIENT, w);
 		s->askers[client >> (64 - ASKER_BITS)] = ((client & 0x3fffff) << 10 | bucket) << 32 | ms;
 	}
@@ -728,7 +742,7 @@ inline_always u32 to_port(struct frame *f, u8 kind, const struct flow *w)
 	if (is & PORT_DISABLED)
 		return DROP_DISABLED;
 	u32 bucket = flow_bucket(is, w);
-	f->scratch->frames[bucket]++;
+	f->counted->frames[bucket]++;
 	if (kind == KIND_SYN && (is & PORT_RULED))
 		offer_syn(f, w, bucket);
 	if (kind != KIND_SYN && (is & PORT_LOCAL)) {
@@ -848,10 +862,10 @@ inline_always u32 from_wire(struct frame *f, u64 *dst)
 		return DROP_OVERSIZED;
 	u64 src = mac(b + 6);
 	if (src == clone_mac)
-		return DROP_CLONE_SOURCE;
+		return be16(b + 12) == ETHER_RARP ? DROP_CLONE_RARP : DROP_CLONE_SOURCE;
 	if (*dst != clone_mac && !is_group(*dst))
 		return DROP_NOT_OURS;
-	if (!is_station(src))
+	if (!is_station(src) || !begin_long(f))
 		return DROP_MALFORMED;
 	u16 type = be16(b + 12);
 	u32 off = ETHER_HEADER, v = untag(f, &type, &off);
@@ -1016,7 +1030,7 @@ subprogram u32 arp_out(struct frame *f)
 inline_always u32 from_clone(struct frame *f)
 {
 	u8 b[ETHER_HEADER];
-	if (f->len < ETHER_HEADER || f->len > max_frame || !load(f, 0, b, ETHER_HEADER))
+	if (f->len < ETHER_HEADER || f->len > max_frame || !load(f, 0, b, ETHER_HEADER) || !begin_long(f))
 		return DROP_EGRESS_MALFORMED;
 	u16 type = be16(b + 12);
 	if (type == ETHER_ARP)
@@ -1038,37 +1052,45 @@ inline_always u32 from_clone(struct frame *f)
 }
 
 // plain_out is the short way for what leaves: nearly all of it are segments of TCP from
-// the VIP that neither open nor reset. True: send it. Otherwise from_clone decides.
+// a service of the VIP with an ACK, and datagrams. True: send it. Otherwise from_clone
+// decides, on the SYNs and RSTs of flows that the VIP opens or does not know.
 inline_always bool plain_out(struct frame *f)
 {
 	const u8 *b = f->data, *end = f->end, *t;
 	u32 rest; // of the packet, behind the IP header
+	u8 proto;
 	if (b + ETHER_HEADER + 40 > end || f->len > max_frame)
 		return false;
 	if (AT(u16, 12) == __builtin_bswap16(ETHER_IPV4)) {
 		u32 len = __builtin_bswap16(AT(u16, 16));
 		if (b[14] != 0x45 || (AT(u16, 20) & __builtin_bswap16(0x3fff)) || len < 20 || len + ETHER_HEADER > f->len)
 			return false;
-		if (vip4 == 0 || AT(u32, 26) != __builtin_bswap32((u32)vip4) || b[23] != PROTO_TCP)
+		if (vip4 == 0 || AT(u32, 26) != __builtin_bswap32((u32)vip4))
 			return false;
+		proto = b[23];
 		t = b + ETHER_HEADER + 20;
 		rest = len - 20;
 	} else if (AT(u16, 12) == __builtin_bswap16(ETHER_IPV6)) {
 		if (b + ETHER_HEADER + 60 > end)
 			return false;
 		rest = __builtin_bswap16(AT(u16, 18));
-		if (b[14] >> 4 != 6 || rest + ETHER_HEADER + 40 > f->len || b[20] != PROTO_TCP)
+		if (b[14] >> 4 != 6 || rest + ETHER_HEADER + 40 > f->len)
 			return false;
 		if (!have_vip6() || AT(u64, 22) != __builtin_bswap64(vip6_hi) || AT(u64, 30) != __builtin_bswap64(vip6_lo))
 			return false;
+		proto = b[20];
 		t = b + ETHER_HEADER + 40;
 	} else {
 		return false;
 	}
-	u32 header = (t[12] >> 4) * 4;
-	if (header < 20 || header > rest || (t[13] & (SYN | RST)))
+	if (proto == PROTO_TCP) {
+		u32 header = (t[12] >> 4) * 4;
+		if (header < 20 || header > rest || (t[13] & (SYN | RST | ACK)) == SYN || (t[13] & (RST | ACK)) == RST)
+			return false;
+	} else if (proto != PROTO_UDP || rest < 8) {
 		return false;
-	return !(port(f, PROTO_TCP, be16(t)) & PORT_LOCAL);
+	}
+	return !(port(f, proto, be16(t)) & PORT_LOCAL);
 }
 
 inline_always bool begin(struct frame *f)
@@ -1076,15 +1098,14 @@ inline_always bool begin(struct frame *f)
 	u32 zero = 0;
 	f->shared = map_lookup(&shared, &zero);
 	f->ports = map_lookup(&ports, &zero);
-	f->scratch = map_lookup(&scratch, &zero);
-	return f->shared && f->ports && f->scratch;
+	f->counted = map_lookup(&counted, &zero);
+	return f->shared && f->ports && f->counted;
 }
 
-inline_always void count(u32 verdict)
+inline_always void count(struct frame *f, u32 verdict)
 {
-	u64 *n = map_lookup(&verdicts, &verdict);
-	if (n)
-		++*n;
+	if (verdict < VERDICTS)
+		f->counted->verdicts[verdict]++;
 }
 
 // passes tells whether a frame goes on to the kernel. What is not the cluster's is
@@ -1107,7 +1128,7 @@ SEC("xdp.frags") int ingress_xdp(struct xdp_md *ctx)
 	u32 v = plain(&f);
 	if (!v)
 		v = from_wire(&f, &dst);
-	count(v);
+	count(&f, v);
 	return passes(v, dst) ? XDP_PASS : XDP_DROP;
 }
 
@@ -1121,11 +1142,13 @@ SEC("tc") int ingress_tc(struct __sk_buff *skb)
 	if (!w) {
 		w = from_wire(&f, &dst);
 		// The kernel takes the outer tag off before tc sees the frame.
+		if (skb->vlan_present && w == DROP_CLONE_RARP)
+			w = DROP_CLONE_SOURCE;
 		bool tagged = skb->vlan_present && (skb->vlan_tci & 0x0fff);
 		if (tagged && (w != DROP_RUNT && w != DROP_OVERSIZED && w != DROP_CLONE_SOURCE && w != DROP_NOT_OURS))
 			w = DROP_VLAN;
 	}
-	count(w);
+	count(&f, w);
 	return passes(w, dst) ? TC_ACT_UNSPEC : TC_ACT_SHOT;
 }
 
@@ -1161,7 +1184,7 @@ SEC("tc") int egress_tc(struct __sk_buff *skb)
 	if (!begin(&f))
 		return TC_ACT_SHOT;
 	u32 v = plain_out(&f) ? SEND : from_clone(&f);
-	count(v);
+	count(&f, v);
 	if (v == DELAY_RST)
 		delay(skb);
 	if (v != SEND && v != SEND_OPEN)
@@ -1174,8 +1197,17 @@ SEC("tc") int egress_tc(struct __sk_buff *skb)
 SEC("tc") int guard_tc(struct __sk_buff *skb)
 {
 	u32 zero = 0;
-	u8 b[6];
-	if (skb_load_bytes(skb, 6, b, sizeof(b)) || mac(b) != clone_mac)
+	const u8 *b = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	u64 src;
+	if (b + ETHER_HEADER <= end) {
+		src = __builtin_bswap64(AT(u64, 6)) >> 16;
+	} else {
+		u8 m[6]; // a header of which not all lies in one piece
+		if (skb_load_bytes(skb, 6, m, sizeof(m)))
+			return TC_ACT_UNSPEC;
+		src = mac(m);
+	}
+	if (src != clone_mac)
 		return TC_ACT_UNSPEC;
 	u64 *n = map_lookup(&guarded, &zero);
 	struct shared *s = map_lookup(&shared, &zero);
