@@ -15,6 +15,7 @@ import (
 	"clonecluster/boards"
 	"clonecluster/config"
 	"clonecluster/image"
+	"clonecluster/image/bundle"
 	"clonecluster/qemu"
 	"clonecluster/qemu/lab"
 	"clonecluster/qemu/nethost"
@@ -181,6 +182,8 @@ func boardOf(dir string) string {
 
 func (b bootable) path(name string) string { return filepath.Join(b.dir, name) }
 
+func (b bootable) kernel() string { return b.path(bundle.KernelFile(b.board)) }
+
 // configIn takes cluster.yaml out of a config.cpio.
 func configIn(path string) ([]byte, error) {
 	data, err := os.ReadFile(path)
@@ -203,7 +206,7 @@ func configIn(path string) ([]byte, error) {
 // and the segment's DHCP server.
 func labConfig(b bootable, o upOptions, cache string) (lab.Config, error) {
 	c := lab.Demo(o.nodes)
-	c.Kernel, c.Initrd = b.path(kernelName), []string{b.path(initrdName)}
+	c.Kernel, c.Initrd = b.kernel(), []string{b.path(initrdName)}
 	c.Cmdline = "console=" + b.board.Serial() + " quiet panic=10"
 	if o.append != "" {
 		c.Cmdline += " " + o.append

@@ -233,7 +233,7 @@ func unified(b bootable, cmdline string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	linux, err := os.ReadFile(b.path(kernelName))
+	linux, err := os.ReadFile(b.kernel())
 	if err != nil {
 		return nil, err
 	}

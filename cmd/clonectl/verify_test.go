@@ -46,6 +46,8 @@ func TestVerifyExitCodes(t *testing.T) {
 		{exitFailure, []string{"key", "new", key, "--no-password"}}, // it exists
 		{exitDiffers, []string{"verify", dir, "--public-key", key + ".pub"}},
 		{exitUsage, []string{"build", "--board", "none"}},
+		{exitUsage, []string{"image", "--jobs", "-3"}},
+		{exitUsage, []string{"kernel", "--jobs", "100000"}},
 		{exitUsage, []string{"build", "--secure-boot-key", key}},
 	} {
 		if got := run(tc.args); got != tc.want {

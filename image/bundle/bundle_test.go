@@ -361,6 +361,20 @@ func TestBuildErrors(t *testing.T) {
 		{"no such program", func(o *Options) {
 			o.Config = []byte(strings.Replace(withService, "    build: ../testdata/hello\n", "", 1))
 		}, "services.hello.run: the image has no program /bin/hello"},
+		{"no such folder of a service", func(o *Options) { o.ConfigDir = t.TempDir() }, "testdata/hello does not exist; paths that begin with a dot"},
+		{"keys that do not belong together", func(o *Options) {
+			sb, other := t.TempDir(), t.TempDir()
+			for _, dir := range []string{sb, other} {
+				if _, err := keys.NewSecureBoot(dir, "test"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			o.SecureBoot = secureBoot(t, sb)
+			o.SecureBoot.Cert = secureBoot(t, other).Cert
+		}, "signing for Secure Boot: the certificate is of another key; clonectl key secure-boot makes both files"},
+		{"no kernel source", func(o *Options) {
+			o.Built, o.Kernel = nil, kernel.Options{Source: "/none", CacheDir: t.TempDir()}
+		}, "--kernel-source is a tree or a tarball of Linux 6.12"},
 		{"kernel without an option", func(o *Options) {
 			o.Built = &kernel.Result{Image: ok.Built.Image, Config: kernelConfig(t, "CONFIG_EFI_STUB")}
 		}, "the kernel of qemu-x86_64 lacks CONFIG_EFI_STUB, so UEFI could not start it: put CONFIG_EFI_STUB=y into boards/qemu-x86_64/kernel.config"},
@@ -372,9 +386,14 @@ func TestBuildErrors(t *testing.T) {
 			o := ok
 			o.OutDir = filepath.Join(t.TempDir(), "out")
 			tc.change(&o)
+			var done []string
+			o.Progress.Step = func(s Step) { done = append(done, s.Name) }
 			_, err := Build(t.Context(), o)
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("Build = %v; want an error with %q", err, tc.want)
+			}
+			if len(done) > 0 && o.Built == ok.Built { // what is wrong with a kernel is seen when it is there
+				t.Errorf("found after %q; want it before the first step's end", done)
 			}
 			if _, err := os.Stat(o.OutDir); err == nil {
 				t.Error("a failed build left its folder")
@@ -383,6 +402,25 @@ func TestBuildErrors(t *testing.T) {
 	}
 	if _, err := Content(&config.Config{Services: []config.Service{{Name: "a", Content: "none"}}}, t.TempDir(), ""); err == nil || !strings.Contains(err.Error(), "services.a.content: ") {
 		t.Errorf("Content of a folder that is not there: %v", err)
+	}
+}
+
+// A folder has the kernel by the name that its own build, and boot loaders, know.
+func TestKernelFile(t *testing.T) {
+	for board, want := range map[string]string{"qemu-x86_64": "bzImage", "pc-x86_64": "bzImage", "generic-arm64": "Image"} {
+		o := plainOptions(board, "", "")
+		if got := KernelFile(o.Board); got != want {
+			t.Errorf("the kernel of %s is %s; want %s", board, got, want)
+		}
+		m := &image.Manifest{Board: board, Outputs: []image.File{{Name: want}, {Name: "other"}}}
+		if got := order(m); got[0] != want {
+			t.Errorf("of a build for %s is compared first: %s; want %s", board, got[0], want)
+		}
+		b := &builder{Options: o, outputs: []image.File{{Name: want}, {Name: InitrdName}, {Name: EFIName}}}
+		b.OutDir, b.stage = t.TempDir(), t.TempDir()
+		if _, err := b.pxe(t.Context()); err != nil || b.links[0] != want || !strings.Contains(string(read(t, b.stage, PXEDir, ScriptName)), "kernel "+want+" initrd=") {
+			t.Errorf("the PXE tree for %s links to %v (%v)", board, b.links, err)
+		}
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/u-root/u-root/pkg/cpio"
 
+	"clonecluster/boards"
 	"clonecluster/config"
 	"clonecluster/image"
 	"clonecluster/image/uki"
@@ -123,7 +124,7 @@ func compare(dir, other string, m, again *image.Manifest) (*Problem, error) {
 		return &Problem{"go", fmt.Sprintf("the manifest has %s, this machine %s", m.Go, again.Go)}, nil
 	}
 	if m.Kernel != nil && again.Kernel != nil && m.Kernel.SHA256 != again.Kernel.SHA256 && m.Kernel.Key != again.Kernel.Key {
-		return &Problem{KernelName, fmt.Sprintf("is built from something else here: the manifest has source %s, %s, configuration %.12s; this machine %s, %s, %.12s",
+		return &Problem{kernelOf(m), fmt.Sprintf("is built from something else here: the manifest has source %s, %s, configuration %.12s; this machine %s, %s, %.12s",
 			m.Kernel.Version, strings.Join(m.Kernel.Inputs.Tools, ", "), m.Kernel.Inputs.Config,
 			again.Kernel.Version, strings.Join(again.Kernel.Inputs.Tools, ", "), again.Kernel.Inputs.Config)}, nil
 	}
@@ -147,9 +148,17 @@ func compare(dir, other string, m, again *image.Manifest) (*Problem, error) {
 	return nil, nil
 }
 
+// kernelOf is the name of a folder's kernel.
+func kernelOf(m *image.Manifest) string {
+	if b, err := boards.Get(m.Board); err == nil {
+		return KernelFile(b)
+	}
+	return KernelName
+}
+
 // order lists a folder's files, those first of which others are made.
 func order(m *image.Manifest) []string {
-	names := []string{KernelName, image.BaseName(m.Debug), image.ServicesName, ConfigName, InitrdName, EFIName, StickName}
+	names := []string{kernelOf(m), image.BaseName(m.Debug), image.ServicesName, ConfigName, InitrdName, EFIName, StickName}
 	names = slices.DeleteFunc(names, func(n string) bool { _, ok := m.Find(n); return !ok })
 	for _, f := range m.Files() {
 		if !slices.Contains(names, f.Name) {
