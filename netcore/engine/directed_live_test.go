@@ -210,6 +210,12 @@ func TestDirectedFromTheStart(t *testing.T) {
 	if len(answers) != 3 {
 		t.Errorf("100 connections were answered by %v; want all three nodes", answers)
 	}
+	for i := range 6 { // some of them by way of the director
+		c.transfer([]string{vip4, "[" + vip6 + "]"}[i%2], 4<<20)
+	}
+	if n := c.LongestFrame(); n < 10000 {
+		t.Errorf("the longest frame has %d bytes: no segmentation offload was in use", n)
+	}
 	c.client.Run("ip", "neigh", "flush", "dev", "eth0")
 	if out := c.client.Run("ping", "-c", "5", "-i", "0.1", "-W", "5", vip4); !strings.Contains(out, " 5 received") || strings.Contains(out, "duplicates") {
 		t.Errorf("ping says\n%s", out)
