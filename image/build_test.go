@@ -186,7 +186,6 @@ func TestBuildErrors(t *testing.T) {
 	})
 }
 
-// What runs on a node stays free of what only building and testing need.
 // Who has no home has to say where Go keeps what it has compiled.
 func TestGoCache(t *testing.T) {
 	t.Setenv("GOCACHE", "/proc/none")
@@ -195,6 +194,7 @@ func TestGoCache(t *testing.T) {
 	}
 }
 
+// What runs on a node stays free of what only building and testing need.
 func TestNodeImports(t *testing.T) {
 	cmd := exec.Command("go", "list", "-deps", "./cmd/node")
 	cmd.Dir = source(t)

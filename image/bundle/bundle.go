@@ -268,7 +268,7 @@ func (b *builder) open() (unlock func(), err error) {
 	if m, err := image.ReadManifest(filepath.Join(b.OutDir, ManifestName)); err == nil {
 		b.before = m
 	}
-	if err := b.keepWhole(); err != nil {
+	if err := b.keepSigned(); err != nil {
 		os.RemoveAll(b.stage)
 		dir.Close()
 		return nil, err
@@ -276,28 +276,14 @@ func (b *builder) open() (unlock func(), err error) {
 	return func() { dir.Close() }, nil
 }
 
-// keepWhole refuses to make the minimal build of a folder that holds a whole one:
-// that has what others boot, and perhaps a signature that nobody here can make again.
-func (b *builder) keepWhole() error {
-	if !b.Minimal {
+// keepSigned refuses to make the minimal build of a folder that holds a signed one: what it
+// would remove, nobody may be able to make again here. What is not signed, a build makes again.
+func (b *builder) keepSigned() error {
+	if _, err := os.Lstat(filepath.Join(b.OutDir, SignatureName)); !b.Minimal || err != nil {
 		return nil
 	}
-	var lost []string
-	if b.before != nil {
-		for _, name := range []string{EFIName, StickName} {
-			if _, ok := b.before.Find(name); ok {
-				lost = append(lost, name)
-			}
-		}
-	}
-	if _, err := os.Lstat(filepath.Join(b.OutDir, SignatureName)); err == nil {
-		lost = append(lost, SignatureName)
-	}
-	if len(lost) == 0 {
-		return nil
-	}
-	return fmt.Errorf("%s holds a whole build, of which this would remove %s: give another folder with --out, or make all of it anew with clonectl build",
-		b.OutDir, strings.Join(lost, ", "))
+	return fmt.Errorf("%s holds a signed build, of which this would remove %s and what it is of: give another folder with --out, or make all of it anew with clonectl build",
+		b.OutDir, SignatureName)
 }
 
 // explain adds what helps to the errors of the folder.

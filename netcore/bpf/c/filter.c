@@ -256,6 +256,28 @@ inline_always bool load(struct frame *f, u32 off, u8 *to, u32 n)
 		v0 ^= (word);                                                                                          \
 	} while (0)
 
+#define BEGIN                                                                                                          \
+	u64 v0 = key0 ^ 0x736f6d6570736575, v1 = key1 ^ 0x646f72616e646f6d;                                            \
+	u64 v2 = key0 ^ 0x6c7967656e657261, v3 = key1 ^ 0x7465646279746573
+#define END                                                                                                            \
+	do {                                                                                                           \
+		v2 ^= 0xff;                                                                                            \
+		ROUND;                                                                                                 \
+		ROUND;                                                                                                 \
+		ROUND;                                                                                                 \
+		return v0 ^ v1 ^ v2 ^ v3;                                                                              \
+	} while (0)
+
+// hash_plain is hash for AFFINITY_NONE and IPv4 in place, for what has to be discarded at
+// line rate.
+inline_always u64 hash_plain(const struct flow *w)
+{
+	BEGIN;
+	TAKE(w->words[0]);
+	TAKE(KEY_LENGTH4 << 56 | (u64)w->proto << 32 | w->ports);
+	END;
+}
+
 subprogram u64 hash(u32 affinity, const struct flow *w)
 {
 	u64 a = w->words[0], b = w->words[1], last = (u64)affinity << 40;
@@ -274,8 +296,7 @@ subprogram u64 hash(u32 affinity, const struct flow *w)
 		else
 			a &= ~0xff000000ULL;
 	}
-	u64 v0 = key0 ^ 0x736f6d6570736575, v1 = key1 ^ 0x646f72616e646f6d;
-	u64 v2 = key0 ^ 0x6c7967656e657261, v3 = key1 ^ 0x7465646279746573;
+	BEGIN;
 	TAKE(a);
 	if (v6) {
 		TAKE(b);
@@ -286,11 +307,7 @@ subprogram u64 hash(u32 affinity, const struct flow *w)
 		last |= KEY_LENGTH4 << 56;
 	}
 	TAKE(last);
-	v2 ^= 0xff;
-	ROUND;
-	ROUND;
-	ROUND;
-	return v0 ^ v1 ^ v2 ^ v3;
+	END;
 }
 
 inline_always u8 port(struct frame *f, u8 proto, u16 n)
@@ -736,12 +753,13 @@ subprogram void offer_syn(struct frame *f, const struct flow *w, u32 bucket)
 }
 
 // to_port decides on a segment or datagram to the VIP.
-inline_always u32 to_port(struct frame *f, u8 kind, const struct flow *w)
+inline_always u32 to_port(struct frame *f, u8 kind, const struct flow *w, bool short_way)
 {
 	u8 is = port(f, w->proto, __builtin_bswap16(w->ports >> 16));
 	if (is & PORT_DISABLED)
 		return DROP_DISABLED;
-	u32 bucket = flow_bucket(is, w);
+	bool in_place = short_way && !w->v6 && (is & PORT_AFFINITY) == AFFINITY_NONE;
+	u32 bucket = in_place ? hash_plain(w) % BUCKETS : flow_bucket(is, w);
 	f->counted->frames[bucket]++;
 	if (kind == KIND_SYN && (is & PORT_RULED))
 		offer_syn(f, w, bucket);
@@ -770,7 +788,7 @@ inline_always u32 flow(struct frame *f, struct packet *p)
 	case KIND_ECHO:
 		return decide(f, KIND_ECHO, client_bucket(w), false, w);
 	case KIND_SYN: case KIND_TCP: case KIND_UDP:
-		return to_port(f, p->kind, w);
+		return to_port(f, p->kind, w, false);
 	}
 	return DROP_PROTOCOL;
 }
@@ -959,7 +977,7 @@ inline_always u32 plain(struct frame *f)
 	} else if (w.proto != PROTO_UDP || rest < 8) {
 		return 0;
 	}
-	return to_port(f, kind, &w);
+	return to_port(f, kind, &w, true);
 }
 
 // judge_reset delays the first RST of a flow; see resets.go.
