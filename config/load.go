@@ -6,7 +6,6 @@ import (
 	"io"
 	"maps"
 	"os"
-	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
@@ -40,14 +39,13 @@ func Load(data []byte, filename string) (*Config, error) {
 	return nil, problems.err()
 }
 
-// LoadFile is Load of the file at path; messages give its name without the
-// folders.
+// LoadFile is Load of the file at path.
 func LoadFile(path string) (*Config, error) {
 	data, err := ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
-	return Load(data, filepath.Base(path))
+	return Load(data, path)
 }
 
 // ReadFile reads a file of at most MaxBytes.

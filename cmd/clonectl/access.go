@@ -118,12 +118,7 @@ func keyAccess(path string, role api.Role) (*tls.Config, targetOf, error) {
 	if err != nil {
 		return nil, at, err
 	}
-	// The cluster of the demo is reached through this computer's own port.
-	if l := readLab(); l.Address != "" {
-		if theirs, err := config.LoadFile(l.config()); err == nil && theirs.Cluster.Name == cfg.Cluster.Name && theirs.Cluster.Key == cfg.Cluster.Key {
-			at.Addresses = append(at.Addresses, l.Address)
-		}
-	}
+	at.addLab(func(c *config.Cluster) bool { return c.Name == cfg.Cluster.Name && c.Key == cfg.Cluster.Key })
 	authority, err := api.NewAuthority(cfg.Cluster.Name, cfg.Cluster.Key, cfg.Cluster.AcceptKeys...)
 	if err != nil {
 		return nil, at, err
@@ -133,6 +128,18 @@ func keyAccess(path string, role api.Role) (*tls.Config, targetOf, error) {
 		return nil, at, err
 	}
 	return authority.Client(cert), at, nil
+}
+
+// addLab adds this computer's own port, by which the cluster of the demo is reached, if
+// it is the one that is meant.
+func (t *targetOf) addLab(meant func(*config.Cluster) bool) {
+	l := readLab()
+	if l.Address == "" {
+		return
+	}
+	if theirs, err := config.LoadFile(l.config()); err == nil && meant(&theirs.Cluster) {
+		t.Addresses = append(t.Addresses, l.Address)
+	}
 }
 
 // targetIn is where a cluster's API is.
@@ -169,6 +176,7 @@ func issuedAccess(dir string) (*tls.Config, targetOf, error) {
 	if !pool.AppendCertsFromPEM(ca) {
 		return nil, at, fmt.Errorf("%s holds no certificate", filepath.Join(dir, authorityFile))
 	}
+	at.addLab(func(c *config.Cluster) bool { return c.Name == at.Cluster })
 	return api.ClientTLS(at.Cluster, pool, cert), at, nil
 }
 

@@ -1,19 +1,26 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"net/netip"
 	"net/url"
 	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/pcapgo"
+
 	"clonecluster/netcore/api"
 	"clonecluster/qemu/lab"
 	"clonecluster/qemu/lab/crowd"
+	"clonecluster/qemu/nethost"
 )
 
 // TestApplianceAPI: nodes without a shell are asked and told by their API: what they
@@ -27,7 +34,9 @@ func TestApplianceAPI(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg, err := labConfig(img, upOptions{nodes: 3, accel: "auto", api: "127.0.0.1:0", logs: t.ArtifactDir()}, cache)
+	cfg, err := labConfig(img, upOptions{
+		nodes: 3, accel: "auto", api: "127.0.0.1:0", logs: t.ArtifactDir(), append: "clonecluster.management.syslog=udp://" + collector.String(),
+	}, cache)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,6 +46,7 @@ func TestApplianceAPI(t *testing.T) {
 	}
 	defer l.Close()
 	l.Switch().FailOnViolation(t)
+	collected := collectSyslog(t, l.Client())
 	if err := l.WaitAll(ctx, "ready"); err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +118,72 @@ func TestApplianceAPI(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
+	judgeSyslog(t, collected, all)
 	takeTour(t, img, l, all)
+}
+
+// collector is where the nodes of the test send their log lines to, on the client.
+var collector = netip.MustParseAddrPort("10.77.0.1:514")
+
+// collectSyslog gives what comes to the collector, a datagram each. What is not fetched
+// in time is not kept.
+func collectSyslog(t *testing.T, h *nethost.Host) <-chan []byte {
+	t.Helper()
+	conn, err := h.ListenPacket(collector)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	collected := make(chan []byte, 1024)
+	go func() {
+		buf := make([]byte, 4096)
+		for {
+			n, _, err := conn.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			select {
+			case collected <- bytes.Clone(buf[:n]):
+			default:
+			}
+		}
+	}()
+	return collected
+}
+
+// judgeSyslog has tshark take apart, as RFC 5424 says, what has come from every node until
+// now: lines of init, of the engine and of the service.
+func judgeSyslog(t *testing.T, collected <-chan []byte, all api.Cluster) {
+	t.Helper()
+	const name, linkType = "syslog.pcap", 147 // DLT_USER0
+	var b bytes.Buffer
+	w := pcapgo.NewWriter(&b)
+	if err := w.WriteFileHeader(4096, linkType); err != nil {
+		t.Fatal(err)
+	}
+	for range len(collected) {
+		m := <-collected
+		if err := w.WritePacket(gopacket.CaptureInfo{Timestamp: time.Now(), CaptureLength: len(m), Length: len(m)}, m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(file, b.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	said := tsharkFields(t, file, "syslog.version", "syslog.hostname", "syslog.appname", "syslog.level", "syslog.timestamp", "syslog.msg")
+	var missing []string
+	for _, n := range all.Nodes {
+		for _, app := range []string{"init", "engine"} {
+			if !regexp.MustCompile(`(?m)^1\|` + n.Name + `\|` + app + `\|[0-7]\|\w{3} .* UTC\|.+$`).MatchString(said) {
+				missing = append(missing, n.Name+" "+app)
+			}
+		}
+	}
+	if len(missing) > 0 {
+		t.Errorf("the collector has no line of RFC 5424 of %v; it has\n%s", missing, said)
+	}
+	t.Logf("%d log lines were collected", strings.Count(said, "\n"))
 }
 
 // tour is an operator with clonectl, while clients ask.

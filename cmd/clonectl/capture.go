@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -42,7 +43,12 @@ the file as often as there are nodes: one accepts it.
 
 Only frames for the cluster and from it are captured, but not those of the
 management API at the VIP. They hold what clients say, so it needs a certificate
-for control. It ends after --duration, after --count frames, or by Ctrl-C.`,
+for control. It ends after --duration, after --count frames, or by Ctrl-C.
+
+A node whose filter runs as XDP ("clonectl status" shows it as the datapath) drops
+the frames of others' clients before the kernel can copy them: of such a node the
+file has what it accepts and sends, but no drop-... from it. The last line says so.
+With system.ingress: tc in its configuration it has all.`,
 		Example: `  clonectl capture -w demo.pcapng
   clonectl capture web-2 --client 192.0.2.7 --port 80 --duration 5m -w one.pcapng
   clonectl capture --verdict drop-lease,drop-no-socket -w - | tshark -r - -T fields -e frame.interface_name -e frame.comment`,
@@ -155,7 +161,7 @@ func captureInto(cmd *cobra.Command, c *api.Client, file string, nodes []string,
 	if err != nil {
 		return err
 	}
-	p.Done("%s: %s of %s%s", file, plural(m.written, "frame"), plural(len(nodes), "node"), m.lostText())
+	p.Done("%s: %s of %s%s%s", file, plural(m.written, "frame"), plural(len(nodes), "node"), m.lostText(), m.withoutText())
 	return nil
 }
 
@@ -177,6 +183,7 @@ type merger struct {
 	mu      sync.Mutex
 	lost    uint64
 	written int
+	without []string // the nodes whose dropped frames no capture sees
 }
 
 func newMerger(nodes, count int) *merger {
@@ -273,6 +280,9 @@ func (m *merger) write(ctx context.Context, w io.Writer, tell func(frames int)) 
 			case f.head == nil:
 				waiting = append(waiting, f)
 			default:
+				if strings.Contains(f.head.Description, capture.WithoutDropped) {
+					m.without = append(m.without, f.head.Name)
+				}
 				if ids[f.node], err = out.AddInterface(f.head.Name, f.head.Description, int(f.head.SnapLength)); err != nil {
 					return err
 				}
@@ -288,6 +298,15 @@ func (m *merger) write(ctx context.Context, w io.Writer, tell func(frames int)) 
 }
 
 func (m *merger) enough() bool { return m.count > 0 && m.written >= m.count }
+
+// withoutText says whose frames are not all there; write is to have ended.
+func (m *merger) withoutText() string {
+	if len(m.without) == 0 {
+		return ""
+	}
+	slices.Sort(m.without)
+	return fmt.Sprintf(".\nWhat XDP drops at %s is not in it: that never becomes a packet to copy. With system.ingress: tc it would be", strings.Join(m.without, ", "))
+}
 
 func (m *merger) lostText() string {
 	m.mu.Lock()

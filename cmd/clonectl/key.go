@@ -42,6 +42,9 @@ The keys work with the minisign program, too.`,
   minisign -V -p cluster.key.pub -m build/qemu-x86_64/manifest.json`,
 		Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := keys.CheckNew(args[0]); err != nil {
+				return err
+			}
 			word := ""
 			if !plain {
 				var err error

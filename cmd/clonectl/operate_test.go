@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -233,7 +234,7 @@ func TestOperate(t *testing.T) {
 		{"policy", []string{"balance even, as configured; affinity none"}},
 		{"policy byLoad --reason why", []string{"balance load, set at run time (configured: even)", "last change, number 1, by why"}},
 		{"weight web-1 50", []string{"web-1", "50  set at run time"}},
-		{"status", []string{"policy byRandom (changed at run time: balance load)"}},
+		{"status", []string{"policy byRandom (balance load by change 2)"}},
 		{"policy --json", []string{`"version": 2`}},
 	} {
 		out, err := clonectl(t, append(strings.Fields(tt.args), at...)...)
@@ -285,6 +286,40 @@ func TestOperate(t *testing.T) {
 	}
 }
 
+// TestCaptureWithout: the end says at which nodes XDP drops frames unseen, and of
+// others nothing.
+func TestCaptureWithout(t *testing.T) {
+	for _, tt := range []struct {
+		about []string // the descriptions of n0, n1, ...
+		want  string
+	}{
+		{[]string{"node, eth0, datapath native, frames judged by tcx"}, ""},
+		{[]string{"node; " + capture.WithoutDropped, "frames judged by packet socket", "other; " + capture.WithoutDropped}, "What XDP drops at n0, n2 is not in it"},
+	} {
+		m := newMerger(len(tt.about), 0)
+		for i, about := range tt.about {
+			var b bytes.Buffer
+			w, err := capture.NewWriter(&b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.AddInterface(fmt.Sprintf("n%d", i), about, 96); err != nil {
+				t.Fatal(err)
+			}
+			if err := m.read(t.Context(), i, &b); err != nil {
+				t.Fatal(err)
+			}
+		}
+		close(m.frames)
+		if err := m.write(t.Context(), io.Discard, func(int) {}); err != nil {
+			t.Fatal(err)
+		}
+		if got := m.withoutText(); !strings.Contains(got, tt.want) || (got == "") != (tt.want == "") {
+			t.Errorf("of %q: %q; want %q", tt.about, got, tt.want)
+		}
+	}
+}
+
 // TestCapture: what nodes saw is in the order of time, and tshark reads the node and the
 // verdict with each frame.
 func TestCapture(t *testing.T) {
@@ -317,7 +352,8 @@ func tsharkFields(t *testing.T, file string, fields ...string) string {
 	if _, err := exec.LookPath("tshark"); err != nil {
 		t.Skip("needs tshark (Debian package tshark)")
 	}
-	args := []string{"-r", file, "-T", "fields", "-E", "separator=|"}
+	// DLT_USER0 is log messages, of RFC 5424.
+	args := []string{"-r", file, "-T", "fields", "-E", "separator=|", "-o", `uat:user_dlts:"User 0 (DLT=147)","syslog","0","","0",""`}
 	for _, f := range fields {
 		args = append(args, "-e", f)
 	}
@@ -373,12 +409,19 @@ func TestLabIsFound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	issued := filepath.Join(t.TempDir(), "issued")
+	if out, err := clonectl(t, "key", "issue", "--read-only", "--out", issued); err != nil {
+		t.Errorf("key issue: %v, %s", err, out)
+	}
 	// With its configuration here, and without.
 	for _, dir := range []string{".", t.TempDir()} {
 		t.Chdir(dir)
 		if out, err := clonectl(t, "status"); err != nil || !strings.Contains(out, "web-1") {
 			t.Errorf("in %s: %v, %s", dir, err, out)
 		}
+	}
+	if out, err := clonectl(t, "status", "--cluster", issued); err != nil || !strings.Contains(out, "web-1") {
+		t.Errorf("with an issued certificate: %v, %s", err, out)
 	}
 	names, _ := (&access{}).completeNodes(withContext(t), nil, "")
 	if len(names) != 1 || names[0] != "web-1\t"+oneNodeID {

@@ -135,7 +135,7 @@ func printCluster(w io.Writer, c *api.Cluster) {
 		fmt.Fprintf(w, "cluster %s at %s\n", c.Cluster, strings.Join(asked.VIP, " and "))
 		changed := ""
 		if asked.PolicyVersion > 0 {
-			changed = fmt.Sprintf(" (changed at run time: balance %s)", asked.Balance)
+			changed = fmt.Sprintf(" (balance %s by change %d)", asked.Balance, asked.PolicyVersion)
 		}
 		fmt.Fprintf(w, "policy %s%s; map %d made by %s, %s\n\n", asked.Policy, changed, asked.Map, leader, agreed)
 	}

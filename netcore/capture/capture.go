@@ -42,6 +42,10 @@ type Frame struct {
 	Comment string
 }
 
+// WithoutDropped is in the interface's description when a frame that the filter drops
+// never becomes a packet that the kernel could copy, as with XDP.
+const WithoutDropped = "what XDP drops is not seen"
+
 // Config is where frames are taken.
 type Config struct {
 	Interface *net.Interface

@@ -46,15 +46,13 @@ func (m *Machine) Claim(from, mac membership.NodeID, vip netip.Addr, now int64) 
 	}
 }
 
+// aRARP is what hypervisors send.
+const aRARP = "a RARP, as hypervisors send it after a migration"
+
 // Leak is told that count frames with the clone MAC as their source came in, and what
-// they are, where that is known: every switch on their way has learned it.
+// they are: every switch on their way has learned it.
 func (m *Machine) Leak(what string, count int, now int64) {
-	if what == "" && m.leaks == 0 {
-		what = "after a migration it is a RARP"
-	}
-	if what != "" {
-		m.leakWhat = what
-	}
+	m.leakWhat = what
 	m.leaks, m.leakAt = m.leaks+count, now
 }
 

@@ -30,8 +30,8 @@ type Options struct {
 	Self    func() membership.Peer
 	Members func() map[membership.NodeID]bool
 	// Leaks, if set, counts frames that came in with the clone MAC as their source
-	// and that no Hear is told of.
-	Leaks func() uint64
+	// and that no Hear is told of: RARPs, and ARP and IP packets.
+	Leaks func() (rarps, others uint64)
 	// Announce says on the segment that the VIP is at the clone MAC.
 	Announce func() error
 	Board    *finding.Board
@@ -54,7 +54,8 @@ type Doctor struct {
 
 	mu      sync.Mutex
 	machine *Machine
-	leaks   uint64
+	rarps   uint64 // of opt.Leaks
+	others  uint64
 	board   *finding.Source
 	bursts  sync.WaitGroup
 }
@@ -69,7 +70,7 @@ func NewDoctor(opt Options) *Doctor {
 	}
 	d := &Doctor{opt: opt, wake: make(chan struct{}, 1), board: opt.Board.Source(), machine: New(opt.Config, opt.Self(), opt.Now())}
 	if opt.Leaks != nil {
-		d.leaks = opt.Leaks()
+		d.rarps, d.others = opt.Leaks()
 	}
 	return d
 }
@@ -98,9 +99,14 @@ func (d *Doctor) step(ctx context.Context) time.Duration {
 	m.Self(d.opt.Self(), now)
 	m.Members(d.opt.Members(), now)
 	if d.opt.Leaks != nil {
-		if n := d.opt.Leaks(); n > d.leaks {
-			m.Leak("", int(n-d.leaks), now)
-			d.leaks = n
+		rarps, others := d.opt.Leaks()
+		if others > d.others {
+			m.Leak("an ARP or IP packet", int(others-d.others), now)
+			d.others = others
+		}
+		if rarps > d.rarps {
+			m.Leak(aRARP, int(rarps-d.rarps), now)
+			d.rarps = rarps
 		}
 	}
 	a := m.Tick(now)
@@ -229,7 +235,7 @@ func (d *Doctor) Hear(frame []byte) {
 	defer d.mu.Unlock()
 	now := d.opt.Now()
 	if [6]byte(src) == d.opt.CloneMAC {
-		what := map[uint16]string{etherRARP: "a RARP, as hypervisors send it after a migration", etherARP: "an ARP packet"}[kind]
+		what := map[uint16]string{etherRARP: aRARP, etherARP: "an ARP packet"}[kind]
 		if what == "" {
 			what = "an IP packet"
 		}

@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"clonecluster/netcore/filter"
 	"clonecluster/netcore/finding"
 	"clonecluster/netcore/membership"
 	"clonecluster/netcore/neigh"
@@ -31,10 +32,12 @@ type lab struct {
 	ports []*vswitch.Port
 	nodes []*Doctor
 	board []*finding.Board
+	bpf   []int // nodes on the datapath bpf, by index
 }
 
-// inLab runs a test of n doctors.
-func inLab(t *testing.T, cfg vswitch.Config, n int, f func(*lab)) {
+// inLab runs a test of n doctors; those at the indexes bpf are on that datapath, the
+// others on raw.
+func inLab(t *testing.T, cfg vswitch.Config, n int, f func(*lab), bpf ...int) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg.Guard = []net.HardwareAddr{cloneMAC[:]}
 		cfg.Queue = 1 << 14
@@ -47,7 +50,7 @@ func inLab(t *testing.T, cfg vswitch.Config, n int, f func(*lab)) {
 		var running sync.WaitGroup
 		defer running.Wait()
 		defer stop()
-		l := &lab{t: t, sw: sw}
+		l := &lab{t: t, sw: sw, bpf: bpf}
 		key := []byte("the key of the tests")
 		base := time.Now()
 		for i := range n {
@@ -64,7 +67,11 @@ func inLab(t *testing.T, cfg vswitch.Config, n int, f func(*lab)) {
 func (l *lab) add(self membership.NodeID, codec *membership.Codec, base time.Time) *Doctor {
 	l.t.Helper()
 	var d *Doctor
+	dropped, leaks := l.filter()
 	port, err := l.sw.Attach(fmt.Sprintf("port%d", len(l.ports)+1), vswitch.ReceiverFunc(func(f []byte) {
+		if dropped(f) {
+			return
+		}
 		if to := [6]byte(f); f[0]&1 != 0 || to == cloneMAC || to == [6]byte(self) {
 			d.Hear(f)
 		}
@@ -78,11 +85,33 @@ func (l *lab) add(self membership.NodeID, codec *membership.Codec, base time.Tim
 		Now:      func() int64 { return int64(time.Since(base)) + 1 },
 		Self:     func() membership.Peer { return membership.Peer{ID: self, Incarnation: uint64(self[5]) + 1000} },
 		Members:  func() map[membership.NodeID]bool { return nil },
+		Leaks:    leaks,
 		Announce: func() error { announce(l.t, port, self); return nil },
 		Board:    board, Logger: slog.New(slog.DiscardHandler),
 	})
 	l.ports, l.nodes, l.board = append(l.ports, port), append(l.nodes, d), append(l.board, board)
 	return d
+}
+
+// filter gives what the datapath of the node that is cabled next drops before the
+// doctor hears it, and counts. The programs of bpf are held equal to the reference
+// filter that stands for them.
+func (l *lab) filter() (dropped func(frame []byte) bool, leaks func() (rarps, others uint64)) {
+	if !slices.Contains(l.bpf, len(l.nodes)) {
+		return func([]byte) bool { return false }, nil
+	}
+	f, err := filter.New(filter.Config{CloneMAC: cloneMAC, VIP4: testVIP})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	dropped = func(frame []byte) bool {
+		v := f.Ingress(frame, 0, nil)
+		return v == filter.DropCloneSource || v == filter.DropCloneRARP
+	}
+	return dropped, func() (rarps, others uint64) {
+		c := f.Counters()
+		return c[filter.DropCloneRARP], c[filter.DropCloneSource]
+	}
 }
 
 type wire struct{ *vswitch.Port }
@@ -163,12 +192,17 @@ func TestVirtualSwitch(t *testing.T) {
 		f = append(f, make([]byte, 235)...)
 		return append(f, 0x63, 0x82, 0x53, 0x63, 53, 1, 2, 54, 4, 10, 77, 0, server, 255)
 	}
+	rarp := func(l *lab) {
+		f := append(slices.Repeat([]byte{0xff}, 6), cloneMAC[:]...)
+		l.ports[1].Send(append(append(f, 0x80, 0x35), make([]byte, 46)...))
+	}
 	for _, tt := range []struct {
 		name  string
 		cfg   vswitch.Config
 		rules []vswitch.Rule
 		do    func(*lab)
 		want  [3]string
+		bpf   []int
 	}{
 		{name: "good"},
 		{name: "good, with short ageing", cfg: vswitch.Config{Ageing: 10 * time.Second}},
@@ -181,10 +215,8 @@ func TestVirtualSwitch(t *testing.T) {
 		{name: "no flooding at one port", rules: []vswitch.Rule{{Name: "noflood", At: vswitch.Egress, To: "port2", Match: toClone, Drop: true}},
 			want: [3]string{noFlooding.Code, noFlooding.Code, noFlooding.Code}},
 		{name: "ARP snooping", cfg: vswitch.Config{SnoopARP: true}, do: func(l *lab) { announce(l.t, l.ports[2], id(3)) }, want: [3]string{arpSnooping.Code, arpSnooping.Code, arpSnooping.Code}},
-		{name: "RARP leak", do: func(l *lab) {
-			f := append(slices.Repeat([]byte{0xff}, 6), cloneMAC[:]...)
-			l.ports[1].Send(append(append(f, 0x80, 0x35), make([]byte, 46)...))
-		}, want: [3]string{cloneMACLeak.Code + " " + cloneMACLearned.Code, cloneMACLearned.Code, cloneMACLeak.Code + " " + cloneMACLearned.Code}},
+		{name: "RARP leak", do: rarp, want: [3]string{cloneMACLeak.Code + " " + cloneMACLearned.Code, cloneMACLearned.Code, cloneMACLeak.Code + " " + cloneMACLearned.Code}},
+		{name: "RARP leak on bpf", do: rarp, bpf: []int{0, 1, 2}, want: [3]string{cloneMACLeak.Code + " " + cloneMACLearned.Code, cloneMACLearned.Code, cloneMACLeak.Code + " " + cloneMACLearned.Code}},
 		{name: "beacon filter", rules: []vswitch.Rule{{Name: "group", At: vswitch.Egress, Match: group, Drop: true}}, want: [3]string{multicastFiltered.Code, multicastFiltered.Code, multicastFiltered.Code}},
 		{name: "one-way cable", rules: []vswitch.Rule{{Name: "deaf", At: vswitch.Egress, To: "port3", Drop: true}}, want: [3]string{oneWay.Code, oneWay.Code, ""}},
 		{name: "MTU mismatch", rules: []vswitch.Rule{{Name: "mtu", At: vswitch.Ingress, Match: func(f []byte) bool { return len(f) > 1414 }, Drop: true}},
@@ -235,7 +267,54 @@ func TestVirtualSwitch(t *testing.T) {
 					t.Errorf("an examination took %v", took)
 				}
 				check("when asked")
-			})
+			}, tt.bpf...)
+		})
+	}
+}
+
+// TestLeakNamed: the finding says what came from the clone MAC, both on a datapath that
+// lets the doctor hear it (raw) and on one whose filter drops it before, and counts (bpf).
+func TestLeakNamed(t *testing.T) {
+	leak := func(etherType uint16) []byte {
+		f := append(slices.Repeat([]byte{0xff}, 6), cloneMAC[:]...)
+		return append(binary.BigEndian.AppendUint16(f, etherType), make([]byte, 46)...)
+	}
+	for _, tt := range []struct {
+		name   string
+		frames []uint16
+		want   string
+	}{
+		{"RARP", []uint16{etherRARP}, "1 frame with the clone MAC as the source came in within ten minutes (a RARP, as hypervisors send it after a migration)"},
+		{"RARPs", []uint16{etherRARP, etherRARP, etherRARP}, "3 frames with the clone MAC as the source came in within ten minutes (a RARP,"},
+		{"a RARP at last", []uint16{etherARP, etherRARP}, "2 frames with the clone MAC as the source came in within ten minutes (a RARP,"},
+		{"ARP", []uint16{etherARP}, "1 frame with the clone MAC as the source came in within ten minutes (an ARP "},
+		{"another machine's", nil, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inLab(t, vswitch.Config{}, 2, func(l *lab) {
+				port, err := l.sw.Attach("stranger", vswitch.ReceiverFunc(func([]byte) {}))
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, e := range tt.frames {
+					port.Send(leak(e))
+				}
+				other := leak(etherRARP)
+				copy(other[6:], []byte{2, 0, 0, 0, 1, 9})
+				port.Send(other)
+				time.Sleep(2 * Interval)
+				for i, datapath := range []string{"raw", "bpf"} {
+					said := ""
+					for _, f := range l.board[i].Current() {
+						if f.Code == cloneMACLeak.Code {
+							said = f.What
+						}
+					}
+					if !strings.HasPrefix(said, tt.want) || (said == "") != (tt.want == "") {
+						t.Errorf("on %s: %q; want %q", datapath, said, tt.want)
+					}
+				}
+			}, 1)
 		})
 	}
 }

@@ -27,7 +27,7 @@ func (b backend) Capture(ctx context.Context, q capture.Query, w io.Writer, flus
 	}
 	about := fmt.Sprintf("node %s, %s, datapath %s, frames judged by %s", b.self(), b.nic.Name, b.datapath, b.ingress)
 	if b.ingress == string(bpf.XDP) {
-		about += "; what XDP drops is not seen"
+		about += "; " + capture.WithoutDropped
 	}
 	return capture.Run(ctx, capture.Config{
 		Interface: &net.Interface{Index: b.nic.Index, Name: b.nic.Name, HardwareAddr: b.nic.MAC}, Name: name, Description: about,

@@ -49,7 +49,10 @@ func (e *engine) heardMembers() map[membership.NodeID]bool {
 
 // leaks counts frames from the clone MAC that the doctor's own sockets do not hear:
 // the programs drop them before, and raw's filter sees none but those of clients.
-func (e *engine) leaks() uint64 { return e.filter.Counters()[filter.DropCloneSource] }
+func (e *engine) leaks() (rarps, others uint64) {
+	c := e.filter.Counters()
+	return c[filter.DropCloneRARP], c[filter.DropCloneSource]
+}
 
 // Examine has the network examined.
 func (b backend) Examine(burst int, who string) {

@@ -38,13 +38,14 @@ func (e *engine) foundEvent(f finding.Finding, raised bool) {
 func (e *engine) watchFindings(ctx context.Context) {
 	source := e.findings.Source()
 	var l look
-	tick := time.NewTicker(lookInterval)
+	tick := time.NewTimer(toBeat(lookInterval))
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			tick.Reset(toBeat(lookInterval))
 		}
 		view := e.node.View()
 		silent := e.offering.look(time.Now(), e.filter.Offered(), view, e.filter.Askers(monotonic()))
@@ -122,17 +123,17 @@ func conditions(s *Status) (found []finding.Finding) {
 		}, "the services of all nodes fail their checks; the cluster serves on")
 	}
 	var deaf []string
-	builds := map[string]bool{s.Build: true}
+	builds, live := map[string]bool{s.Build: true}, map[string]bool{}
 	for _, m := range s.Members {
 		switch {
 		case m.Live:
-			builds[m.Build] = true
+			builds[m.Build], live[m.Node] = true, true
 		default:
 			deaf = append(deaf, strings.TrimSpace(m.Node+" "+m.Name))
 		}
 	}
-	for _, r := range s.Refused {
-		if r.Kind == membership.RefusedGhost && !slices.ContainsFunc(deaf, func(d string) bool { return strings.Contains(d, r.From) }) {
+	for _, r := range s.Refused { // of the last ten minutes: who hears this node by now is not meant
+		if r.Kind == membership.RefusedGhost && !live[r.From] && !slices.ContainsFunc(deaf, func(d string) bool { return strings.Contains(d, r.From) }) {
 			deaf = append(deaf, r.From)
 		}
 	}

@@ -1,6 +1,9 @@
 package filter
 
-import "net/netip"
+import (
+	"encoding/binary"
+	"net/netip"
+)
 
 // action is what the table of states says before lease and sockets are asked.
 type action uint8
@@ -61,6 +64,8 @@ func (f *Filter) fromWire(frame []byte, now int64, s Sockets, o *offered) Verdic
 	}
 	dst, src := mac(frame), mac(frame[6:])
 	switch {
+	case src == f.clone && binary.BigEndian.Uint16(frame[12:]) == etherRARP:
+		return DropCloneRARP
 	case src == f.clone:
 		return DropCloneSource
 	case dst != f.clone && !isGroup(dst):

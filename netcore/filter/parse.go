@@ -13,6 +13,7 @@ const (
 
 	etherIPv4    = 0x0800
 	etherARP     = 0x0806
+	etherRARP    = 0x8035
 	etherVLAN    = 0x8100
 	etherService = 0x88a8
 	etherIPv6    = 0x86dd

@@ -54,6 +54,9 @@ const (
 	DropSpoofed
 	// DropCloneSource: the Ethernet source is the clone MAC (I1 broken elsewhere).
 	DropCloneSource
+	// DropCloneRARP: the same, and it is a RARP (RFC 903), by which hypervisors tell
+	// switches where a machine is after a migration.
+	DropCloneRARP
 	// DropQuote: an ICMP error that quotes nothing this cluster sent.
 	DropQuote
 	// DropRouter: a redirect, router solicitation or advertisement.
@@ -108,6 +111,7 @@ var verdictNames = [Verdicts]string{
 	DropMalformed:       "drop-malformed",
 	DropSpoofed:         "drop-spoofed",
 	DropCloneSource:     "drop-clone-source",
+	DropCloneRARP:       "drop-clone-rarp",
 	DropQuote:           "drop-quote",
 	DropRouter:          "drop-router",
 	DropOwnAnnouncement: "drop-own-announcement",

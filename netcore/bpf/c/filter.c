@@ -91,7 +91,7 @@ enum asked { ASK_KERNEL, ASK_NOBODY, NO_SOCKET, LISTENER, ESTABLISHED };
 // Of IEEE 802, RFC 826, RFC 791, RFC 8200, RFC 792, RFC 4443, RFC 4861, RFC 3810.
 enum {
 	ETHER_HEADER = 14,
-	ETHER_IPV4 = 0x0800, ETHER_ARP = 0x0806, ETHER_VLAN = 0x8100, ETHER_SERVICE = 0x88a8, ETHER_IPV6 = 0x86dd, ETHER_PROBE = 0x88b5,
+	ETHER_IPV4 = 0x0800, ETHER_ARP = 0x0806, ETHER_RARP = 0x8035, ETHER_VLAN = 0x8100, ETHER_SERVICE = 0x88a8, ETHER_IPV6 = 0x86dd, ETHER_PROBE = 0x88b5,
 	PROTO_ICMP = 1, PROTO_TCP = 6, PROTO_UDP = 17, PROTO_ICMPV6 = 58,
 	EXT_HOP_BY_HOP = 0, EXT_ROUTING = 43, EXT_FRAGMENT = 44, EXT_DEST = 60,
 	FIN = 1, SYN = 2, RST = 4, ACK = 16,
@@ -880,7 +880,7 @@ inline_always u32 from_wire(struct frame *f, u64 *dst)
 		return DROP_OVERSIZED;
 	u64 src = mac(b + 6);
 	if (src == clone_mac)
-		return DROP_CLONE_SOURCE;
+		return be16(b + 12) == ETHER_RARP ? DROP_CLONE_RARP : DROP_CLONE_SOURCE;
 	if (*dst != clone_mac && !is_group(*dst))
 		return DROP_NOT_OURS;
 	if (!is_station(src) || !begin_long(f))
@@ -1160,6 +1160,8 @@ SEC("tc") int ingress_tc(struct __sk_buff *skb)
 	if (!w) {
 		w = from_wire(&f, &dst);
 		// The kernel takes the outer tag off before tc sees the frame.
+		if (skb->vlan_present && w == DROP_CLONE_RARP)
+			w = DROP_CLONE_SOURCE;
 		bool tagged = skb->vlan_present && (skb->vlan_tci & 0x0fff);
 		if (tagged && (w != DROP_RUNT && w != DROP_OVERSIZED && w != DROP_CLONE_SOURCE && w != DROP_NOT_OURS))
 			w = DROP_VLAN;
