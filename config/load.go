@@ -88,7 +88,7 @@ type document struct {
 // no cluster.yaml needs it and each is a way to make a small file large or a
 // reader of it wrong.
 func parse(data []byte, filename string) (doc *document, problems Problems) {
-	src := newSource(filename, "")
+	src := &source{name: filename} // without lines to show until it is known to be text
 	fail := func(line, column int, message string) (*document, Problems) {
 		return nil, Problems{src.problem(line, column, "", message)}
 	}
@@ -99,7 +99,7 @@ func parse(data []byte, filename string) (doc *document, problems Problems) {
 	if i := invalidText(text); i >= 0 {
 		line := 1 + strings.Count(text[:i], "\n")
 		column := 1 + utf8.RuneCountInString(text[strings.LastIndexByte(text[:i], '\n')+1:i])
-		return fail(line, column, "is not plain UTF-8 text from here on")
+		return fail(line, column, "is not plain UTF-8 text from here on; save it as UTF-8, without control characters")
 	}
 	src = newSource(filename, text)
 	// A panic of the YAML library must not be one of PID 1.

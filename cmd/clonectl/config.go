@@ -139,8 +139,10 @@ from. Every problem is printed with line, column and what is allowed.`,
 			if err == nil {
 				err = checkSources(c, configDir(configPath(args)))
 			}
-			if err != nil {
+			if errors.As(err, new(config.Problems)) {
 				return fmt.Errorf("the configuration is not right:\n%w", err)
+			} else if err != nil {
+				return err
 			}
 			for _, w := range c.Warnings() {
 				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w)

@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"clonecluster/boards"
 	"clonecluster/config"
@@ -143,6 +144,8 @@ func openImage(dir, cmdline string) (bootable, error) {
 	m, err := image.ReadManifest(filepath.Join(dir, manifestName))
 	if errors.Is(err, os.ErrNotExist) {
 		return b, fmt.Errorf("%s holds no image; build one with %q", dir, buildCommand("clonectl image", dir, cmp.Or(boardOf(dir), "qemu-x86_64")))
+	} else if errors.Is(err, unix.ENOTDIR) {
+		return b, fmt.Errorf("%s is no folder; give one that %q has made", dir, "clonectl image")
 	} else if err != nil {
 		return b, err
 	}
@@ -152,7 +155,7 @@ func openImage(dir, cmdline string) (bootable, error) {
 	}
 	yaml, err := configIn(filepath.Join(dir, configName))
 	if err != nil {
-		return b, fmt.Errorf("reading the configuration in the image: %w", err)
+		return b, fmt.Errorf("reading the configuration in the image: %w; build it again with %q", err, "clonectl image --out "+dir)
 	}
 	var ignored config.Problems
 	if b.config, ignored, err = config.LoadWithCmdline(yaml, "cluster.yaml", cmdline); err == nil && len(ignored) > 0 {

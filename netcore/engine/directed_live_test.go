@@ -186,3 +186,45 @@ func TestFloodedAgain(t *testing.T) {
 	}
 	c.checkSwitch()
 }
+
+// TestDirectedFromTheStart: a cluster that is told to serves in directed mode on any network,
+// and on one that floods nobody answers twice.
+func TestDirectedFromTheStart(t *testing.T) {
+	c := newCluster(t, 3)
+	text, err := os.ReadFile(c.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(c.config, append(text, "\nnetwork:\n  mode: directed\n"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.start()
+	for _, n := range c.nodes {
+		n.findingOf("directed-mode", true)
+	}
+	time.Sleep(2 * time.Second) // the announcements
+	answers := map[string]int{}
+	for range 100 {
+		answers[c.get("http://"+vip4+"/whoami")]++
+	}
+	if len(answers) != 3 {
+		t.Errorf("100 connections were answered by %v; want all three nodes", answers)
+	}
+	for i := range 6 { // some of them by way of the director
+		c.transfer([]string{vip4, "[" + vip6 + "]"}[i%2], 4<<20)
+	}
+	if n := c.LongestFrame(); n < 10000 {
+		t.Errorf("the longest frame has %d bytes: no segmentation offload was in use", n)
+	}
+	c.client.Run("ip", "neigh", "flush", "dev", "eth0")
+	if out := c.client.Run("ping", "-c", "5", "-i", "0.1", "-W", "5", vip4); !strings.Contains(out, " 5 received") || strings.Contains(out, "duplicates") {
+		t.Errorf("ping says\n%s", out)
+	}
+	if n := c.client.Run("ip", "neigh", "show", vip4); !strings.Contains(n, c.nodes[0].MAC) {
+		t.Errorf("the client has the VIP at %s; want the leader's MAC %s", n, c.nodes[0].MAC)
+	}
+	for _, n := range c.nodes {
+		n.mustBeHealthy(n.Status())
+	}
+	c.checkSwitch()
+}
