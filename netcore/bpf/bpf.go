@@ -76,6 +76,9 @@ type Filter struct {
 	cfg       filter.Config
 	direction *direction // nil: frames are flooded
 
+	reading sync.Mutex // of the counters
+	each    []layout.Counted
+
 	change sync.Mutex   // of the table
 	looked atomic.Int64 // when Look last read the holds
 }
@@ -375,12 +378,16 @@ func (f *Filter) Offered() *filter.Offered {
 
 // counted gives what each processor has counted. To read a map of one's own cannot fail.
 func (f *Filter) counted(each func(*layout.Counted)) {
-	var all []layout.Counted
-	if f.objects.Counted.Lookup(uint32(0), &all) != nil {
+	f.reading.Lock()
+	defer f.reading.Unlock()
+	if f.each == nil {
+		f.each = make([]layout.Counted, ebpf.MustPossibleCPU())
+	}
+	if f.objects.Counted.Lookup(uint32(0), f.each) != nil {
 		return
 	}
-	for i := range all {
-		each(&all[i])
+	for i := range f.each {
+		each(&f.each[i])
 	}
 }
 

@@ -48,9 +48,13 @@ func (e *engine) heardMembers() map[membership.NodeID]bool {
 }
 
 // leaks counts frames from the clone MAC that the doctor's own sockets do not hear:
-// the programs drop them before, and raw's filter sees none but those of clients.
+// the programs drop them before, and raw's filter sees none but those of clients. They are
+// as of the last look of watchFindings.
 func (e *engine) leaks() (rarps, others uint64) {
-	c := e.filter.Counters()
+	c := e.verdicts.Load()
+	if c == nil {
+		return 0, 0 // not looked yet
+	}
 	return c[filter.DropCloneRARP], c[filter.DropCloneSource]
 }
 

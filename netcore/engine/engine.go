@@ -101,6 +101,8 @@ type engine struct {
 
 	unwell atomic.Pointer[[]string] // why services fail their checks
 	full   atomic.Bool              // the machine's processors are
+	// verdicts are those of the last status.
+	verdicts atomic.Pointer[filter.Counters]
 	// unanswered: clients of this node send their SYNs again.
 	unanswered atomic.Bool
 

@@ -31,6 +31,7 @@ type (
 
 func (e *engine) status() Status {
 	view, table, verdicts := e.node.View(), e.filter.Table(), e.filter.Counters()
+	e.verdicts.Store(&verdicts)
 	place, owners := slot(view)
 	progress := e.node.Progress()
 	s := Status{
