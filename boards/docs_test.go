@@ -23,7 +23,6 @@ func TestWalkThrough(t *testing.T) {
 	if err := os.CopyFS(dir, tree); err != nil {
 		t.Fatal(err)
 	}
-	before := names(os.DirFS(dir))
 	files := docsFile.FindAllSubmatch(page, -1)
 	if len(files) != 2 {
 		t.Fatalf("docs/boards.md shows %d files; want board.yaml and kernel.config", len(files))
@@ -36,19 +35,15 @@ func TestWalkThrough(t *testing.T) {
 		} else {
 			folder = d
 		}
+		if err := os.RemoveAll(file); err != nil { // somebody has walked through it
+			t.Fatal(err)
+		}
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.WriteFile(file, f[2], 0o644); err != nil {
 			t.Fatal(err)
 		}
-	}
-	boards, err := all(os.DirFS(dir))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(boards) != len(before)+1 {
-		t.Errorf("%d boards; want one more than %d", len(boards), len(before))
 	}
 	b, err := get(os.DirFS(dir), folder)
 	if err != nil {

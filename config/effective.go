@@ -15,6 +15,10 @@ type Entry struct {
 	Source string `json:"source"`
 }
 
+// Where is the place that a value has: "file:line:column", or the name of the
+// parameter that gave it; empty for a default.
+func (c *Config) Where(path string) string { return c.origins[path].where }
+
 // Effective lists every value in the order of the types.
 func (c *Config) Effective() []Entry {
 	b := &builder{config: c}

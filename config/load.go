@@ -6,7 +6,6 @@ import (
 	"io"
 	"maps"
 	"os"
-	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
@@ -40,14 +39,13 @@ func Load(data []byte, filename string) (*Config, error) {
 	return nil, problems.err()
 }
 
-// LoadFile is Load of the file at path; messages give its name without the
-// folders.
+// LoadFile is Load of the file at path.
 func LoadFile(path string) (*Config, error) {
 	data, err := ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
-	return Load(data, filepath.Base(path))
+	return Load(data, path)
 }
 
 // ReadFile reads a file of at most MaxBytes.
@@ -90,7 +88,7 @@ type document struct {
 // no cluster.yaml needs it and each is a way to make a small file large or a
 // reader of it wrong.
 func parse(data []byte, filename string) (doc *document, problems Problems) {
-	src := newSource(filename, "")
+	src := &source{name: filename} // without lines to show until it is known to be text
 	fail := func(line, column int, message string) (*document, Problems) {
 		return nil, Problems{src.problem(line, column, "", message)}
 	}
@@ -101,7 +99,7 @@ func parse(data []byte, filename string) (doc *document, problems Problems) {
 	if i := invalidText(text); i >= 0 {
 		line := 1 + strings.Count(text[:i], "\n")
 		column := 1 + utf8.RuneCountInString(text[strings.LastIndexByte(text[:i], '\n')+1:i])
-		return fail(line, column, "is not plain UTF-8 text from here on")
+		return fail(line, column, "is not plain UTF-8 text from here on; save it as UTF-8, without control characters")
 	}
 	src = newSource(filename, text)
 	// A panic of the YAML library must not be one of PID 1.

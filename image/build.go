@@ -243,14 +243,19 @@ func runGo(ctx context.Context, dir, arch, tmp string, args ...string) ([]byte, 
 	out, err := cmd.Output()
 	switch {
 	case errors.Is(err, exec.ErrNotFound):
-		return nil, fmt.Errorf("the Go toolchain is not in PATH: %w", err)
+		return nil, fmt.Errorf("the Go toolchain is not in PATH; install one as new as go.mod says, https://go.dev/dl/: %w", err)
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
+	case err != nil && goCache.MatchString(said.String()):
+		return nil, fmt.Errorf("%w\n%s\nset GOCACHE and GOMODCACHE to folders that you can write to", err, tail(said.String(), 20))
 	case err != nil:
 		return nil, fmt.Errorf("%w\n%s", err, tail(said.String(), 20))
 	}
 	return out, nil
 }
+
+// goCache is what the Go command says of caches that it cannot write to.
+var goCache = regexp.MustCompile(`(build|module) cache[^\n]*(permission denied|read-only|not a directory|no such file|not defined)`)
 
 func tail(s string, lines int) string {
 	all := strings.Split(strings.TrimSpace(s), "\n")

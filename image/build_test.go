@@ -186,6 +186,14 @@ func TestBuildErrors(t *testing.T) {
 	})
 }
 
+// Who has no home has to say where Go keeps what it has compiled.
+func TestGoCache(t *testing.T) {
+	t.Setenv("GOCACHE", "/proc/none")
+	if _, err := runGo(t.Context(), ".", "amd64", t.TempDir(), "list", "-deps", "."); err == nil || !strings.Contains(err.Error(), "set GOCACHE and GOMODCACHE to folders that you can write to") {
+		t.Errorf("without a build cache: %v; want to be told of GOCACHE", err)
+	}
+}
+
 // What runs on a node stays free of what only building and testing need.
 func TestNodeImports(t *testing.T) {
 	cmd := exec.Command("go", "list", "-deps", "./cmd/node")

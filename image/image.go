@@ -27,6 +27,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -166,6 +167,42 @@ func archive(records []cpio.Record, mtime time.Time) ([]byte, error) {
 		return nil, fmt.Errorf("packing: %w", err)
 	}
 	return buf.Bytes(), nil
+}
+
+// Member is a file, a folder or a link of an archive.
+type Member struct {
+	Name string
+	Mode uint64 // as stat(2) has it
+	Data []byte // part of the archive's bytes
+}
+
+// Members reads a newc archive, which may come from anywhere. One without its
+// end is an error, and so is a member that is longer than what there is.
+func Members(data []byte) (list []Member, err error) {
+	const header = 6 + 13*8 // newc(5): the magic and 13 numbers of 8 hexadecimal digits
+	at := uint64(0)
+	for r := cpio.Newc.Reader(bytes.NewReader(data)); ; {
+		if at > uint64(len(data)) || len(data[at:]) < header {
+			return nil, fmt.Errorf("the archive is truncated: after %d members it has no end", len(list))
+		}
+		// The reader would allocate whatever length the header has for the name.
+		name, err := strconv.ParseUint(string(data[at+header-16:at+header-8]), 16, 32)
+		if err != nil || at+header+name > uint64(len(data)) {
+			return nil, fmt.Errorf("after %d members the archive is damaged: a name of %q bytes", len(list), data[at+header-16:at+header-8])
+		}
+		rec, err := r.ReadRecord()
+		if errors.Is(err, io.EOF) { // the trailer
+			return list, nil
+		} else if err != nil {
+			return nil, err
+		}
+		if rest := uint64(len(data)) - min(uint64(len(data)), uint64(rec.FilePos)); rec.FileSize > rest {
+			return nil, fmt.Errorf("%s is truncated: %d of %d bytes", rec.Name, rest, rec.FileSize)
+		}
+		end := uint64(rec.FilePos) + rec.FileSize
+		list = append(list, Member{rec.Name, rec.Mode, data[end-rec.FileSize : end : end]})
+		at = (end + 3) &^ 3
+	}
 }
 
 // Compress gives data as one zstd frame that the kernel unpacks (CONFIG_RD_ZSTD).

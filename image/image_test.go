@@ -322,3 +322,43 @@ func TestWriteFile(t *testing.T) {
 		t.Errorf("left behind: %v %v", left, more)
 	}
 }
+
+func TestMembers(t *testing.T) {
+	whole, err := ConfigCPIO(config.DemoYAML, "", time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	members, err := Members(append(bytes.Clone(whole), "what follows"...))
+	if i := slices.IndexFunc(members, func(m Member) bool { return m.Name == ConfigFile }); err != nil || i < 0 || !bytes.Equal(members[i].Data, config.DemoYAML) {
+		t.Fatalf("Members = %v, %v", members, err)
+	}
+	// A header with a size of its own: the name's, or the content's.
+	sized := func(at int, size string) []byte {
+		b := bytes.Clone(whole)
+		copy(b[at:], size)
+		return b
+	}
+	for _, tt := range []struct {
+		name string
+		data []byte
+		want string
+	}{
+		{"nothing", nil, "truncated"},
+		{"without its end", whole[:bytes.Index(whole, []byte("TRAILER"))-110], "truncated: after "},
+		{"half", whole[:len(whole)/2], "is truncated: "},
+		{"half a header", whole[:60], "truncated"},
+		{"a name of 4 GiB", sized(94, "FFFFFFFF"), `a name of "FFFFFFFF" bytes`},
+		{"a name of no length", sized(94, "xxxxxxxx"), `a name of "xxxxxxxx" bytes`},
+		{"an empty name", sized(94, "00000000"), "length zero"},
+		{"a file of 4 GiB", sized(54, "FFFFFFFF"), "is truncated: "},
+		{"another format", []byte(strings.Replace(string(whole), "070701", "070707", 1)), "magic"},
+	} {
+		begin := time.Now()
+		if members, err := Members(tt.data); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v, %v; want %q", tt.name, members, err, tt.want)
+		}
+		if took := time.Since(begin); took > 5*time.Second {
+			t.Errorf("%s: took %v", tt.name, took)
+		}
+	}
+}

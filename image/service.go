@@ -1,11 +1,13 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"debug/buildinfo"
 	"debug/elf"
 	"errors"
 	"fmt"
+	gobuild "go/build"
 	"os"
 	"path/filepath"
 	"slices"
@@ -70,6 +72,54 @@ func BuildServices(ctx context.Context, o ServiceOptions) (*Services, error) {
 		return s, nil
 	}
 	return s, s.build(ctx, o, todo)
+}
+
+// Check finds what is wrong with the programs of services as far as that needs no
+// compiler: those that are not there, and what is no program.
+func (o ServiceOptions) Check() error {
+	todo, err := o.programs()
+	if err != nil {
+		return err
+	}
+	for _, p := range todo {
+		if p.path == "" {
+			continue
+		}
+		if err := CheckBuild(p.path, o.Arch); err != nil {
+			return fmt.Errorf("services.%s.build: %w", p.service, err)
+		}
+	}
+	return nil
+}
+
+// CheckBuild tells whether a path of a service's build is a folder with a Go main
+// package, or a static program for that architecture (empty: any that nodes have).
+func CheckBuild(path, arch string) error {
+	fi, err := os.Stat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("%s does not exist; paths that begin with a dot are relative to the folder of cluster.yaml", path)
+	case err != nil:
+		return err
+	case fi.Mode().IsRegular():
+		return CheckStatic(path, arch)
+	case !fi.IsDir():
+		return fmt.Errorf("%s is neither a folder with a Go program nor a file", path)
+	}
+	target := gobuild.Default
+	target.GOOS, target.GOARCH, target.CgoEnabled = "linux", cmp.Or(arch, "amd64"), false
+	p, err := target.ImportDir(path, 0)
+	switch ignored := (*gobuild.NoGoError)(nil); {
+	case errors.As(err, &ignored) && len(p.IgnoredGoFiles) > 0:
+		return fmt.Errorf("%s has no Go file for linux/%s without cgo: a node has no C library", path, target.GOARCH)
+	case errors.As(err, &ignored):
+		return fmt.Errorf("%s has no Go files; build names the folder of a Go main package, or a file that is a static binary", path)
+	case err != nil:
+		return err
+	case p.Name != "main":
+		return fmt.Errorf("%s is package %s; a program is package main", path, p.Name)
+	}
+	return nil
 }
 
 // reuse takes the member of an earlier build if nothing has changed since.
@@ -201,30 +251,23 @@ func (p *serviceProgram) inspect(ctx context.Context, o ServiceOptions) error {
 		p.goVersion = v
 		return err // the version in the import path pins the rest
 	}
-	fi, err := os.Stat(p.path)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return fmt.Errorf("%s does not exist; paths that begin with a dot are relative to the folder of cluster.yaml", p.path)
-	case err != nil:
+	if err := CheckBuild(p.path, o.Arch); err != nil {
 		return err
-	case fi.Mode().IsRegular():
+	}
+	if fi, err := os.Stat(p.path); err == nil && fi.Mode().IsRegular() {
 		f, err := fileAt(filepath.Dir(p.path), filepath.Base(p.path), prefix)
 		p.inputs = []File{f}
 		return err
-	case !fi.IsDir():
-		return fmt.Errorf("%s is neither a folder with a Go program nor a file", p.path)
 	}
+	var err error
 	if p.inputs, err = sources(ctx, p.path, o.Arch, o.TempDir, "", prefix, "."); err != nil {
 		return hint(err, p.path)
 	}
-	out, err := runGo(ctx, p.path, o.Arch, o.TempDir, "list", "-f", "{{.Name}}\t{{with .Module}}{{.Dir}}{{end}}", ".")
+	out, err := runGo(ctx, p.path, o.Arch, o.TempDir, "list", "-f", "{{with .Module}}{{.Dir}}{{end}}", ".")
 	if err != nil {
 		return err
 	}
-	name, root, _ := strings.Cut(strings.TrimSpace(string(out)), "\t")
-	if name != "main" {
-		return fmt.Errorf("%s is package %s; a program is package main", p.path, name)
-	}
+	root := strings.TrimSpace(string(out))
 	for _, file := range []string{"go.mod", "go.sum"} {
 		f, err := fileAt(root, file, prefix)
 		if errors.Is(err, os.ErrNotExist) && file == "go.sum" {
@@ -244,10 +287,6 @@ func hint(err error, dir string) error {
 	switch text := err.Error(); {
 	case strings.Contains(text, "go.mod file not found"):
 		return fmt.Errorf("%w\nmake it a module: cd %s && go mod init example.com/hello && go mod tidy", err, dir)
-	case strings.Contains(text, "no Go files in"):
-		return fmt.Errorf("%w\nbuild names the folder of a Go main package, or a file that is a static binary", err)
-	case strings.Contains(text, "build constraints exclude all Go files"):
-		return fmt.Errorf("%w\na node has no C library, so programs are built without cgo", err)
 	case strings.Contains(text, "missing go.sum entry"), strings.Contains(text, "updates to go.mod needed"):
 		return fmt.Errorf("%w\nfirst: cd %s && go mod tidy", err, dir)
 	}
@@ -294,7 +333,7 @@ func (p *serviceProgram) fetch(ctx context.Context, o ServiceOptions, tmp, file 
 }
 
 // CheckStatic checks that a file is a program that runs on a node of that
-// architecture, where there is no C library and no interpreter.
+// architecture (empty: of any), where there is no C library and no interpreter.
 func CheckStatic(file, arch string) error {
 	f, err := elf.Open(file)
 	if err != nil {
@@ -304,7 +343,7 @@ func CheckStatic(file, arch string) error {
 		return fmt.Errorf("%s is no Linux program (ELF): %w", file, err)
 	}
 	defer f.Close()
-	want := map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}[arch]
+	want := map[string]elf.Machine{"": f.Machine, "amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}[arch]
 	if f.Machine != want {
 		return fmt.Errorf("%s is for %v; the board needs %v (%s)", file, f.Machine, want, arch)
 	}

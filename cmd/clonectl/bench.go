@@ -52,10 +52,12 @@ The workloads:
 
   standard   the file mix of WebStone 2: 500 to 5248000 octets, 19.8 kB on average
   2k         one file of 2000 octets
+  page       a page of 40 kB that the server compresses for each client, which is
+             work: for servers that do (nginx: gzip on; gzip_comp_level 9)
 
 A file's name is its size, so below URL there are 500, 5125, 51250, 512500,
-5248000 and 2000. The reference web service has them at /bench/; for any other
-server, --write-content makes a folder of them.
+5248000, 2000 and 40000.html. The reference web service has the first two
+workloads at /bench/; for any other server, --write-content makes a folder of all.
 
 With --rate, requests begin at that rate whatever becomes of those before, and
 their time counts from when they should have begun, so that a server which
@@ -96,7 +98,7 @@ with some number of clients.`,
 		},
 	}
 	fs := cmd.Flags()
-	fs.StringVar(&f.workload, "workload", "standard", "standard or 2k")
+	fs.StringVar(&f.workload, "workload", "standard", strings.Join(webstone.Names(), ", "))
 	fs.IntSliceVar(&f.clients, "clients", webstone.PublishedClients(), "how `MANY` at a time, one measurement each")
 	fs.BoolVar(&f.keepAlive, "keep-alive", false, "a client keeps its connection")
 	fs.DurationVar(&f.warmUp, "warm-up", 2*time.Second, "not measured")
@@ -118,7 +120,7 @@ with some number of clients.`,
 	cmd.MarkFlagFilename("report", "json")
 	cmd.MarkFlagFilename("svg", "svg")
 	cmd.MarkFlagsMutuallyExclusive("write-content", "report")
-	for name, values := range map[string][]string{"workload": {"standard", "2k"}, "arrivals": {"poisson", "constant"}} {
+	for name, values := range map[string][]string{"workload": webstone.Names(), "arrivals": {"poisson", "constant"}} {
 		cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 	}
 	return cmd

@@ -18,7 +18,8 @@ func newBuildCmd() *cobra.Command {
 		Short: "Build everything that boots, for every way to boot",
 		Long: `Build makes, of one configuration and for one board, a folder with
 
-  bzImage            the patched kernel (from the cache if nothing changed)
+  bzImage            the patched kernel (from the cache if nothing changed); for
+                     arm64 it is called Image
   base.cpio.zst      init, engine and web service; the same for every cluster
   services.cpio.zst  programs that the configuration has built, if any
   config.cpio        the cluster's configuration and content  *

@@ -15,6 +15,8 @@ import (
 
 	"clonecluster/config"
 	"clonecluster/config/schema"
+	"clonecluster/image"
+	"clonecluster/image/bundle"
 )
 
 func newConfigCmd() *cobra.Command {
@@ -31,10 +33,7 @@ func newConfigCmd() *cobra.Command {
 // readConfig reads FILE (default cluster.yaml, "-" for standard input) with
 // the overrides that --set gives, which are those of the kernel command line.
 func readConfig(cmd *cobra.Command, args, set []string) (*config.Config, error) {
-	path := "cluster.yaml"
-	if len(args) > 0 {
-		path = args[0]
-	}
+	path := configPath(args)
 	data, name, err := readConfigFile(cmd.InOrStdin(), path)
 	if err != nil {
 		return nil, err
@@ -60,6 +59,46 @@ func readConfig(cmd *cobra.Command, args, set []string) (*config.Config, error) 
 	return c, nil
 }
 
+func configPath(args []string) string {
+	if len(args) > 0 {
+		return args[0]
+	}
+	return "cluster.yaml"
+}
+
+// configDir is where the relative paths in a configuration begin.
+func configDir(path string) string {
+	if path == "-" {
+		return "."
+	}
+	return filepath.Dir(path)
+}
+
+// checkSources finds what services are built from, and is not there.
+func checkSources(c *config.Config, dir string) error {
+	var problems config.Problems
+	check := func(path, source string, f func(source string) error) {
+		if !filepath.IsAbs(source) {
+			source = filepath.Join(dir, source)
+		}
+		if err := f(source); err != nil {
+			problems = append(problems, &config.Problem{Where: c.Where(path), Path: path, Message: err.Error()})
+		}
+	}
+	for _, s := range c.Services {
+		if config.IsPath(s.Build) {
+			check("services."+s.Name+".build", s.Build, func(p string) error { return image.CheckBuild(p, "") })
+		}
+		if s.Content != "" {
+			check("services."+s.Name+".content", s.Content, bundle.CheckFolder)
+		}
+	}
+	if len(problems) == 0 {
+		return nil
+	}
+	return problems
+}
+
 func readConfigFile(stdin io.Reader, path string) (data []byte, name string, err error) {
 	if path == "-" {
 		data, err = io.ReadAll(io.LimitReader(stdin, config.MaxBytes+1))
@@ -72,7 +111,7 @@ func readConfigFile(stdin io.Reader, path string) (data []byte, name string, err
 	if err == nil && len(bytes.TrimSpace(data)) == 0 {
 		err = fmt.Errorf("%s is empty; %q writes one to start from", path, "clonectl config example > cluster.yaml")
 	}
-	return data, filepath.Base(path), err
+	return data, path, err
 }
 
 func completeYAML(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
@@ -89,15 +128,21 @@ func newConfigCheckCmd() *cobra.Command {
 		Use:   "check [FILE]",
 		Short: "Say whether a configuration is right, and if not, where",
 		Long: `Check reads a configuration (cluster.yaml, or FILE; - for standard input) as a
-node will. Every problem is printed with line, column and what is allowed.`,
+node will, and looks for the programs and the content that services are built
+from. Every problem is printed with line, column and what is allowed.`,
 		Example: `  clonectl config check cluster.yaml
   clonectl config check --set system.log-level=debug`,
 		Args:              usageArgs(cobra.MaximumNArgs(1)),
 		ValidArgsFunction: completeYAML,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := readConfig(cmd, args, set)
-			if err != nil {
+			if err == nil {
+				err = checkSources(c, configDir(configPath(args)))
+			}
+			if errors.As(err, new(config.Problems)) {
 				return fmt.Errorf("the configuration is not right:\n%w", err)
+			} else if err != nil {
+				return err
 			}
 			for _, w := range c.Warnings() {
 				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w)

@@ -3,6 +3,9 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -67,5 +70,45 @@ func TestConfigCheckWarns(t *testing.T) {
 	}
 	if !strings.HasPrefix(out.String(), `ok: cluster "demo"`) || !strings.HasPrefix(warnings.String(), "warning: cluster.key is the published key") {
 		t.Errorf("check prints %q and warns %q", out.String(), warnings.String())
+	}
+}
+
+// What services are built from is looked for beside the file, which is named as it
+// was given.
+func TestConfigCheckSources(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("shop/prog/main.go", "package main\n\nfunc main() {}\n")
+	write("shop/lib/lib.go", "package lib\n")
+	write("shop/script", "#!/bin/sh\n")
+	write("shop/www/index.html", "hello")
+	for _, tt := range []struct{ build, content, want string }{
+		{"./prog", "www", ""},
+		{"example.com/x/cmd/y@v1.2.3", "./www", ""},
+		{"./none", "www", `shop/cluster.yaml:LINE:12: services.shop.build: shop/none does not exist; paths that begin with a dot`},
+		{"./lib", "www", "services.shop.build: shop/lib is package lib; a program is package main"},
+		{"./www", "www", "services.shop.build: shop/www has no Go files; build names the folder"},
+		{"./script", "www", "services.shop.build: shop/script is a script"},
+		{"./prog", "none", "services.shop.content: there is no folder shop/none"},
+		{"./prog", "script", "services.shop.content: shop/script is a file; content is a folder"},
+		{"prog", "www", `shop/cluster.yaml:LINE:12: services.shop.build: "prog" is neither a path nor an import path`},
+	} {
+		head, rest, _ := strings.Cut(string(config.DemoYAML), "\nservices:\n")
+		head += "\nservices:\n  - name: shop\n    run: [/bin/shop]\n"
+		write("shop/cluster.yaml", head+"    build: "+tt.build+"\n    content: "+tt.content+"\n    ports: [8082/tcp]\n"+rest)
+		want := strings.ReplaceAll(tt.want, "LINE", strconv.Itoa(1+strings.Count(head, "\n")))
+		_, err := clonectl(t, "config", "check", "shop/cluster.yaml")
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("build %s, content %s: %v; want %q", tt.build, tt.content, err, want)
+		}
 	}
 }

@@ -16,11 +16,13 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"clonecluster/image"
+	"clonecluster/image/bundle"
 	"clonecluster/image/flash"
 )
 
 type flashFlags struct {
-	image              string
+	image, public      string
 	yes, force, asJSON bool
 }
 
@@ -32,6 +34,11 @@ func newFlashCmd() *cobra.Command {
 		Long: `Flash writes a disk image to a removable device, reads it back past the kernel's
 cache, and compares. Without DEVICE it lists the removable devices.
 
+First it compares the image with the manifest.json beside it, if there is one, and
+writes nothing that the build has not made. A cluster.yaml that was edited in the
+image is none of that if it is valid. With --public-key there has to be a manifest
+that is signed by that key.
+
 What is mounted or part of anything, what this machine runs from and what is
 write-protected is refused. DEVICE can also be a file that is there already and
 large enough. After an interrupt the message says what state it is in.
@@ -39,7 +46,8 @@ large enough. After an interrupt the message says what state it is in.
 The image holds the cluster's key: whoever has the stick can join the cluster.`,
 		Example: `  clonectl flash                                         # which devices are there?
   clonectl flash /dev/sdb                                # asks before it writes
-  clonectl flash /dev/sdb --yes --image build/pc-x86_64/usb.img`,
+  clonectl flash /dev/sdb --yes --image build/pc-x86_64/usb.img
+  clonectl flash /dev/sdb --public-key cluster.key.pub   # only what that key has signed`,
 		Args: usageArgs(cobra.MaximumNArgs(1)),
 		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			var names []string
@@ -61,6 +69,7 @@ The image holds the cluster's key: whoever has the stick can join the cluster.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&flags.image, "image", "build/pc-x86_64/usb.img", "the disk image: `FILE`")
+	addPublicKey(f, &flags.public)
 	f.BoolVar(&flags.yes, "yes", false, "do not ask")
 	f.BoolVar(&flags.force, "force", false, "take a disk that is not removable; never one that is in use")
 	f.BoolVar(&flags.asJSON, "json", false, "print the devices, or what was done, as JSON")
@@ -121,9 +130,15 @@ func flashDevice(ctx context.Context, path string, flags flashFlags, in *os.File
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("there is no image %s: make one with clonectl build, or say --image", flags.image)
 	} else if err != nil {
-		return err
+		return explainRights(err)
 	}
 	what, err := flashTarget(path, flags)
+	if err != nil {
+		return err
+	}
+	p := newProgress(errw)
+	img, err = compareImage(ctx, img, flags.public, p)
+	p.Clear()
 	if err != nil {
 		return err
 	}
@@ -132,9 +147,15 @@ func flashDevice(ctx context.Context, path string, flags flashFlags, in *os.File
 			return err
 		}
 	}
-	p := newProgress(errw)
-	begin := time.Now()
+	var phase string
+	var begin time.Time
 	state, err := flash.Write(ctx, img, path, func(what string, done int64) {
+		if what != phase {
+			if phase != "" {
+				p.Done("written    %s: %s in %.1f s", path, gigabytes(img.Size), time.Since(begin).Seconds())
+			}
+			phase, begin = what, time.Now()
+		}
 		p.Status("%s %s: %d %%, %.0f of %.0f MB, %s", what, path, done*100/img.Size, megabytes(done), megabytes(img.Size), time.Since(begin).Round(time.Second))
 	})
 	p.Clear()
@@ -144,11 +165,63 @@ func flashDevice(ctx context.Context, path string, flags flashFlags, in *os.File
 		}
 		return err
 	}
-	p.Done("flashed    %s: %s written and compared in %.1f s", path, gigabytes(img.Size), time.Since(begin).Seconds())
+	p.Done("read back  %s: the same bytes, in %.1f s", path, time.Since(begin).Seconds())
 	if flags.asJSON {
 		return printJSON(out, flashed{path, img.Path, img.Size})
 	}
 	return nil
+}
+
+// compareImage compares an image with the manifest of its build, if that is beside
+// it, and gives it with the hash that was found.
+func compareImage(ctx context.Context, img flash.Image, public string, p *progress) (flash.Image, error) {
+	o, err := verifyOptions(public, p)
+	if err != nil {
+		return img, err
+	}
+	file, err := filepath.EvalSymlinks(img.Path)
+	if err != nil {
+		return img, err
+	}
+	manifest := manifestOf(file)
+	m, err := image.ReadManifest(manifest)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return img, fmt.Errorf("%w; build or fetch it again, or take it away to write the image without comparing it", err)
+	}
+	var want image.File
+	listed := false
+	if err == nil {
+		want, listed = m.Find(bundle.StickName)
+	}
+	if !listed || filepath.Base(file) != want.Name {
+		missing := fmt.Sprintf("there is no %s that lists it beside %s", bundle.ManifestName, img.Path)
+		if public != "" {
+			return img, fmt.Errorf("%s, so nothing says that the key has signed it: copy %s and %s of its build there, and keep the name %s", missing, bundle.ManifestName, bundle.SignatureName, bundle.StickName)
+		}
+		p.Done("compared   with nothing: %s", missing)
+		return img, nil
+	}
+	r, _, err := bundle.VerifyDisk(ctx, file, manifest, o)
+	if err != nil {
+		return img, err
+	}
+	problems := r.Problems
+	if img.Size > want.Bytes {
+		problems = append(problems, bundle.Problem{File: want.Name, Message: fmt.Sprintf("has %d bytes; the manifest says %d", img.Size, want.Bytes)})
+	}
+	if len(problems) > 0 {
+		lines := make([]string, len(problems))
+		for i, problem := range problems {
+			lines[i] = problem.String()
+		}
+		return img, fmt.Errorf("%s is not what %s says, and nothing was written: build it with clonectl build, or fetch it, again\n%s", img.Path, manifest, strings.Join(lines, "\n"))
+	}
+	p.Done("compared   %s with %s: cluster %q, board %s; signature: %s", img.Path, bundle.ManifestName, r.Cluster, r.Board, r.Signature)
+	for _, n := range r.Notes {
+		p.Done("           %s", n)
+	}
+	img.SHA256 = r.SHA256
+	return img, nil
 }
 
 // flashTarget says in words what will be overwritten, if it may be.

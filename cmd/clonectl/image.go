@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -15,6 +14,7 @@ import (
 
 // The files of an output folder that the laboratory takes.
 const (
+	kernelName   = bundle.KernelName // on x86-64, where there is a BIOS to load it
 	configName   = bundle.ConfigName
 	initrdName   = bundle.InitrdName
 	manifestName = bundle.ManifestName
@@ -46,14 +46,16 @@ func newImageCmd() *cobra.Command {
 the USB image and the PXE tree out, and needs no package but those that compile
 the kernel. It builds, into the output folder:
 
-  bzImage         the patched kernel (from the cache if nothing changed)
+  bzImage         the patched kernel (from the cache if nothing changed); for
+                  arm64 it is called Image
   base.cpio.zst   init, engine and web service; the same for every cluster
   services.cpio.zst  programs that the configuration has built, if any
   config.cpio     the cluster's configuration and content
   initrd.img      both, as a boot loader wants them
   manifest.json   all inputs and outputs with their SHA-256
 
-The same inputs give the same bytes, wherever and whenever they are built.
+The same inputs give the same bytes, wherever and whenever they are built. A
+folder that "clonectl build" has made is left alone: give another with --out.
 Run it inside a checkout: the programs are compiled from source.`,
 		Example: `  clonectl image                                      # the demo's
   clonectl image --config cluster.yaml --content www/
@@ -92,9 +94,7 @@ func (f *imageFlags) bundleOptions(p *progress) (o bundle.Options, err error) {
 		if o.Config, o.ConfigName, err = readConfigFile(os.Stdin, f.config); err != nil {
 			return o, err
 		}
-		if f.config != "-" {
-			o.ConfigDir = filepath.Dir(f.config)
-		}
+		o.ConfigDir = configDir(f.config)
 	}
 	cfg, err := config.Load(o.Config, o.ConfigName)
 	if err != nil {

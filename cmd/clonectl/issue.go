@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -44,8 +43,9 @@ key is changed, which makes all of them void.`,
 				return usageError{errors.New("--out is needed: the folder to write")}
 			case days < 1 || days > 36500:
 				return usageError{fmt.Errorf("--days %d: want 1 to 36500", days)}
-			case name == "" || len(name) > 64 || strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f }):
-				return usageError{fmt.Errorf("--name %q: want 1 to 64 printable characters", name)}
+			}
+			if err := checkName(name); err != nil {
+				return err
 			}
 			data, file, err := readConfigFile(cmd.InOrStdin(), cluster)
 			if err != nil {
@@ -106,8 +106,11 @@ func issue(cfg *config.Config, role api.Role, name string, until time.Time, dir 
 	if err != nil {
 		return err
 	}
+	cannot := func(err error) error {
+		return fmt.Errorf("%s cannot be written to; give another folder with --out: %w", dir, err)
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
+		return cannot(err)
 	}
 	for _, f := range []struct {
 		name string
@@ -122,11 +125,11 @@ func issue(cfg *config.Config, role api.Role, name string, until time.Time, dir 
 		if errors.Is(err, os.ErrExist) {
 			return fmt.Errorf("%s holds a certificate already: remove it first, or give another folder", dir)
 		} else if err != nil {
-			return err
+			return cannot(err)
 		}
 		_, err = file.Write(f.data)
 		if err := errors.Join(err, file.Close()); err != nil {
-			return err
+			return cannot(err)
 		}
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 
 	"clonecluster/boards"
 	"clonecluster/image"
+	"clonecluster/image/bundle"
 	"clonecluster/image/kernel"
 )
 
@@ -41,11 +42,17 @@ func (k *kernelFlags) add(cmd *cobra.Command) {
 	cmd.MarkFlagDirname("cache")
 }
 
+// maxJobs is more compilers than any machine has processors.
+const maxJobs = 1024
+
 // options gives the board, the output folder and what the kernel is built with.
 func (k *kernelFlags) options(p *progress) (opts kernel.Options, out string, err error) {
 	board, err := boards.Get(k.board)
 	if err != nil {
-		return opts, "", usageError{err}
+		return opts, "", usageError{fmt.Errorf("%w (a new one is in clonectl once that is built again: make build/bin/clonectl)", err)}
+	}
+	if k.jobs < 0 || k.jobs > maxJobs {
+		return opts, "", usageError{fmt.Errorf("--jobs %d: want 1 to %d, or 0 for one per processor", k.jobs, maxJobs)}
 	}
 	cache := k.cache
 	if cache == "" {
@@ -76,8 +83,13 @@ func cacheDir() (string, error) {
 	return filepath.Join(dir, "clonecluster"), nil
 }
 
-// buildKernel builds or finds the kernel and puts it into out/bzImage.
+// buildKernel builds or finds the kernel and puts it into the folder out.
 func buildKernel(ctx context.Context, opts kernel.Options, out string, p *progress) (*kernel.Result, error) {
+	abandon, err := image.Folder(out)
+	if err != nil {
+		return nil, err
+	}
+	defer abandon()
 	r, err := kernel.Build(ctx, opts)
 	if err != nil {
 		p.Clear()
@@ -87,7 +99,7 @@ func buildKernel(ctx context.Context, opts kernel.Options, out string, p *progre
 	if err != nil {
 		return nil, fmt.Errorf("reading the built kernel: %w", err)
 	}
-	if err := image.WriteFile(filepath.Join(out, kernelName), data, 0o644); err != nil {
+	if err := image.WriteFile(filepath.Join(out, bundle.KernelFile(opts.Board)), data, 0o644); err != nil {
 		return nil, err
 	}
 	how := fmt.Sprintf("built in %s, %s of CPU time", r.Wall.Round(time.Second), r.CPU.Round(time.Second))
@@ -97,9 +109,6 @@ func buildKernel(ctx context.Context, opts kernel.Options, out string, p *progre
 	p.Done("kernel     %s, %.1f MB (%s)", r.Release, megabytes(r.Size), how)
 	return r, nil
 }
-
-// kernelName is the kernel's name in an output folder.
-const kernelName = "bzImage"
 
 func megabytes(n int64) float64 { return float64(n) / 1e6 }
 

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -42,6 +44,9 @@ The keys work with the minisign program, too.`,
   minisign -V -p cluster.key.pub -m build/qemu-x86_64/manifest.json`,
 		Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := keys.CheckNew(args[0]); err != nil {
+				return err
+			}
 			word := ""
 			if !plain {
 				var err error
@@ -49,7 +54,12 @@ The keys work with the minisign program, too.`,
 					return err
 				}
 			}
+			p := newProgress(os.Stderr)
+			if word != "" {
+				p.Status("encrypting the key: seconds, so that guessing the password takes years")
+			}
 			public, err := keys.New(args[0], word)
+			p.Clear()
 			if err != nil {
 				return err
 			}
@@ -86,6 +96,9 @@ have not signed: no other system, and no option ROM of a card.`,
   clonectl build --secure-boot-key sb/secure-boot.key --secure-boot-cert sb/secure-boot.pem`,
 		Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkName(name); err != nil {
+				return err
+			}
 			names, err := keys.NewSecureBoot(args[0], name)
 			if err != nil {
 				return err
@@ -100,6 +113,18 @@ have not signed: no other system, and no option ROM of a card.`,
 	return cmd
 }
 
+// checkName tells whether a certificate can have that name (RFC 5280, appendix A.1,
+// ub-common-name), and somebody can read it.
+func checkName(name string) error {
+	if name == "" || len(name) > 64 || !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) {
+		return usageError{fmt.Errorf("--name %.80q: want 1 to 64 printable characters", name)}
+	}
+	return nil
+}
+
+// maxPassword bounds the line with a password, in bytes.
+const maxPassword = 4096
+
 // password is the first line of the file, or what is typed; typed twice for a
 // new one.
 func password(file string, fresh bool) (string, error) {
@@ -109,11 +134,17 @@ func password(file string, fresh bool) (string, error) {
 			return "", fmt.Errorf("reading the password: %w", err)
 		}
 		defer f.Close()
-		line, err := bufio.NewReader(io.LimitReader(f, 4096)).ReadString('\n')
-		if err != nil && !errors.Is(err, io.EOF) {
+		line, err := bufio.NewReader(io.LimitReader(f, maxPassword+1)).ReadString('\n')
+		word := strings.TrimRight(line, "\r\n")
+		switch {
+		case err != nil && !errors.Is(err, io.EOF):
 			return "", fmt.Errorf("reading the password: %w", err)
+		case len(line) > maxPassword:
+			return "", fmt.Errorf("the first line of %s is longer than %d bytes, which is no password", file, maxPassword)
+		case word == "" && fresh:
+			return "", fmt.Errorf("the first line of %s is empty: write the password there, or say --no-password", file)
 		}
-		return strings.TrimRight(line, "\r\n"), nil
+		return word, nil
 	}
 	fd := int(os.Stdin.Fd())
 	if !term.IsTerminal(fd) {

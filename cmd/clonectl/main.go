@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -118,7 +119,22 @@ watches or follows: 0).`,
 		newManCmd(),
 		newReferenceCmd(),
 	)
+	root.InitDefaultCompletionCmd()
+	strictCompletion(root)
 	return root
+}
+
+// strictCompletion makes cobra's own command say what is wrong with its arguments,
+// as all others do.
+func strictCompletion(root *cobra.Command) {
+	completion, _, err := root.Find([]string{"completion"})
+	if err != nil {
+		panic(err) // it has just been added
+	}
+	for _, cmd := range append(completion.Commands(), completion) {
+		cmd.Args = usageArgs(cobra.NoArgs)
+	}
+	completion.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 }
 
 func grouped(id string, cmd *cobra.Command) *cobra.Command {
@@ -130,7 +146,11 @@ func grouped(id string, cmd *cobra.Command) *cobra.Command {
 // say where help is.
 func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		if err := check(cmd, args); err != nil {
+		err := check(cmd, args)
+		if err == nil && slices.Contains(args, "") {
+			err = errString("an argument is empty")
+		}
+		if err != nil {
 			return usageError{fmt.Errorf("%w; see %q", err, cmd.CommandPath()+" --help")}
 		}
 		return nil

@@ -1,10 +1,9 @@
 package main
 
 import (
-	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -12,11 +11,12 @@ import (
 	"slices"
 
 	"github.com/spf13/cobra"
-	"github.com/u-root/u-root/pkg/cpio"
+	"golang.org/x/sys/unix"
 
 	"clonecluster/boards"
 	"clonecluster/config"
 	"clonecluster/image"
+	"clonecluster/image/bundle"
 	"clonecluster/qemu"
 	"clonecluster/qemu/lab"
 	"clonecluster/qemu/nethost"
@@ -143,7 +143,9 @@ func openImage(dir, cmdline string) (bootable, error) {
 	b := bootable{dir: dir}
 	m, err := image.ReadManifest(filepath.Join(dir, manifestName))
 	if errors.Is(err, os.ErrNotExist) {
-		return b, fmt.Errorf("%s holds no image; build one with %q", dir, "clonectl image --out "+dir)
+		return b, fmt.Errorf("%s holds no image; build one with %q", dir, buildCommand("clonectl image", dir, cmp.Or(boardOf(dir), "qemu-x86_64")))
+	} else if errors.Is(err, unix.ENOTDIR) {
+		return b, fmt.Errorf("%s is no folder; give one that %q has made", dir, "clonectl image")
 	} else if err != nil {
 		return b, err
 	}
@@ -153,7 +155,7 @@ func openImage(dir, cmdline string) (bootable, error) {
 	}
 	yaml, err := configIn(filepath.Join(dir, configName))
 	if err != nil {
-		return b, fmt.Errorf("reading the configuration in the image: %w", err)
+		return b, fmt.Errorf("reading the configuration in the image: %w; build it again with %q", err, buildCommand("clonectl image", dir, m.Board))
 	}
 	var ignored config.Problems
 	if b.config, ignored, err = config.LoadWithCmdline(yaml, "cluster.yaml", cmdline); err == nil && len(ignored) > 0 {
@@ -162,7 +164,28 @@ func openImage(dir, cmdline string) (bootable, error) {
 	return b, err
 }
 
+// buildCommand adds the board and the folder to a command that builds.
+func buildCommand(command, dir, board string) string {
+	command += " --board " + board
+	if filepath.Clean(dir) != filepath.Join("build", board) {
+		command += " --out " + dir
+	}
+	return command
+}
+
+// boardOf is the board that an output folder has its name from, as those of clonectl
+// build have; "" if there is no such board.
+func boardOf(dir string) string {
+	b, err := boards.Get(filepath.Base(dir))
+	if err != nil {
+		return ""
+	}
+	return b.Name
+}
+
 func (b bootable) path(name string) string { return filepath.Join(b.dir, name) }
+
+func (b bootable) kernel() string { return b.path(bundle.KernelFile(b.board)) }
 
 // configIn takes cluster.yaml out of a config.cpio.
 func configIn(path string) ([]byte, error) {
@@ -170,25 +193,23 @@ func configIn(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := cpio.Newc.Reader(bytes.NewReader(data))
-	for {
-		rec, err := r.ReadRecord()
-		if err == io.EOF {
-			return nil, fmt.Errorf("%s has no %s", path, image.ConfigFile)
-		} else if err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
-		if rec.Name == image.ConfigFile {
-			return io.ReadAll(io.NewSectionReader(rec, 0, config.MaxBytes+1))
+	members, err := image.Members(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	for _, m := range members {
+		if m.Name == image.ConfigFile {
+			return m.Data, nil
 		}
 	}
+	return nil, fmt.Errorf("%s has no %s", path, image.ConfigFile)
 }
 
 // labConfig is the laboratory for an image: the client host is the VIP's gateway,
 // and the segment's DHCP server.
 func labConfig(b bootable, o upOptions, cache string) (lab.Config, error) {
 	c := lab.Demo(o.nodes)
-	c.Kernel, c.Initrd = b.path(kernelName), []string{b.path(initrdName)}
+	c.Kernel, c.Initrd = b.kernel(), []string{b.path(initrdName)}
 	c.Cmdline = "console=" + b.board.Serial() + " quiet panic=10"
 	if o.append != "" {
 		c.Cmdline += " " + o.append

@@ -1,16 +1,19 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +22,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"clonecluster/config"
+	"clonecluster/image/bundle"
 	"clonecluster/image/pxe"
 	"clonecluster/image/uki"
 )
@@ -30,6 +34,7 @@ type serveOptions struct {
 	machines            []string
 	httpPort            int
 	ipxe, append        string
+	public              string
 	asJSON              bool
 
 	noEFI error // why there is no unified image
@@ -54,6 +59,10 @@ It stands beside the network's own DHCP server, which goes on giving out the
 addresses. On a segment without one, --dhcp makes it the DHCP server; it does
 not begin if it hears another.
 
+What it hands out is what the build has made: before it begins it compares the
+files with manifest.json, and with --public-key the manifest with its signature.
+A file that changes later is not handed out: start serve again after a build.
+
 The machines need nothing but network boot, first in their boot order: BIOS or
 UEFI, PXE or HTTP boot. This computer needs UDP ports 67, 69 and 4011 and the
 HTTP port, open in its firewall, on the segment of the machines.
@@ -68,6 +77,7 @@ Ctrl-C ends it; machines that run need it no more.`,
   sudo build/bin/clonectl serve                              # beside the network's DHCP server
   sudo build/bin/clonectl serve --interface eno2 --dhcp 10.9.0.100-10.9.0.150
   sudo build/bin/clonectl serve --machine 52:54:00:77:00:01 --machine 52:54:00:77:00:02
+  sudo build/bin/clonectl serve --public-key cluster.key.pub # only what that key has signed
   sudo build/bin/clonectl serve --json | tee boots.jsonl     # an object for each event`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.folders = args
@@ -88,6 +98,7 @@ Ctrl-C ends it; machines that run need it no more.`,
 	f.IntVar(&o.httpPort, "http-port", pxe.DefaultHTTPPort, "TCP `PORT` for files")
 	f.StringVar(&o.ipxe, "ipxe", undionlyPath, "`FILE` that BIOSes without iPXE of their own load first (Debian package ipxe)")
 	f.StringVar(&o.append, "append", "", "more for the kernel command line, `WORDS` such as clonecluster.system.log-level=debug; what clonecluster.efi has in it stays as it is")
+	addPublicKey(f, &o.public)
 	f.BoolVar(&o.asJSON, "json", false, "print each event as a JSON object, one per line")
 	cmd.RegisterFlagCompletionFunc("interface", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		all, _ := net.Interfaces()
@@ -106,7 +117,7 @@ Ctrl-C ends it; machines that run need it no more.`,
 }
 
 // options is the server that the flags ask for, but for where its events go.
-func (o *serveOptions) options() (pxe.Options, error) {
+func (o *serveOptions) options(ctx context.Context, p *progress) (pxe.Options, error) {
 	var s pxe.Options
 	if o.httpPort < 1 || o.httpPort > 65535 {
 		return s, usageError{fmt.Errorf("--http-port %d: want 1 to 65535", o.httpPort)}
@@ -121,17 +132,21 @@ func (o *serveOptions) options() (pxe.Options, error) {
 	}
 	var cfg *config.Config
 	for _, dir := range o.folders {
-		b, err := openImage(dir, o.append)
+		known, err := compareFolder(ctx, dir, o.public, p)
 		if err != nil {
 			return s, err
+		}
+		b, err := openImage(dir, o.append)
+		if err != nil {
+			return s, explainRights(err)
 		}
 		var words []string
 		for _, c := range b.board.Consoles {
 			words = append(words, "console="+c)
 		}
 		cmdline := strings.TrimSpace(strings.Join(append(words, "quiet", "panic=10", o.append), " "))
-		img := pxe.Image{Arch: b.board.Arch, Folder: dir, Cmdline: cmdline}
-		if _, err := os.Stat(b.path(efiName)); errors.Is(err, os.ErrNotExist) {
+		img := pxe.Image{Arch: b.board.Arch, Folder: dir, Cmdline: cmdline, Known: known, Build: serveBuild(dir, b.board.Name)}
+		if known[efiName] == nil {
 			// Without the stub machines with UEFI get nothing, as they are told.
 			img.EFI, o.noEFI = unified(b, cmdline)
 		}
@@ -164,6 +179,50 @@ func (o *serveOptions) options() (pxe.Options, error) {
 	return s, nil
 }
 
+// compareFolder compares what machines are given of a folder with its manifest, and
+// tells how those files are now.
+func compareFolder(ctx context.Context, dir, public string, p *progress) (map[string]fs.FileInfo, error) {
+	names := append(bundle.KernelFiles(), initrdName, efiName)
+	known := map[string]fs.FileInfo{}
+	for _, name := range names {
+		if fi, err := os.Stat(filepath.Join(dir, name)); err == nil {
+			known[name] = fi
+		}
+	}
+	o, err := verifyOptions(public, p)
+	if err != nil {
+		return nil, err
+	}
+	o.Files = append(names, configName) // that says how to ask a node whether it is up
+	r, _, err := bundle.Verify(ctx, dir, o)
+	p.Clear()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s holds no image; build one with %q", dir, serveBuild(dir, ""))
+	} else if err != nil {
+		return nil, explainRights(err)
+	}
+	if err := reportError(dir, r); err != nil {
+		var lines strings.Builder
+		for _, problem := range slices.Concat(r.Problems, r.Unread) {
+			fmt.Fprintf(&lines, "\n%v", problem)
+		}
+		if len(r.Problems) > 0 {
+			return nil, fmt.Errorf("%s is not what its manifest says, and is not handed out: build it again with %q, or copy it again%s", dir, serveBuild(dir, r.Board), &lines)
+		}
+		return nil, fmt.Errorf("%w%s", err, &lines)
+	}
+	p.Done("compared   %s: %s as the manifest says; cluster %q, board %s; signature: %s", dir, plural(r.Files, "file"), r.Cluster, r.Board, r.Signature)
+	for _, n := range r.Notes {
+		p.Done("           %s", n)
+	}
+	return known, nil
+}
+
+// serveBuild is the command that makes a folder to be served.
+func serveBuild(dir, board string) string {
+	return buildCommand("clonectl build --config cluster.yaml", dir, cmp.Or(board, boardOf(dir), "pc-x86_64"))
+}
+
 // unified is a unified kernel image of a folder that has none, in memory.
 func unified(b bootable, cmdline string) ([]byte, error) {
 	var more []string // where make stub-arm puts that of another architecture
@@ -174,7 +233,7 @@ func unified(b bootable, cmdline string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	linux, err := os.ReadFile(b.path(kernelName))
+	linux, err := os.ReadFile(b.kernel())
 	if err != nil {
 		return nil, err
 	}
@@ -244,7 +303,7 @@ func healthURL(c *config.Config) string {
 }
 
 func runServe(ctx context.Context, o serveOptions, stdout io.Writer) error {
-	opts, err := o.options()
+	opts, err := o.options(ctx, newProgress(os.Stderr))
 	if err != nil {
 		return err
 	}

@@ -32,7 +32,7 @@ import (
 // files stands. Each is followed until its node answers; then they are a cluster.
 func TestNetworkBoot(t *testing.T) {
 	img := testImage(t)
-	kernel, err := os.ReadFile(img.path(kernelName))
+	kernel, err := os.ReadFile(img.kernel())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,31 +15,9 @@ import (
 	"time"
 
 	"clonecluster/config"
-	"clonecluster/image"
 	"clonecluster/image/pxe"
 	"clonecluster/netcore/netnstest"
 )
-
-// servedFolder is an output folder whose files are not what they are called.
-func servedFolder(t *testing.T) string {
-	t.Helper()
-	dir := t.TempDir()
-	cpio, err := image.ConfigCPIO(config.DemoYAML, "", time.Time{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	files := map[string][]byte{
-		configName: cpio, manifestName: []byte(`{"format":1,"board":"pc-x86_64"}`),
-		kernelName: bytes.Repeat([]byte("k"), 5_000_000), initrdName: bytes.Repeat([]byte("i"), 100_000),
-		"clonecluster.efi": bytes.Repeat([]byte("e"), 300_000), "undionly.kpxe": bytes.Repeat([]byte("u"), 70_000),
-	}
-	for name, data := range files {
-		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir
-}
 
 func needs(t *testing.T, programs map[string]string) {
 	t.Helper()
@@ -65,7 +43,7 @@ func TestServeAsDHCPServer(t *testing.T) {
 	server := bed.Host("server", "", "10.77.0.2/24")
 	machine := bed.Host("machine", "52:54:00:77:00:01")
 	stranger := bed.Host("stranger", "52:54:00:77:00:02")
-	dir := servedFolder(t)
+	dir := builtFolder(t)
 	serve := server.Start("clonectl", "serve", dir, "--interface", "eth0", "--dhcp", "10.77.0.100-10.77.0.110", "--json",
 		"--machine", "52:54:00:77:00:01", "--ipxe", filepath.Join(dir, "undionly.kpxe"))
 	serve.Await(0, "sent in the clear")
@@ -150,7 +128,7 @@ func TestServeBesideDNSmasq(t *testing.T) {
 	dns := network.StartCommand("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--no-ping", "--log-facility=-", "--log-dhcp", "--user=root",
 		"--dhcp-range=10.77.0.100,10.77.0.110", "--dhcp-leasefile="+filepath.Join(bed.Dir, "leases"), "--pid-file=", "--dhcp-boot=pxelinux.0")
 	dns.Await(0, "IP range")
-	dir := servedFolder(t)
+	dir := builtFolder(t)
 	serve := server.Start("clonectl", "serve", dir, "--interface", "eth0")
 	at := serve.Await(0, `10\.77\.0\.1 tells machines what to boot, too \("pxelinux\.0"\)`)
 	out := machine.Run("udhcpc", "-f", "-q", "-n", "-i", "eth0", "-s", "/bin/true", "-t", "10", "-T", "1")
@@ -180,10 +158,10 @@ func TestServeOptions(t *testing.T) {
 		{"range of IPv6", serveOptions{httpPort: 1, dhcp: "fd00::1-fd00::2"}, "want two IPv4 addresses"},
 		{"router alone", serveOptions{httpPort: 1, router: "10.0.0.1"}, "goes with --dhcp"},
 		{"router", serveOptions{httpPort: 1, dhcp: "10.0.0.1-10.0.0.2", router: "x"}, "--router"},
-		{"interface", serveOptions{httpPort: 1, folders: []string{servedFolder(t)}, iface: "nonexistent"}, `no network interface "nonexistent"`},
-		{"iPXE", serveOptions{httpPort: 1, folders: []string{servedFolder(t)}, ipxe: "/nonexistent"}, "/nonexistent"},
+		{"interface", serveOptions{httpPort: 1, folders: []string{builtFolder(t)}, iface: "nonexistent"}, `no network interface "nonexistent"`},
+		{"iPXE", serveOptions{httpPort: 1, folders: []string{builtFolder(t)}, ipxe: "/nonexistent"}, "/nonexistent"},
 	} {
-		if _, err := tt.o.options(); err == nil || !strings.Contains(err.Error(), tt.want) {
+		if _, err := tt.o.options(t.Context(), newProgress(os.Stderr)); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v; want %q", tt.name, err, tt.want)
 		}
 	}

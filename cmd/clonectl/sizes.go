@@ -66,7 +66,7 @@ func measure(ctx context.Context, img bootable, boot bool) (*image.Report, error
 	if err != nil {
 		return nil, err
 	}
-	if err := r.Files(img.path(kernelName), img.path(image.BaseName(img.manifest.Debug)), img.path(configName)); err != nil {
+	if err := r.Files(img.kernel(), img.path(image.BaseName(img.manifest.Debug)), img.path(configName)); err != nil {
 		return nil, err
 	}
 	if !boot {

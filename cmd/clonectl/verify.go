@@ -4,11 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"clonecluster/image"
 	"clonecluster/image/bundle"
@@ -44,22 +49,18 @@ Exit codes: 0 all is right, 3 a difference was found, 1 it could not be checked,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p := newProgress(os.Stderr)
 			defer p.Clear()
-			o := bundle.VerifyOptions{Status: func(s string) { p.Status("checking %s", s) }}
-			if cmd.Flags().Changed("board") {
-				o.Board = flags.board
-			}
-			if public != "" {
-				key, err := keys.LoadPublic(public)
-				if err != nil {
-					return err
-				}
-				o.PublicKey = &key
-			}
-			r, m, err := verifyAny(cmd.Context(), args[0], manifest, o)
+			o, err := verifyOptions(public, p)
 			if err != nil {
 				return err
 			}
-			if rebuild && m != nil && len(r.Problems) == 0 {
+			if cmd.Flags().Changed("board") {
+				o.Board = flags.board
+			}
+			r, m, err := verifyAny(cmd.Context(), args[0], manifest, o)
+			if err != nil {
+				return explainRights(err)
+			}
+			if rebuild && m != nil && len(r.Problems)+len(r.Unread) == 0 {
 				if err := verifyRebuild(cmd.Context(), flags, args[0], configFile, m, r, p); err != nil {
 					return err
 				}
@@ -70,12 +71,9 @@ Exit codes: 0 all is right, 3 a difference was found, 1 it could not be checked,
 					return err
 				}
 			} else {
-				printReport(cmd, r)
+				printReport(cmd.OutOrStdout(), r)
 			}
-			if len(r.Problems) > 0 {
-				return fmt.Errorf("%s: %w (%d problems)", args[0], errDiffers, len(r.Problems))
-			}
-			return nil
+			return reportError(args[0], r)
 		},
 	}
 	flags.add(cmd)
@@ -83,34 +81,96 @@ Exit codes: 0 all is right, 3 a difference was found, 1 it could not be checked,
 	f.Lookup("out").Hidden = true
 	f.Lookup("board").Usage = "fail if the build is not for this `BOARD`"
 	f.Lookup("board").DefValue = ""
-	f.StringVar(&public, "public-key", "", "minisign public key that must have signed the manifest: a `FILE`, or the key itself")
+	addPublicKey(f, &public)
 	f.StringVar(&manifest, "manifest", "", "`FILE` that a device or disk image is compared with (default manifest.json beside the image)")
 	f.BoolVar(&rebuild, "rebuild", false, "build again from this checkout, and compare")
-	f.StringVar(&configFile, "config", "", "with --rebuild: the `FILE` whose folder relative paths of services begin at")
+	f.StringVar(&configFile, "config", "", "with --rebuild: the `FILE` of the build, as services with build: ./FOLDER have their sources beside it")
 	f.BoolVar(&asJSON, "json", false, "print what was found as JSON")
 	return cmd
 }
 
+// addPublicKey adds the flag of every command that compares files with a manifest.
+func addPublicKey(f *pflag.FlagSet, public *string) {
+	f.StringVar(public, "public-key", "", "minisign public key that must have signed the manifest: a `FILE`, or the key itself")
+}
+
+// verifyOptions are those of a comparison that p shows.
+func verifyOptions(public string, p *progress) (bundle.VerifyOptions, error) {
+	begin := time.Now()
+	o := bundle.VerifyOptions{Progress: func(name string, done, size int64) {
+		if time.Since(begin) > 2*time.Second { // before, nobody has begun to wonder
+			p.Status("comparing %s with the manifest: %d %%", name, done*100/max(size, 1))
+		}
+	}}
+	if public != "" {
+		key, err := keys.LoadPublic(public)
+		if err != nil {
+			return o, err
+		}
+		o.PublicKey = &key
+	}
+	return o, nil
+}
+
+// rightsFix is for who may not read what a build has made, or a device.
+const rightsFix = "what holds the cluster's key has mode 0600, and devices are root's: run this as the user who has built it, or as root"
+
+func explainRights(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w; %s", err, rightsFix)
+	}
+	return err
+}
+
+// reportError is nil if all is as the manifest says. What differs is an answer, and
+// ends with a code of its own; what could not be read is none.
+func reportError(what string, r *bundle.Report) error {
+	switch {
+	case len(r.Problems) > 0:
+		return fmt.Errorf("%s is %w: %s", what, errDiffers, plural(len(r.Problems), "problem"))
+	case r.Denied:
+		return fmt.Errorf("%s: %s could not be compared; %s", what, plural(len(r.Unread), "file"), rightsFix)
+	case len(r.Unread) > 0:
+		return fmt.Errorf("%s: %s could not be compared, as is said above", what, plural(len(r.Unread), "file"))
+	}
+	return nil
+}
+
 // verifyAny checks what the argument names.
 func verifyAny(ctx context.Context, what, manifest string, o bundle.VerifyOptions) (*bundle.Report, *image.Manifest, error) {
-	if strings.Contains(what, "://") {
-		return bundle.VerifyURL(ctx, what, o)
-	}
 	fi, err := os.Stat(what)
-	if err != nil {
+	isURL := strings.Contains(what, "://")
+	switch {
+	case manifest != "" && (isURL || err == nil && fi.IsDir()):
+		return nil, nil, usageError{errString("--manifest is for a device or a disk image: a folder is compared with the manifest in it")}
+	case isURL:
+		return bundle.VerifyURL(ctx, what, o)
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil, fmt.Errorf("there is no %s: give the folder of a build, a device, a disk image or a URL", what)
+	case err != nil:
 		return nil, nil, err
-	}
-	if fi.IsDir() {
+	case fi.IsDir():
 		return bundle.Verify(ctx, what, o)
+	case manifest == "" && !fi.Mode().IsRegular():
+		return nil, nil, usageError{errString("a device is compared with a build: give --manifest FOLDER/manifest.json")}
 	}
-	if manifest == "" {
-		if !fi.Mode().IsRegular() {
-			return nil, nil, usageError{errString("a device is compared with a build: give --manifest FOLDER/manifest.json")}
+	beside := manifest == ""
+	if beside {
+		manifest = manifestOf(what)
+	} else if fi, err := os.Stat(manifest); err == nil && fi.IsDir() {
+		manifest = filepath.Join(manifest, bundle.ManifestName)
+	}
+	if _, err := os.Stat(manifest); errors.Is(err, fs.ErrNotExist) {
+		if beside {
+			return nil, nil, usageError{fmt.Errorf("beside %s is no %s: give that of its build with --manifest FOLDER/manifest.json", what, bundle.ManifestName)}
 		}
-		manifest = filepath.Join(filepath.Dir(what), bundle.ManifestName)
+		return nil, nil, fmt.Errorf("there is no %s: clonectl build leaves one in the folder that it makes", manifest)
 	}
 	return bundle.VerifyDisk(ctx, what, manifest, o)
 }
+
+// manifestOf is where the manifest of a disk image's build is, if it is beside it.
+func manifestOf(img string) string { return filepath.Join(filepath.Dir(img), bundle.ManifestName) }
 
 func verifyRebuild(ctx context.Context, flags kernelFlags, dir, configFile string, m *image.Manifest, r *bundle.Report, p *progress) error {
 	if fi, err := os.Stat(dir); err != nil || !fi.IsDir() {
@@ -138,13 +198,18 @@ func verifyRebuild(ctx context.Context, flags kernelFlags, dir, configFile strin
 	return nil
 }
 
-func printReport(cmd *cobra.Command, r *bundle.Report) {
-	out := cmd.OutOrStdout()
-	for _, p := range r.Problems {
+func printReport(out io.Writer, r *bundle.Report) {
+	for _, p := range slices.Concat(r.Problems, r.Unread) {
 		fmt.Fprintln(out, p)
 	}
-	fmt.Fprintf(out, "%s: %d files, %.1f MB as the manifest says; cluster %q, board %s; signature: %s\n",
-		r.Source, r.Files, megabytes(r.Bytes), r.Cluster, r.Board, r.Signature)
+	about := fmt.Sprintf("cluster %q, board %s; signature: %s", r.Cluster, r.Board, r.Signature)
+	switch {
+	case r.Of == 0: // the manifest itself is no good, or says nothing
+	case r.Files == r.Of && len(r.Problems)+len(r.Unread) == 0:
+		fmt.Fprintf(out, "%s: %s, %.1f MB, as the manifest says; %s\n", r.Source, plural(r.Files, "file"), megabytes(r.Bytes), about)
+	default:
+		fmt.Fprintf(out, "%s: %d of %s as the manifest says; %s\n", r.Source, r.Files, plural(r.Of, "file"), about)
+	}
 	for _, n := range r.Notes {
 		fmt.Fprintln(out, n)
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"clonecluster/image"
@@ -45,14 +46,32 @@ func TestVerifyExitCodes(t *testing.T) {
 		{exitFailure, []string{"key", "new", key, "--no-password"}}, // it exists
 		{exitDiffers, []string{"verify", dir, "--public-key", key + ".pub"}},
 		{exitUsage, []string{"build", "--board", "none"}},
+		{exitUsage, []string{"image", "--jobs", "-3"}},
+		{exitUsage, []string{"kernel", "--jobs", "100000"}},
 		{exitUsage, []string{"build", "--secure-boot-key", key}},
 	} {
 		if got := run(tc.args); got != tc.want {
 			t.Errorf("clonectl %q = %d; want %d", tc.args, got, tc.want)
 		}
 	}
+	// The wrong file, and none.
+	for _, tc := range []struct {
+		want string
+		args []string
+	}{
+		{"is a secret key, which stays with who signs: give the public one", []string{"verify", dir, "--public-key", key}},
+		{"there is no public key " + key + ".none", []string{"verify", dir, "--public-key", key + ".none"}},
+		{"there is no " + dir + "/none: give the folder of a build, a device", []string{"verify", dir + "/none"}},
+		{"give that of its build with --manifest FOLDER/manifest.json", []string{"verify", key}},
+		{"there is no " + key + ".none: clonectl build leaves one", []string{"verify", key, "--manifest", key + ".none"}},
+		{"a folder is compared with the manifest in it", []string{"verify", dir, "--manifest", key}},
+	} {
+		if out, code := says(t, tc.args...); code != exitFailure && code != exitUsage || !strings.Contains(out, tc.want) {
+			t.Errorf("clonectl %q ends with %d and says %q; want %q", tc.args, code, out, tc.want)
+		}
+	}
 	write(bundle.KernelName, []byte("another"))
-	if got := run([]string{"verify", dir}); got != exitDiffers {
-		t.Errorf("verify of a changed kernel = %d; want %d", got, exitDiffers)
+	if out, code := says(t, "verify", dir); code != exitDiffers || !strings.Contains(out, dir+": 0 of 1 file as the manifest says; ") || !strings.HasSuffix(out, "is not as the manifest says: 1 problem\n") {
+		t.Errorf("verify of a changed kernel ends with %d and says %q", code, out)
 	}
 }

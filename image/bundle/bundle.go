@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -36,7 +37,7 @@ import (
 
 // The files of a folder, beside the base image and the services' member.
 const (
-	KernelName    = "bzImage"
+	KernelName    = "bzImage"     // on x86-64: see KernelFile
 	ConfigName    = "config.cpio" // with the cluster's key, as are the next four: mode 0600
 	InitrdName    = "initrd.img"
 	EFIName       = "clonecluster.efi"
@@ -112,6 +113,9 @@ type Step struct {
 func Content(c *config.Config, dir, www string) (map[string]string, error) {
 	all := map[string]string{}
 	if www != "" {
+		if err := CheckFolder(www); err != nil {
+			return nil, fmt.Errorf("the web service's content: %w", err)
+		}
 		all[image.ContentDir] = www
 	}
 	for _, s := range c.Services {
@@ -125,11 +129,22 @@ func Content(c *config.Config, dir, www string) (map[string]string, error) {
 		if all[place] = s.Content; !filepath.IsAbs(s.Content) {
 			all[place] = filepath.Join(dir, s.Content)
 		}
-		if fi, err := os.Stat(all[place]); err != nil || !fi.IsDir() {
-			return nil, fmt.Errorf("services.%s.content: %s is no folder; relative paths begin at the folder of cluster.yaml", s.Name, all[place])
+		if err := CheckFolder(all[place]); err != nil {
+			return nil, fmt.Errorf("services.%s.content: %w; relative paths begin at the folder of cluster.yaml", s.Name, err)
 		}
 	}
 	return all, nil
+}
+
+// CheckFolder tells whether a path of content is a folder that can be read.
+func CheckFolder(dir string) error {
+	if fi, err := os.Stat(dir); err != nil {
+		return fmt.Errorf("there is no folder %s: %w", dir, err)
+	} else if !fi.IsDir() {
+		return fmt.Errorf("%s is a file; content is a folder of files", dir)
+	}
+	_, err := os.ReadDir(dir)
+	return err
 }
 
 // Cmdline is the kernel's command line where nothing else gives one. The last
@@ -146,11 +161,11 @@ func Cmdline(b boards.Board) string {
 // compiles nothing and writes nothing.
 func Build(ctx context.Context, o Options) (*image.Manifest, error) {
 	b := &builder{Options: o}
-	defer func(old bool) {
-		if !old {
-			os.Remove(o.OutDir) // if nothing is in it
-		}
-	}(exists(o.OutDir))
+	abandon, err := image.Folder(o.OutDir)
+	if err != nil {
+		return nil, err
+	}
+	defer abandon()
 	unlock, err := b.open()
 	if err != nil {
 		return nil, b.explain(err)
@@ -172,11 +187,6 @@ func Build(ctx context.Context, o Options) (*image.Manifest, error) {
 		}
 	}
 	return b.manifest, nil
-}
-
-func exists(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
 }
 
 type step struct {
@@ -234,9 +244,6 @@ func (b *builder) open() (unlock func(), err error) {
 	if b.ConfigName == "" {
 		b.ConfigName = "cluster.yaml"
 	}
-	if err := os.MkdirAll(b.OutDir, 0o755); err != nil {
-		return nil, err
-	}
 	dir, err := os.Open(b.OutDir)
 	if err != nil {
 		return nil, err
@@ -261,7 +268,22 @@ func (b *builder) open() (unlock func(), err error) {
 	if m, err := image.ReadManifest(filepath.Join(b.OutDir, ManifestName)); err == nil {
 		b.before = m
 	}
+	if err := b.keepSigned(); err != nil {
+		os.RemoveAll(b.stage)
+		dir.Close()
+		return nil, err
+	}
 	return func() { dir.Close() }, nil
+}
+
+// keepSigned refuses to make the minimal build of a folder that holds a signed one: what it
+// would remove, nobody may be able to make again here. What is not signed, a build makes again.
+func (b *builder) keepSigned() error {
+	if _, err := os.Lstat(filepath.Join(b.OutDir, SignatureName)); !b.Minimal || err != nil {
+		return nil
+	}
+	return fmt.Errorf("%s holds a signed build, of which this would remove %s and what it is of: give another folder with --out, or make all of it anew with clonectl build",
+		b.OutDir, SignatureName)
 }
 
 // explain adds what helps to the errors of the folder.
@@ -302,6 +324,25 @@ func (b *builder) check(ctx context.Context) (string, error) {
 	}
 	if !b.Minimal {
 		if err := b.checkPackages(ctx); err != nil {
+			return "", err
+		}
+		if s := b.SecureBoot; s != nil && s.Key != nil {
+			if err := uki.CheckKey(s.Key, s.Cert); err != nil {
+				return "", fmt.Errorf("signing for Secure Boot: %w; clonectl key secure-boot makes both files", err)
+			}
+		}
+	}
+	if b.Source == "" {
+		if b.Source, err = image.FindSource("."); err != nil {
+			return "", err
+		}
+	}
+	if err := b.serviceOptions().Check(); err != nil {
+		return "", err
+	}
+	if b.Built == nil {
+		b.Kernel.Board = b.Board
+		if err := kernel.Check(ctx, b.Kernel); err != nil {
 			return "", err
 		}
 	}
@@ -361,11 +402,15 @@ func (s statusLines) Write(text []byte) (int, error) {
 
 func megabytes(n int64) float64 { return float64(n) / 1e6 }
 
-func (b *builder) services(ctx context.Context) (text string, err error) {
-	b.service, err = image.BuildServices(ctx, image.ServiceOptions{
+func (b *builder) serviceOptions() image.ServiceOptions {
+	return image.ServiceOptions{
 		Config: b.cfg, Dir: cmp.Or(b.ConfigDir, "."), Arch: b.Board.Arch, Debug: b.Debug,
 		OutDir: b.stage, TempDir: filepath.Join(b.stage, "tmp"), Before: b.before, BeforeDir: b.OutDir, Status: b.status,
-	})
+	}
+}
+
+func (b *builder) services(ctx context.Context) (text string, err error) {
+	b.service, err = image.BuildServices(ctx, b.serviceOptions())
 	switch {
 	case err != nil:
 		return "", err
@@ -389,7 +434,6 @@ func (b *builder) services(ctx context.Context) (text string, err error) {
 func (b *builder) kernel(ctx context.Context) (string, error) {
 	k := b.Built
 	if k == nil {
-		b.Kernel.Board = b.Board
 		if b.Kernel.Status == nil {
 			b.Kernel.Status = b.status
 		}
@@ -410,7 +454,7 @@ func (b *builder) kernel(ctx context.Context) (string, error) {
 	if b.Built == nil && !k.Cached {
 		how = fmt.Sprintf("built, %s of CPU time", k.CPU.Round(time.Second))
 	}
-	return fmt.Sprintf("%s, %.1f MB (%s)", k.Release, megabytes(int64(len(data))), how), b.put(KernelName, data, 0o644)
+	return fmt.Sprintf("%s, %.1f MB (%s)", k.Release, megabytes(int64(len(data))), how), b.put(KernelFile(b.Board), data, 0o644)
 }
 
 // needs are the options without which a kernel cannot boot this way, whatever
@@ -513,20 +557,39 @@ func (b *builder) unified(cmdline string, before func(dir string) ([]byte, error
 	return uki.Sign(plain, s.Key, s.Cert)
 }
 
+// KernelFile is the kernel's name in a board's folder, the one that its own build
+// gives it: bzImage, on arm64 Image.
+func KernelFile(b boards.Board) string { return path.Base(b.Kernel.Image) }
+
+// KernelFiles are the kernel's names in the folders of all boards.
+func KernelFiles() []string {
+	all, err := boards.All()
+	if err != nil {
+		panic(err) // they are compiled in
+	}
+	var names []string
+	for _, b := range all {
+		if name := KernelFile(b); !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // Script is what iPXE is told; the other files lie beside it.
-func Script(cmdline string) string {
-	return "#!ipxe\nkernel " + KernelName + " initrd=" + InitrdName + " " + cmdline + "\ninitrd " + InitrdName + "\nboot\n"
+func Script(kernel, cmdline string) string {
+	return "#!ipxe\nkernel " + kernel + " initrd=" + InitrdName + " " + cmdline + "\ninitrd " + InitrdName + "\nboot\n"
 }
 
 func (b *builder) pxe(context.Context) (string, error) {
-	for _, name := range []string{KernelName, InitrdName, EFIName} {
+	for _, name := range []string{KernelFile(b.Board), InitrdName, EFIName} {
 		i := slices.IndexFunc(b.outputs, func(f image.File) bool { return f.Name == name })
 		f := b.outputs[i]
 		f.Name = PXEDir + "/" + name
 		b.outputs = append(b.outputs, f)
 		b.links = append(b.links, name)
 	}
-	return PXEDir + "/: links to the kernel, initrd and .efi, and " + ScriptName, b.put(PXEDir+"/"+ScriptName, []byte(Script(Cmdline(b.Board))), 0o644)
+	return PXEDir + "/: links to the kernel, initrd and .efi, and " + ScriptName, b.put(PXEDir+"/"+ScriptName, []byte(Script(KernelFile(b.Board), Cmdline(b.Board))), 0o644)
 }
 
 func (b *builder) finish(ctx context.Context) (string, error) {
@@ -586,6 +649,9 @@ func (b *builder) replace() (gone []string, err error) {
 	// Nobody is to take an old signature for that of what comes now.
 	if b.Key == nil || slices.Contains(b.staged, SignatureName) {
 		err = os.Remove(filepath.Join(b.OutDir, SignatureName))
+		if err == nil && b.Key == nil {
+			gone = append(gone, SignatureName)
+		}
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -605,7 +671,7 @@ func (b *builder) replace() (gone []string, err error) {
 		}
 	}
 	if b.before == nil {
-		return nil, nil
+		return gone, nil
 	}
 	for _, f := range b.before.Files() {
 		if _, ok := b.manifest.Find(f.Name); ok {

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	cdx "github.com/CycloneDX/cyclonedx-go"
+	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 
 	"clonecluster/boards"
@@ -150,8 +151,8 @@ func TestBuild(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, r := range members {
-			if bytes.Contains(r.data, []byte(demoKey)) && r.name != "init" { // the demo's is published, and init warns of it
-				t.Errorf("%s: %s holds the cluster's key", name, r.name)
+			if bytes.Contains(r.Data, []byte(demoKey)) && r.Name != "init" { // the demo's is published, and init warns of it
+				t.Errorf("%s: %s holds the cluster's key", name, r.Name)
 			}
 		}
 	}
@@ -184,11 +185,11 @@ func TestBuild(t *testing.T) {
 		t.Error("the unified image has another kernel or initramfs")
 	}
 	members, err := unpack(read(t, dir, image.ServicesName))
-	if err != nil || !slices.ContainsFunc(members, func(r record) bool { return r.name == "bin/hello" && r.mode == 0o100755 }) {
+	if err != nil || !slices.ContainsFunc(members, func(r image.Member) bool { return r.Name == "bin/hello" && r.Mode == 0o100755 }) {
 		t.Errorf("the services' member: %v", err)
 	}
 	members, err = unpack(read(t, dir, ConfigName))
-	if err != nil || !slices.ContainsFunc(members, func(r record) bool { return r.name == "srv/hello/index.html" && r.mode == 0o100644 }) {
+	if err != nil || !slices.ContainsFunc(members, func(r image.Member) bool { return r.Name == "srv/hello/index.html" && r.Mode == 0o100644 }) {
 		t.Errorf("the content: %v", err)
 	}
 
@@ -284,12 +285,32 @@ func TestRebuilt(t *testing.T) {
 	if got := touched(); len(got) > 0 {
 		t.Errorf("a cancelled build wrote %v", got)
 	}
+	// The short form does not take what is signed.
 	o.Progress.Step, o.Minimal = nil, true
+	signature := filepath.Join(dir, SignatureName)
+	if err := os.WriteFile(signature, []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Build(t.Context(), o); err == nil || !strings.Contains(err.Error(), dir+" holds a signed build") || !strings.Contains(err.Error(), "another folder with --out") {
+		t.Errorf("a minimal build over a signed one: %v", err)
+	}
+	if got := touched(); len(got) > 0 {
+		t.Errorf("a refused build wrote %v", got)
+	}
+	os.Remove(signature)
+	// What is no more in a build goes.
+	damage(t, filepath.Join(dir, ManifestName), func(b []byte) []byte {
+		return bytes.Replace(b, []byte(`"outputs": [`), []byte(`"outputs": [{"name": "old", "bytes": 1, "sha256": "`+strings.Repeat("0", 64)+`"},`), 1)
+	})
+	if err := os.WriteFile(filepath.Join(dir, "old"), []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	o.Minimal = false
 	if _, err := Build(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(filepath.Join(dir, EFIName)); err == nil {
-		t.Error("an old .efi stays beside a new kernel")
+	if _, err := os.Stat(filepath.Join(dir, "old")); err == nil {
+		t.Error("an old file stays beside a new kernel")
 	}
 	if r, _, err := Verify(t.Context(), dir, VerifyOptions{}); err != nil || len(r.Problems) > 0 || r.Cluster != "other" {
 		t.Errorf("Verify = %+v, %v", r, err)
@@ -345,6 +366,20 @@ func TestBuildErrors(t *testing.T) {
 		{"no such program", func(o *Options) {
 			o.Config = []byte(strings.Replace(withService, "    build: ../testdata/hello\n", "", 1))
 		}, "services.hello.run: the image has no program /bin/hello"},
+		{"no such folder of a service", func(o *Options) { o.ConfigDir = t.TempDir() }, "testdata/hello does not exist; paths that begin with a dot"},
+		{"keys that do not belong together", func(o *Options) {
+			sb, other := t.TempDir(), t.TempDir()
+			for _, dir := range []string{sb, other} {
+				if _, err := keys.NewSecureBoot(dir, "test"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			o.SecureBoot = secureBoot(t, sb)
+			o.SecureBoot.Cert = secureBoot(t, other).Cert
+		}, "signing for Secure Boot: the certificate is of another key; clonectl key secure-boot makes both files"},
+		{"no kernel source", func(o *Options) {
+			o.Built, o.Kernel = nil, kernel.Options{Source: "/none", CacheDir: t.TempDir()}
+		}, "--kernel-source is a tree or a tarball of Linux 6.12"},
 		{"kernel without an option", func(o *Options) {
 			o.Built = &kernel.Result{Image: ok.Built.Image, Config: kernelConfig(t, "CONFIG_EFI_STUB")}
 		}, "the kernel of qemu-x86_64 lacks CONFIG_EFI_STUB, so UEFI could not start it: put CONFIG_EFI_STUB=y into boards/qemu-x86_64/kernel.config"},
@@ -356,9 +391,14 @@ func TestBuildErrors(t *testing.T) {
 			o := ok
 			o.OutDir = filepath.Join(t.TempDir(), "out")
 			tc.change(&o)
+			var done []string
+			o.Progress.Step = func(s Step) { done = append(done, s.Name) }
 			_, err := Build(t.Context(), o)
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("Build = %v; want an error with %q", err, tc.want)
+			}
+			if len(done) > 0 && o.Built == ok.Built { // what is wrong with a kernel is seen when it is there
+				t.Errorf("found after %q; want it before the first step's end", done)
 			}
 			if _, err := os.Stat(o.OutDir); err == nil {
 				t.Error("a failed build left its folder")
@@ -367,6 +407,25 @@ func TestBuildErrors(t *testing.T) {
 	}
 	if _, err := Content(&config.Config{Services: []config.Service{{Name: "a", Content: "none"}}}, t.TempDir(), ""); err == nil || !strings.Contains(err.Error(), "services.a.content: ") {
 		t.Errorf("Content of a folder that is not there: %v", err)
+	}
+}
+
+// A folder has the kernel by the name that its own build, and boot loaders, know.
+func TestKernelFile(t *testing.T) {
+	for board, want := range map[string]string{"qemu-x86_64": "bzImage", "pc-x86_64": "bzImage", "generic-arm64": "Image"} {
+		o := plainOptions(board, "", "")
+		if got := KernelFile(o.Board); got != want {
+			t.Errorf("the kernel of %s is %s; want %s", board, got, want)
+		}
+		m := &image.Manifest{Board: board, Outputs: []image.File{{Name: want}, {Name: "other"}}}
+		if got := order(m); got[0] != want {
+			t.Errorf("of a build for %s is compared first: %s; want %s", board, got[0], want)
+		}
+		b := &builder{Options: o, outputs: []image.File{{Name: want}, {Name: InitrdName}, {Name: EFIName}}}
+		b.OutDir, b.stage = t.TempDir(), t.TempDir()
+		if _, err := b.pxe(t.Context()); err != nil || b.links[0] != want || !strings.Contains(string(read(t, b.stage, PXEDir, ScriptName)), "kernel "+want+" initrd=") {
+			t.Errorf("the PXE tree for %s links to %v (%v)", board, b.links, err)
+		}
 	}
 }
 
@@ -478,9 +537,21 @@ func TestSigned(t *testing.T) {
 			}
 		})
 	}
+	// The short form has no key, and does not take the signature away.
+	o := options(t, dir)
+	o.Minimal = true
+	if _, err := Build(t.Context(), o); err == nil || !strings.Contains(err.Error(), SignatureName) {
+		t.Errorf("a minimal build over a signed one: %v", err)
+	}
 	// Without a key, no signature of before stays.
-	if _, err := Build(t.Context(), options(t, dir)); err != nil {
+	o = options(t, dir)
+	said := ""
+	o.Progress.Step = func(s Step) { said = s.Text }
+	if _, err := Build(t.Context(), o); err != nil {
 		t.Fatal(err)
+	}
+	if !strings.Contains(said, "removed "+SignatureName+" of an earlier build") {
+		t.Errorf("that the signature is gone is not said: %q", said)
 	}
 	if _, err := os.Stat(filepath.Join(dir, SignatureName)); err == nil {
 		t.Error("an old signature stays")
@@ -581,9 +652,34 @@ func TestVerify(t *testing.T) {
 	}
 }
 
+// Only those files are compared, also where the manifest does not have them.
+func TestVerifyFiles(t *testing.T) {
+	dir, _ := buildOnce(t)
+	damage(t, filepath.Join(dir, StickName), func(b []byte) []byte { return b[1:] })
+	if err := os.WriteFile(filepath.Join(dir, "other"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var seen []string
+	o := VerifyOptions{Files: []string{KernelName, InitrdName, "none"}, Progress: func(name string, done, size int64) {
+		if done == size {
+			seen = append(seen, name)
+		}
+	}}
+	if r, _, err := Verify(t.Context(), dir, o); err != nil || len(r.Problems) > 0 || r.Files != 2 || r.Of != 2 {
+		t.Errorf("Verify = %+v, %v", r, err)
+	}
+	if seen = slices.Compact(seen); !slices.Equal(seen, []string{KernelName, InitrdName}) {
+		t.Errorf("the progress is of %v", seen)
+	}
+	o.Files = append(o.Files, "other")
+	if r, _, err := Verify(t.Context(), dir, o); err != nil || len(r.Problems) != 1 || r.Problems[0].File != "other" {
+		t.Errorf("Verify of what is not in the manifest = %+v, %v", r, err)
+	}
+}
+
 func TestVerifyURL(t *testing.T) {
 	dir, m := buildOnce(t)
-	var cut, gone, endless string
+	var cut, gone, endless, denied string
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		name := strings.TrimPrefix(r.URL.Path, "/boot/")
 		switch name {
@@ -594,6 +690,8 @@ func TestVerifyURL(t *testing.T) {
 			panic(http.ErrAbortHandler)
 		case gone:
 			http.NotFound(w, r)
+		case denied:
+			http.Error(w, "no", http.StatusForbidden)
 		case endless:
 			for r.Context().Err() == nil {
 				if _, err := w.Write(make([]byte, 1<<16)); err != nil {
@@ -625,7 +723,12 @@ func TestVerifyURL(t *testing.T) {
 			t.Errorf("VerifyURL = %+v; want only %q", r, tc.want)
 		}
 	}
-	cut, gone, endless = "", "", ManifestName
+	// What could not be read is no difference.
+	cut, gone, endless, denied = "", "", "", InitrdName
+	if r, _, err := VerifyURL(t.Context(), web.URL+"/boot", VerifyOptions{}); err != nil || len(r.Problems) > 0 || len(r.Unread) != 1 || r.Files != r.Of-1 || !strings.Contains(r.Unread[0].String(), "initrd.img: cannot be read: GET ") {
+		t.Errorf("VerifyURL of what is denied = %+v, %v", r, err)
+	}
+	denied, endless = "", ManifestName
 	if _, _, err := VerifyURL(t.Context(), web.URL+"/boot/", VerifyOptions{}); err == nil || !strings.Contains(err.Error(), "larger than 16 MiB") {
 		t.Errorf("an endless manifest: %v", err)
 	}
@@ -638,6 +741,11 @@ func TestRebuild(t *testing.T) {
 	dir, m := buildOnce(t)
 	if p, err := Rebuild(t.Context(), dir, m, options(t, ""), t.TempDir()); p != nil || err != nil {
 		t.Fatalf("Rebuild = %v, %v", p, err)
+	}
+	o := options(t, "")
+	o.ConfigDir = t.TempDir() // where nobody has ../testdata/hello
+	if p, err := Rebuild(t.Context(), dir, m, o, t.TempDir()); err == nil || !strings.Contains(err.Error(), "services.hello (build: ../testdata/hello)") || !strings.Contains(err.Error(), "with --config") {
+		t.Errorf("Rebuild without a service's sources = %v, %v", p, err)
 	}
 	changed := *m
 	changed.Inputs = slices.Clone(m.Inputs)
@@ -685,7 +793,9 @@ func FuzzUnpack(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	for _, seed := range [][]byte{plain, packed, plain[:len(plain)/2], []byte("070701")} {
+	longName := bytes.Clone(plain)
+	copy(longName[94:], "15000000")
+	for _, seed := range [][]byte{plain, packed, plain[:len(plain)/2], longName, []byte("070701")} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -695,7 +805,7 @@ func FuzzUnpack(f *testing.F) {
 		}
 		n := 0
 		for _, r := range records {
-			n += len(r.data)
+			n += len(r.Data)
 		}
 		if bytes.HasPrefix(data, []byte("0707")) && n > len(data) {
 			t.Errorf("%d bytes have %d bytes in them", len(data), n)
@@ -704,6 +814,25 @@ func FuzzUnpack(f *testing.F) {
 			return
 		}
 	})
+}
+
+// What a frame may ask for is enough for what we make, and not more.
+func TestUnpackWindow(t *testing.T) {
+	plain, _, err := image.ConfigMember([]byte(withService), nil, time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	packed, err := image.Compress(append(plain, make([]byte, 40<<20)...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if members, err := unpack(packed); err != nil || len(members) == 0 {
+		t.Errorf("unpack = %d members, %v", len(members), err)
+	}
+	// RFC 8878, 3.1.1.1: a frame with a window of 64 MiB.
+	if _, err := unpack([]byte{0x28, 0xb5, 0x2f, 0xfd, 0, 16 << 3, 0, 0, 0, 0, 0}); !errors.Is(err, zstd.ErrWindowSizeExceeded) {
+		t.Errorf("a frame with a large window: %v", err)
+	}
 }
 
 func TestInside(t *testing.T) {

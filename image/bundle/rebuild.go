@@ -16,6 +16,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/u-root/u-root/pkg/cpio"
 
+	"clonecluster/config"
 	"clonecluster/image"
 	"clonecluster/image/uki"
 )
@@ -37,6 +38,9 @@ func Rebuild(ctx context.Context, dir string, m *image.Manifest, o Options, temp
 	if o.Config, o.Content, err = unpackConfig(packed, filepath.Join(tmp, "content")); err != nil {
 		return nil, fmt.Errorf("%s: %w", ConfigName, err)
 	}
+	if err := needSources(o.Config, o.ConfigDir); err != nil {
+		return nil, err
+	}
 	if o.Board.Name != m.Board {
 		return nil, fmt.Errorf("the manifest is of the board %s, not %s", m.Board, o.Board.Name)
 	}
@@ -51,6 +55,25 @@ func Rebuild(ctx context.Context, dir string, m *image.Manifest, o Options, temp
 		return nil, fmt.Errorf("building again: %w", err)
 	}
 	return compare(dir, o.OutDir, m, again)
+}
+
+// needSources makes sure that what services are built from is there: a build's
+// folder has only what came out.
+func needSources(yaml []byte, dir string) error {
+	c, err := config.Load(yaml, "cluster.yaml")
+	if err != nil {
+		return fmt.Errorf("%s: %w", ConfigName, err)
+	}
+	for _, s := range c.Services {
+		if !strings.HasPrefix(s.Build, ".") {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(dir, s.Build)); errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("building again needs the sources of services.%s (build: %s), and there is no %s; give the build's cluster.yaml, beside which they are, with --config",
+				s.Name, s.Build, filepath.Join(dir, s.Build))
+		}
+	}
+	return nil
 }
 
 // unpackConfig takes the configuration and the content out of a config.cpio;
@@ -71,18 +94,18 @@ func unpackConfig(packed []byte, dir string) (yaml []byte, content map[string]st
 	defer root.Close()
 	for _, r := range records {
 		switch {
-		case r.name == image.ConfigFile:
-			yaml = r.data
-		case !strings.HasPrefix(r.name, "srv/"):
-		case r.mode&cpio.S_IFMT == cpio.S_IFDIR:
-			if err := root.MkdirAll(r.name, 0o700); err != nil {
+		case r.Name == image.ConfigFile:
+			yaml = r.Data
+		case !strings.HasPrefix(r.Name, "srv/"):
+		case r.Mode&cpio.S_IFMT == cpio.S_IFDIR:
+			if err := root.MkdirAll(r.Name, 0o700); err != nil {
 				return nil, nil, err
 			}
-			if strings.Count(r.name, "/") == 1 {
-				content[r.name] = filepath.Join(dir, r.name)
+			if strings.Count(r.Name, "/") == 1 {
+				content[r.Name] = filepath.Join(dir, r.Name)
 			}
 		default:
-			if err := root.WriteFile(r.name, r.data, 0o600); err != nil {
+			if err := root.WriteFile(r.Name, r.Data, 0o600); err != nil {
 				return nil, nil, err
 			}
 		}
@@ -100,7 +123,7 @@ func compare(dir, other string, m, again *image.Manifest) (*Problem, error) {
 		return &Problem{"go", fmt.Sprintf("the manifest has %s, this machine %s", m.Go, again.Go)}, nil
 	}
 	if m.Kernel != nil && again.Kernel != nil && m.Kernel.SHA256 != again.Kernel.SHA256 && m.Kernel.Key != again.Kernel.Key {
-		return &Problem{KernelName, fmt.Sprintf("is built from something else here: the manifest has source %s, %s, configuration %.12s; this machine %s, %s, %.12s",
+		return &Problem{kernelOf(m), fmt.Sprintf("is built from something else here: the manifest has source %s, %s, configuration %.12s; this machine %s, %s, %.12s",
 			m.Kernel.Version, strings.Join(m.Kernel.Inputs.Tools, ", "), m.Kernel.Inputs.Config,
 			again.Kernel.Version, strings.Join(again.Kernel.Inputs.Tools, ", "), again.Kernel.Inputs.Config)}, nil
 	}
@@ -124,9 +147,19 @@ func compare(dir, other string, m, again *image.Manifest) (*Problem, error) {
 	return nil, nil
 }
 
+// kernelOf is the name of a folder's kernel.
+func kernelOf(m *image.Manifest) string {
+	for _, name := range KernelFiles() {
+		if _, ok := m.Find(name); ok {
+			return name
+		}
+	}
+	return KernelName
+}
+
 // order lists a folder's files, those first of which others are made.
 func order(m *image.Manifest) []string {
-	names := []string{KernelName, image.BaseName(m.Debug), image.ServicesName, ConfigName, InitrdName, EFIName, StickName}
+	names := []string{kernelOf(m), image.BaseName(m.Debug), image.ServicesName, ConfigName, InitrdName, EFIName, StickName}
 	names = slices.DeleteFunc(names, func(n string) bool { _, ok := m.Find(n); return !ok })
 	for _, f := range m.Files() {
 		if !slices.Contains(names, f.Name) {
@@ -187,11 +220,11 @@ func inside(a, b []byte) string {
 		return fmt.Sprintf(": it has %d bytes, not %d", len(a), len(b))
 	}
 	for i := range min(len(x), len(y)) {
-		if x[i].name != y[i].name {
-			return ", first in its member " + min(x[i].name, y[i].name) + ", which one of them has not"
+		if x[i].Name != y[i].Name {
+			return ", first in its member " + min(x[i].Name, y[i].Name) + ", which one of them has not"
 		}
-		if x[i].mode != y[i].mode || !bytes.Equal(x[i].data, y[i].data) {
-			return ", first in its member " + x[i].name
+		if x[i].Mode != y[i].Mode || !bytes.Equal(x[i].Data, y[i].Data) {
+			return ", first in its member " + x[i].Name
 		}
 	}
 	if len(x) != len(y) {
@@ -200,19 +233,16 @@ func inside(a, b []byte) string {
 	return ", in how it is packed"
 }
 
-// record is a member of an archive.
-type record struct {
-	name string
-	mode uint64
-	data []byte
-}
+// maxWindow bounds what a frame may ask for before it has given anything: twice
+// what image.Compress uses.
+const maxWindow = 32 << 20
 
 // unpack gives the members of an archive, plain or one zstd frame.
-func unpack(data []byte) (list []record, err error) {
+func unpack(data []byte) ([]image.Member, error) {
 	if bytes.HasPrefix(data, []byte{0x28, 0xb5, 0x2f, 0xfd}) {
 		// As a stream: a frame's header may promise more than there is, and all of
 		// that would be allocated at once.
-		d, err := zstd.NewReader(bytes.NewReader(data), zstd.WithDecoderConcurrency(1))
+		d, err := zstd.NewReader(bytes.NewReader(data), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
 			return nil, err
 		}
@@ -224,21 +254,5 @@ func unpack(data []byte) (list []record, err error) {
 	if !bytes.HasPrefix(data, []byte("0707")) {
 		return nil, errors.New("it is no cpio archive")
 	}
-	for r := cpio.Newc.Reader(bytes.NewReader(data)); ; {
-		rec, err := r.ReadRecord()
-		if errors.Is(err, io.EOF) {
-			return list, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		content, err := io.ReadAll(io.NewSectionReader(rec, 0, int64(min(rec.FileSize, uint64(len(data))))))
-		if err != nil {
-			return nil, err
-		}
-		if uint64(len(content)) != rec.FileSize {
-			return nil, fmt.Errorf("%s is truncated: %d of %d bytes", rec.Name, len(content), rec.FileSize)
-		}
-		list = append(list, record{rec.Name, rec.Mode, content})
-	}
+	return image.Members(data)
 }

@@ -76,7 +76,8 @@ func reproduce(t *testing.T, first string, m *image.Manifest, kernel string) {
 	self := filepath.Join(top, "bin", "build")
 	copyFile(t, os.Args[0], self, 0o755)
 	copyFile(t, kernel, filepath.Join(top, "bin", "bzImage"), 0o644)
-	if stubs := filepath.Join(qemutest.CacheDir(), "stub"); exists(stubs) {
+	stubs := filepath.Join(qemutest.CacheDir(), "stub")
+	if _, err := os.Stat(stubs); err == nil {
 		if err := os.CopyFS(filepath.Join(top, "bin", "stub"), os.DirFS(stubs)); err != nil {
 			t.Fatal(err)
 		}

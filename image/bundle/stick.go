@@ -3,8 +3,6 @@ package bundle
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -81,12 +79,11 @@ func (b *builder) usb(context.Context) (string, error) {
 	if b.stick, err = list(files, ""); err != nil {
 		return "", fmt.Errorf("reading what was written: %w", err)
 	}
-	h := sha256.New()
-	n, err := io.Copy(h, f)
+	sum, n, err := hash(f)
 	if err != nil {
 		return "", err
 	}
-	out := image.File{Name: StickName, Bytes: n, SHA256: hex.EncodeToString(h.Sum(nil))}
+	out := image.File{Name: StickName, Bytes: n, SHA256: sum}
 	b.outputs = append(b.outputs, out)
 	if !b.same(out) {
 		b.staged = append(b.staged, StickName)
@@ -105,9 +102,8 @@ func (b *builder) same(want image.File) bool {
 	if err != nil || fi.Size() != want.Bytes || fi.Mode() != 0o600 {
 		return false
 	}
-	h := sha256.New()
-	_, err = io.Copy(h, f)
-	return err == nil && hex.EncodeToString(h.Sum(nil)) == want.SHA256
+	sum, _, err := hash(f)
+	return err == nil && sum == want.SHA256
 }
 
 func openDisk(f *os.File) (*disk.FS, error) {
@@ -181,15 +177,16 @@ func VerifyDisk(ctx context.Context, device, manifest string, o VerifyOptions) (
 		return nil, nil, err
 	}
 	defer f.Close()
-	h := sha256.New()
-	n, err := io.Copy(h, &interruptible{ctx, io.LimitReader(f, want.Bytes)})
+	var n int64
+	r.SHA256, n, err = hash(io.LimitReader(o.reader(ctx, f, device, want.Bytes), want.Bytes))
 	if ctx.Err() != nil {
 		return nil, nil, ctx.Err()
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading %s: %w", device, err)
 	}
-	if hex.EncodeToString(h.Sum(nil)) == want.SHA256 {
+	r.Of = len(m.Stick)
+	if r.SHA256 == want.SHA256 {
 		r.Files, r.Bytes = len(m.Stick), want.Bytes
 		return r, m, nil
 	}
@@ -203,19 +200,6 @@ func VerifyDisk(ctx context.Context, device, manifest string, o VerifyOptions) (
 	}
 	r.stick(device, files, m)
 	return r, m, nil
-}
-
-// interruptible is a reader that ends with its context.
-type interruptible struct {
-	ctx context.Context
-	io.Reader
-}
-
-func (i *interruptible) Read(b []byte) (int, error) {
-	if err := i.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return i.Reader.Read(b)
 }
 
 // stick says which files of a disk are not the manifest's.

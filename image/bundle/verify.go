@@ -29,9 +29,16 @@ type Report struct {
 	Board     string    `json:"board"`
 	Signature string    `json:"signature"` // "good", "bad", "none", or "unchecked" without a public key
 	Files     int       `json:"files"`     // whose hashes were right
-	Bytes     int64     `json:"bytes"`     // of them
+	Of        int       `json:"of"`        // so many that were to be compared
+	Bytes     int64     `json:"bytes"`     // of those that were right
 	Problems  []Problem `json:"problems"`
-	Notes     []string  `json:"notes,omitempty"`
+	// Unread are the files that could not be read: nothing is known of them.
+	Unread []Problem `json:"unread,omitempty"`
+	Notes  []string  `json:"notes,omitempty"`
+	// SHA256 is that of the disk image, or of as much of a device, that VerifyDisk read.
+	SHA256 string `json:"sha256,omitempty"`
+	// Denied says that the user may not read one of those Unread.
+	Denied bool `json:"-"`
 }
 
 // Problem is something that is not as the manifest says.
@@ -46,12 +53,55 @@ func (r *Report) problem(file, format string, args ...any) {
 	r.Problems = append(r.Problems, Problem{file, fmt.Sprintf(format, args...)})
 }
 
+func (r *Report) unread(file string, err error) {
+	r.Unread = append(r.Unread, Problem{file, fmt.Sprintf("cannot be read: %v", err)})
+	r.Denied = r.Denied || errors.Is(err, fs.ErrPermission)
+}
+
 // VerifyOptions says what is to hold besides the hashes.
 type VerifyOptions struct {
 	PublicKey *minisign.PublicKey // nil: the signature is not checked
 	Board     string              // empty: any
 	Client    *http.Client        // for a URL; default: one that waits a minute for headers
-	Status    func(string)        // may be nil
+	// Files are the ones to compare, where they are there or in the manifest; nil
+	// means all, and that there is nothing else.
+	Files []string
+	// Progress is told how many bytes of which file are read; may be nil.
+	Progress func(name string, done, size int64)
+}
+
+// reader gives what is read of a file, no more than size, until the end of ctx.
+func (o VerifyOptions) reader(ctx context.Context, in io.Reader, name string, size int64) io.Reader {
+	return &watched{ctx: ctx, in: in, progress: func(done int64) {
+		if o.Progress != nil {
+			o.Progress(name, done, size)
+		}
+	}}
+}
+
+// watched is a reader that ends with its context, and tells how far it is.
+type watched struct {
+	ctx      context.Context
+	in       io.Reader
+	done     int64
+	progress func(done int64)
+}
+
+func (w *watched) Read(b []byte) (int, error) {
+	if err := w.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := w.in.Read(b)
+	w.done += int64(n)
+	w.progress(w.done)
+	return n, err
+}
+
+// hash gives the SHA-256 of what is read, and its length.
+func hash(in io.Reader) (sum string, n int64, err error) {
+	h := sha256.New()
+	n, err = io.CopyBuffer(h, in, make([]byte, 1<<20))
+	return hex.EncodeToString(h.Sum(nil)), n, err
 }
 
 // maxMeta bounds the manifest and the files like it.
@@ -126,18 +176,21 @@ func verify(ctx context.Context, where string, s source, o VerifyOptions) (*Repo
 		return r, nil, nil
 	}
 	r.about(m, o)
-	if err := r.sums(ctx, s, m, text); err != nil {
-		return nil, nil, err
-	}
-	for _, f := range m.Files() {
-		if o.Status != nil {
-			o.Status(f.Name)
+	files := m.Files()
+	if o.Files == nil {
+		if err := r.sums(ctx, s, m, text); err != nil {
+			return nil, nil, err
 		}
-		if err := r.file(ctx, s, f); err != nil {
+	} else {
+		files = slices.DeleteFunc(files, func(f image.File) bool { return !slices.Contains(o.Files, f.Name) })
+	}
+	r.Of = len(files)
+	for _, f := range files {
+		if err := r.file(ctx, s, f, o); err != nil {
 			return nil, nil, err
 		}
 	}
-	return r, m, r.extra(s, m)
+	return r, m, r.extra(s, m, o.Files)
 }
 
 // about checks what the manifest says of itself.
@@ -196,14 +249,17 @@ func (r *Report) sums(ctx context.Context, s source, m *image.Manifest, manifest
 }
 
 // file checks one file; the error is of the context.
-func (r *Report) file(ctx context.Context, s source, f image.File) error {
+func (r *Report) file(ctx context.Context, s source, f image.File, o VerifyOptions) error {
 	in, size, err := s.open(ctx, f.Name)
 	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
 			r.problem(f.Name, "is missing")
-			return ctx.Err()
+		case errors.Is(err, errNotRegular):
+			r.problem(f.Name, "%v", err)
+		default:
+			r.unread(f.Name, err)
 		}
-		r.problem(f.Name, "cannot be read: %v", err)
 		return ctx.Err()
 	}
 	defer in.Close()
@@ -211,19 +267,18 @@ func (r *Report) file(ctx context.Context, s source, f image.File) error {
 		r.problem(f.Name, "has %d bytes; the manifest says %d", size, f.Bytes)
 		return nil
 	}
-	h := sha256.New()
-	n, err := io.Copy(h, io.LimitReader(in, f.Bytes+1))
+	sum, n, err := hash(io.LimitReader(o.reader(ctx, in, f.Name, f.Bytes), f.Bytes+1))
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case err != nil && !errors.Is(err, io.ErrUnexpectedEOF): // that one: the server has sent less than it had said
+		r.unread(f.Name, err)
 	case n > f.Bytes:
 		r.problem(f.Name, "has more than the %d bytes that the manifest says", f.Bytes)
 	case n < f.Bytes:
 		r.problem(f.Name, "is truncated: %d of %d bytes; copy or download it again", n, f.Bytes)
-	case err != nil:
-		r.problem(f.Name, "cannot be read: %v", err)
-	case hex.EncodeToString(h.Sum(nil)) != f.SHA256:
-		r.problem(f.Name, "has been changed: its SHA-256 is %x; the manifest says %s", h.Sum(nil), f.SHA256)
+	case sum != f.SHA256:
+		r.problem(f.Name, "has been changed: its SHA-256 is %s; the manifest says %s", sum, f.SHA256)
 	default:
 		r.Files++
 		r.Bytes += n
@@ -231,15 +286,15 @@ func (r *Report) file(ctx context.Context, s source, f image.File) error {
 	return nil
 }
 
-// extra finds files that no build has made. Hidden ones are of a build that
-// runs, or of a tool.
-func (r *Report) extra(s source, m *image.Manifest) error {
+// extra finds files, of all or of only those, that no build has made. Hidden ones
+// are of a build that runs, or of a tool.
+func (r *Report) extra(s source, m *image.Manifest, only []string) error {
 	all, err := s.list()
 	if err != nil {
 		return err
 	}
 	for _, name := range all {
-		if _, ok := m.Find(name); ok || slices.Contains([]string{ManifestName, SignatureName, SumsName}, name) {
+		if _, ok := m.Find(name); ok || slices.Contains([]string{ManifestName, SignatureName, SumsName}, name) || only != nil && !slices.Contains(only, name) {
 			continue
 		}
 		r.problem(name, "is not in the manifest: it is of another build, or somebody put it here")
@@ -249,13 +304,15 @@ func (r *Report) extra(s source, m *image.Manifest) error {
 
 type folder struct{ root *os.Root }
 
+var errNotRegular = errors.New("is no regular file")
+
 func (f folder) open(_ context.Context, name string) (io.ReadCloser, int64, error) {
 	fi, err := f.root.Lstat(name)
 	if err != nil {
 		return nil, 0, err
 	}
 	if !fi.Mode().IsRegular() {
-		return nil, 0, errors.New("it is no regular file")
+		return nil, 0, errNotRegular
 	}
 	file, err := f.root.Open(name)
 	return file, fi.Size(), err
@@ -297,6 +354,8 @@ func (s server) open(ctx context.Context, name string) (io.ReadCloser, int64, er
 		return resp.Body, resp.ContentLength, nil
 	case http.StatusNotFound, http.StatusGone:
 		err = fs.ErrNotExist
+	case http.StatusForbidden:
+		err = fmt.Errorf("%s: the server gives it to nobody, or may not read it, as files of mode 0600 are their owner's", resp.Status)
 	default:
 		err = errors.New(resp.Status)
 	}

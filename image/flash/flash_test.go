@@ -3,7 +3,9 @@ package flash
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -63,7 +65,12 @@ func TestWriteFile(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			path := file(t, t.TempDir(), img.Size+more)
 			seen := map[string]int64{}
-			state, err := Write(t.Context(), img, path, func(what string, done int64) { seen[what] = done })
+			state, err := Write(t.Context(), img, path, func(what string, done int64) {
+				if done <= seen[what] || what == "writing" && seen["comparing"] > 0 {
+					t.Errorf("%s goes from %d to %d", what, seen[what], done)
+				}
+				seen[what] = done
+			})
 			if state != Verified || err != nil {
 				t.Fatalf("Write = %v, %v", state, err)
 			}
@@ -118,6 +125,47 @@ func TestWriteErrors(t *testing.T) {
 	})
 	if state != Written || !errors.Is(err, context.Canceled) {
 		t.Errorf("interrupted at the end: %v, %v; want Written", state, err)
+	}
+}
+
+// TestChangedMeanwhile: the image is not the one that was looked at.
+func TestChangedMeanwhile(t *testing.T) {
+	img := testImage(t)
+	data, err := os.ReadFile(img.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img.SHA256 = fmt.Sprintf("%x", sha256.Sum256(data))
+	path := file(t, t.TempDir(), img.Size)
+	if state, err := Write(t.Context(), img, path, nil); state != Verified || err != nil {
+		t.Fatalf("Write = %v, %v", state, err)
+	}
+	data[9_000_000] ^= 1
+	if err := os.WriteFile(img.Path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if state, err := Write(t.Context(), img, path, nil); state != Written || err == nil || !strings.Contains(err.Error(), "was changed meanwhile") {
+		t.Errorf("Write = %v, %v", state, err)
+	}
+}
+
+// TestReadOnlyMount: no switch is to be looked for.
+func TestReadOnlyMount(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	img := testImage(t)
+	dir := t.TempDir()
+	path := file(t, dir, img.Size)
+	if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+		t.Skip("mounting: ", err)
+	}
+	defer unix.Unmount(dir, 0)
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
+		t.Skip("mounting: ", err)
+	}
+	if state, err := Write(t.Context(), img, path, nil); state != Untouched || err == nil || !strings.Contains(err.Error(), "is mounted read-only") || strings.Contains(err.Error(), "switch") {
+		t.Errorf("Write = %v, %v", state, err)
 	}
 }
 

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -27,6 +29,9 @@ const (
 type Image struct {
 	Path string
 	Size int64
+	// SHA256 in hex is what it has to have; empty if nobody knows. CheckImage leaves
+	// it to who does.
+	SHA256 string
 }
 
 // CheckImage makes sure that the file is a disk image and all there.
@@ -52,7 +57,7 @@ func CheckImage(path string) (Image, error) {
 	if _, err := f.ReadAt(last, size-512); err != nil || string(last) != "EFI PART" || size%512 != 0 {
 		return Image{}, fmt.Errorf("%s is not all there: its end is missing; build or fetch it again", path)
 	}
-	return Image{path, size}, nil
+	return Image{Path: path, Size: size}, nil
 }
 
 // State is what a device is like after Write.
@@ -130,7 +135,7 @@ func Write(ctx context.Context, img Image, path string, progress func(what strin
 	if err := put(ctx, in, out, img.Size, size, progress); err != nil {
 		return Erased, explain(path, err)
 	}
-	if err := compare(ctx, in, out, img.Size, progress); err != nil {
+	if err := compare(ctx, in, out, img, progress); err != nil {
 		return Written, explain(path, err)
 	}
 	// The kernel's idea of the partitions; a file has none, and udev may be
@@ -149,7 +154,7 @@ func put(ctx context.Context, in, out *os.File, length, size int64, progress fun
 			return err
 		}
 	}
-	buf := make([]byte, chunk)
+	buf, done := make([]byte, chunk), int64(0)
 	copyPart := func(from, to int64) error {
 		for at := from; at < to; {
 			if err := ctx.Err(); err != nil {
@@ -168,7 +173,8 @@ func put(ctx context.Context, in, out *os.File, length, size int64, progress fun
 			if err := unix.SyncFileRange(int(out.Fd()), at-int64(len(b)), int64(len(b)), unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER); err != nil && !errors.Is(err, unix.ESPIPE) {
 				return fmt.Errorf("at %d MiB: %w", at/mebibyte, err)
 			}
-			progress("writing", at)
+			done += int64(len(b))
+			progress("writing", done)
 		}
 		return nil
 	}
@@ -181,12 +187,11 @@ func put(ctx context.Context, in, out *os.File, length, size int64, progress fun
 	if err := copyPart(0, min(head, length)); err != nil {
 		return err
 	}
-	progress("writing", length)
 	return out.Sync()
 }
 
 // compare reads the device, and not the kernel's memory of it.
-func compare(ctx context.Context, in, out *os.File, length int64, progress func(string, int64)) error {
+func compare(ctx context.Context, in, out *os.File, img Image, progress func(string, int64)) error {
 	back := out
 	direct, err := os.OpenFile(out.Name(), os.O_RDONLY|unix.O_DIRECT, 0)
 	switch {
@@ -200,11 +205,12 @@ func compare(ctx context.Context, in, out *os.File, length int64, progress func(
 	_ = unix.IoctlSetInt(int(out.Fd()), unix.BLKFLSBUF, 0)
 	_ = unix.Fadvise(int(out.Fd()), 0, 0, unix.FADV_DONTNEED)
 	want, got := make([]byte, chunk), aligned(chunk)
-	for at := int64(0); at < length; {
+	h := sha256.New()
+	for at := int64(0); at < img.Size; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		n := min(chunk, length-at)
+		n := min(chunk, img.Size-at)
 		if _, err := in.ReadAt(want[:n], at); err != nil {
 			return fmt.Errorf("reading the image: %w", err)
 		}
@@ -219,8 +225,12 @@ func compare(ctx context.Context, in, out *os.File, length int64, progress func(
 			}
 			return fmt.Errorf("byte %d is not what was written: the device is broken, or smaller than it says; take another", at+i)
 		}
+		h.Write(want[:n])
 		at += n
 		progress("comparing", at)
+	}
+	if img.SHA256 != "" && hex.EncodeToString(h.Sum(nil)) != img.SHA256 {
+		return fmt.Errorf("the image %s was changed meanwhile: what is written is not what it was; begin again", img.Path)
 	}
 	return nil
 }
@@ -239,6 +249,8 @@ func explain(path string, err error) error {
 		fix = "it is in use: unmount it first"
 	case errors.Is(err, os.ErrPermission):
 		fix = "it cannot be written to by this user: run this as root"
+	case errors.Is(err, unix.EROFS) && isFile(path):
+		fix = "the file system that it is on is mounted read-only: remount that (mount -o remount,rw), or give a file elsewhere"
 	case errors.Is(err, unix.EROFS):
 		fix = "it is write-protected: look for a switch on it"
 	case errors.Is(err, unix.ENOSPC):
@@ -249,4 +261,9 @@ func explain(path string, err error) error {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return fmt.Errorf("%s: %s (%w)", path, fix, err)
+}
+
+func isFile(path string) bool {
+	fi, err := os.Stat(path)
+	return err == nil && fi.Mode().IsRegular()
 }

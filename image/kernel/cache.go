@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -129,6 +131,15 @@ func (c cache) lastFiles(board string) (int, bool) {
 func (c cache) keepLog(board, log string) (string, bool) {
 	kept := filepath.Join(c.dir, "failed-"+board+".log")
 	return kept, log != "" && os.Rename(log, kept) == nil
+}
+
+// explain adds what helps to an error of a cache that cannot be written to.
+func (c cache) explain(err error) error {
+	var at *fs.PathError
+	if errors.As(err, &at) && at.Op != "stat" && (strings.HasPrefix(at.Path, c.dir) || strings.HasPrefix(c.dir, at.Path)) {
+		return fmt.Errorf("the cache %s cannot be written to; give another folder with --cache or $CLONECLUSTER_CACHE: %w", filepath.Dir(c.dir), err)
+	}
+	return err
 }
 
 func (c cache) scratch() (string, error) {

@@ -98,6 +98,35 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 	return r, nil
 }
 
+// Check finds what would keep Build from building: a tool, a header or the source
+// that is not there, a source that is none, a cache that cannot be written to. It
+// takes a second or two; if Build's result is in the cache, less.
+func Check(ctx context.Context, o Options) error {
+	b, err := prepare(ctx, o)
+	if err == nil {
+		err = b.check(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("kernel for %s: %w", o.Board.Name, err)
+	}
+	return nil
+}
+
+func (b *builder) check(ctx context.Context) error {
+	if _, ok := b.cached(); ok {
+		return nil
+	}
+	if err := b.tools.complete(); err != nil {
+		return err
+	}
+	scratch, err := b.cache.scratch()
+	if err != nil {
+		return b.cache.explain(err)
+	}
+	os.Remove(scratch)
+	return b.checkSource(ctx)
+}
+
 // ErrNotReproducible is what Reproduce's error wraps if the second build's
 // image differs.
 var ErrNotReproducible = errors.New("the image differs between two builds of the same inputs")
@@ -192,7 +221,7 @@ func prepare(ctx context.Context, o Options) (*builder, error) {
 		return nil, err
 	}
 	if b.source, err = findSource(ctx, o, b.cache); err != nil {
-		return nil, err
+		return nil, b.cache.explain(err)
 	}
 	b.inputs = Inputs{
 		Recipe:   recipe,
@@ -232,16 +261,16 @@ func (b *builder) build(ctx context.Context) (*Result, error) {
 	if r, ok := b.cached(); ok {
 		return r, nil
 	}
+	if err := b.check(ctx); err != nil {
+		return nil, err
+	}
 	unlock, err := b.cache.lock(ctx, b.notice)
 	if err != nil {
-		return nil, err
+		return nil, b.cache.explain(err)
 	}
 	defer unlock()
 	if r, ok := b.cached(); ok {
 		return r, nil // somebody else built it while we waited
-	}
-	if err := b.tools.complete(); err != nil {
-		return nil, err
 	}
 	tree, err := b.tree(ctx)
 	if err != nil {

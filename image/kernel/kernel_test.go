@@ -277,6 +277,46 @@ func TestSourceErrorsNameTheFix(t *testing.T) {
 	}
 }
 
+// What keeps a build from building is found before it begins, and the source of
+// the last one stays.
+func TestCheck(t *testing.T) {
+	o := fakeOptions(t, fake())
+	if err := Check(t.Context(), o); err != nil {
+		t.Errorf("Check of what can be built: %v", err)
+	}
+	mustBuild(t, o)
+	trees := func() []string {
+		list, _ := filepath.Glob(filepath.Join(o.CacheDir, "kernel", "s[oc]*-*"))
+		return list
+	}
+	before := trees()
+	text := filepath.Join(writeTree(t, t.TempDir(), map[string]string{"text": strings.Repeat("no tarball\n", 100)}), "text")
+	for _, tt := range []struct {
+		name   string
+		change func(*Options)
+		want   string
+	}{
+		{"no tarball", func(o *Options) { o.Source = text }, "is no kernel source (tar: This does not look like a tar archive); --kernel-source is a tree or a tarball of Linux 6.12"},
+		{"a tarball of something else", func(o *Options) { o.Source = tarball(t, map[string]string{"README": "no kernel"}) }, "is no kernel source (tar: */Kbuild: Not found in archive)"},
+		{"nothing there", func(o *Options) { o.Source = filepath.Join(t.TempDir(), "none") }, "no such file or directory; --kernel-source is a tree"},
+		{"a device", func(o *Options) { o.Source = os.DevNull }, "is neither a folder nor a file"},
+		{"no cache", func(o *Options) { o.CacheDir = "/proc/none" }, "the cache /proc/none cannot be written to; give another folder with --cache or $CLONECLUSTER_CACHE"},
+	} {
+		o := o
+		tt.change(&o)
+		check := Check(t.Context(), o)
+		if check == nil || !strings.Contains(check.Error(), tt.want) {
+			t.Errorf("%s: Check = %v; want %q", tt.name, check, tt.want)
+		}
+		if _, err := Build(t.Context(), o); err == nil || check != nil && err.Error() != check.Error() {
+			t.Errorf("%s: Build = %v; want the error of Check", tt.name, err)
+		}
+		if after := trees(); !slices.Equal(before, after) {
+			t.Errorf("%s: in the cache are %v; want %v", tt.name, after, before)
+		}
+	}
+}
+
 func TestOtherThanTheLockedSource(t *testing.T) {
 	o := fakeOptions(t, fake())
 	path := tarball(t, fake())

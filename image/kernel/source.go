@@ -77,7 +77,9 @@ func findSource(ctx context.Context, o Options, c cache) (Source, error) {
 	case errors.Is(err, os.ErrNotExist) && s.Package != "":
 		return Source{}, fmt.Errorf("%w at %s: apt-get install %s, or give a tree or tarball of Linux 6.12 with --kernel-source", ErrNoSource, s.Path, s.Package)
 	case err != nil:
-		return Source{}, fmt.Errorf("kernel source: %w", err)
+		return Source{}, fmt.Errorf("kernel source: %w; --kernel-source is a tree or a tarball of Linux 6.12", err)
+	case !fi.IsDir() && !fi.Mode().IsRegular():
+		return Source{}, fmt.Errorf("kernel source: %s is neither a folder nor a file; --kernel-source is a tree or a tarball of Linux 6.12", s.Path)
 	}
 	if s.tree = fi.IsDir(); s.tree {
 		s.SHA256, err = fingerprint(ctx, s.Path)
@@ -110,7 +112,7 @@ func installedVersion(ctx context.Context, pkg string) string {
 // of its files. Reading 1.5 GB each time would make nothing instant.
 func fingerprint(ctx context.Context, dir string) (string, error) {
 	if _, err := os.Stat(filepath.Join(dir, "Kbuild")); err != nil {
-		return "", fmt.Errorf("%s is no kernel source: %w", dir, err)
+		return "", fmt.Errorf("%s is no kernel source (%w); --kernel-source is a tree or a tarball of Linux 6.12", dir, err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, ".config")); err == nil {
 		return "", fmt.Errorf("something was built in %s: run make mrproper there", dir)
@@ -144,16 +146,41 @@ func fingerprint(ctx context.Context, dir string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
+// checkSource looks into a tarball that is not unpacked yet; a tree was looked at
+// when it was found.
+func (b *builder) checkSource(ctx context.Context) error {
+	if _, err := os.Stat(b.treeDir()); err == nil || b.source.tree {
+		return nil
+	}
+	// To the end of a tarball that is none, and else to the file after Documentation/.
+	cmd := b.tools.command(ctx, "tar", "-t", "--occurrence=1", "--no-wildcards-match-slash", "--wildcards", "-f", b.source.Path, "*/Kbuild")
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	if err := run(cmd); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		first, _, _ := strings.Cut(said.String(), "\n")
+		return fmt.Errorf("%s is no kernel source (%s); --kernel-source is a tree or a tarball of Linux 6.12", b.source.Path, first)
+	}
+	return nil
+}
+
+// treeDir is where the unpacked and patched source is, or will be.
+func (b *builder) treeDir() string {
+	patches := sha256.New()
+	for _, p := range b.patches {
+		fmt.Fprintf(patches, "%s %s\n", p.name, sum(p.data))
+	}
+	return filepath.Join(b.cache.dir, "source-"+b.source.SHA256[:12]+"-"+hex.EncodeToString(patches.Sum(nil))[:12])
+}
+
 type tree struct{ dir string }
 
 // tree returns the unpacked and patched source. The caller holds the cache's
 // lock. Only the tree used last is kept: it has 1.7 GB.
 func (b *builder) tree(ctx context.Context) (tree, error) {
-	patches := sha256.New()
-	for _, p := range b.patches {
-		fmt.Fprintf(patches, "%s %s\n", p.name, sum(p.data))
-	}
-	t := tree{filepath.Join(b.cache.dir, "source-"+b.source.SHA256[:12]+"-"+hex.EncodeToString(patches.Sum(nil))[:12])}
+	t := tree{b.treeDir()}
 	if _, err := os.Stat(t.dir); err == nil {
 		return t, nil
 	}

@@ -13,6 +13,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/big"
 	"os"
@@ -36,8 +37,8 @@ type file struct {
 // lost. If one cannot be written, none stays.
 func writeNew(files ...file) error {
 	for _, f := range files {
-		if _, err := os.Lstat(f.path); err == nil {
-			return fmt.Errorf("%s exists, and a key that is overwritten is lost; give another name, or move it away", f.path)
+		if err := checkNew(f.path); err != nil {
+			return err
 		}
 	}
 	for i, f := range files {
@@ -51,18 +52,42 @@ func writeNew(files ...file) error {
 	return nil
 }
 
-func (f file) create() error {
-	if err := os.MkdirAll(filepath.Dir(f.path), 0o755); err != nil {
-		return err
+func checkNew(path string) error {
+	if _, err := os.Lstat(path); err == nil {
+		return fmt.Errorf("%s exists, and a key that is overwritten is lost; give another name, or move it away", path)
 	}
-	out, err := os.OpenFile(f.path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, f.perm)
+	return nil
+}
+
+func (f file) create() error {
+	err := os.MkdirAll(filepath.Dir(f.path), 0o755)
+	var out *os.File
+	if err == nil {
+		out, err = os.OpenFile(f.path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, f.perm)
+	}
 	if err != nil {
-		return err
+		return fmt.Errorf("%s cannot be made; give a place that you can write to: %w", f.path, err)
 	}
 	_, err = out.Write(f.data)
 	if err = errors.Join(err, out.Chmod(f.perm), out.Sync(), out.Close()); err != nil {
 		os.Remove(f.path)
 		return fmt.Errorf("writing %s: %w", f.path, err)
+	}
+	return nil
+}
+
+// CheckNew tells whether New could make its two files, before a password is asked
+// for: an error is that of New.
+func CheckNew(path string) error {
+	dir := filepath.Dir(path)
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		defer os.Remove(dir)
+	}
+	for _, f := range []file{{path, nil, 0o600}, {path + ".pub", nil, 0o644}} {
+		if err := writeNew(f); err != nil {
+			return err
+		}
+		os.Remove(f.path)
 	}
 	return nil
 }
@@ -92,16 +117,21 @@ func New(path, password string) (minisign.PublicKey, error) {
 // Load reads a minisign secret key; password is asked for if it is encrypted.
 func Load(path string, password func() (string, error)) (minisign.PrivateKey, error) {
 	var key minisign.PrivateKey
-	data, err := os.ReadFile(path)
-	if err != nil {
+	data, err := readFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
 		return key, fmt.Errorf("reading the key: %w; make one with: clonectl key new %s", err, path)
+	} else if err != nil {
+		return key, fmt.Errorf("reading the key: %w", err)
 	}
 	data = bytes.TrimSpace(data)
 	if !minisign.IsEncrypted(data) {
-		if err := key.UnmarshalText(data); err != nil {
-			return key, fmt.Errorf("%s is no minisign secret key: %w", path, err)
+		if key.UnmarshalText(data) == nil {
+			return key, nil
 		}
-		return key, nil
+		if public := (minisign.PublicKey{}); public.UnmarshalText(data) == nil {
+			return key, fmt.Errorf("%s is a public key, and only the secret one signs; %q made it beside this one, without .pub", path, "clonectl key new")
+		}
+		return key, fmt.Errorf("%s is no minisign secret key; make one with: clonectl key new cluster.key", path)
 	}
 	word, err := password()
 	if err != nil {
@@ -113,6 +143,23 @@ func Load(path string, password func() (string, error)) (minisign.PrivateKey, er
 	return key, nil
 }
 
+// maxFile bounds what is read as a key or a certificate.
+const maxFile = 64 << 10
+
+// readFile is os.ReadFile for small files.
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(data) > maxFile {
+		err = fmt.Errorf("%s is larger than any key", path)
+	}
+	return data, err
+}
+
 // LoadPublic reads a minisign public key: a file, or the line of one.
 func LoadPublic(text string) (minisign.PublicKey, error) {
 	var key minisign.PublicKey
@@ -120,11 +167,17 @@ func LoadPublic(text string) (minisign.PublicKey, error) {
 		return key, nil
 	}
 	data, err := os.ReadFile(text)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
+		return key, fmt.Errorf("there is no public key %s: who signs makes it, as FILE.pub, with clonectl key new FILE; the line of such a file does as well", text)
+	} else if err != nil {
 		return key, fmt.Errorf("reading the public key: %w", err)
 	}
-	if err := key.UnmarshalText(bytes.TrimSpace(data)); err != nil {
-		return key, fmt.Errorf("%s is no minisign public key: %w", text, err)
+	data = bytes.TrimSpace(data)
+	if err := key.UnmarshalText(data); err != nil {
+		if new(minisign.PrivateKey).UnmarshalText(data) == nil || minisign.IsEncrypted(data) {
+			return key, fmt.Errorf("%s is a secret key, which stays with who signs: give the public one, which clonectl key new has put beside it as %s.pub", text, text)
+		}
+		return key, fmt.Errorf("%s is no minisign public key, as clonectl key new makes them (FILE.pub): %w", text, err)
 	}
 	return key, nil
 }
@@ -220,9 +273,9 @@ func LoadSecureBoot(keyFile, certFile string) (crypto.Signer, *x509.Certificate,
 }
 
 func readPEM(path string, types ...string) ([]byte, error) {
-	data, err := os.ReadFile(path)
+	data, err := readFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("reading what signs for Secure Boot: %w; make it with: clonectl key secure-boot", err)
+		return nil, fmt.Errorf("reading what signs for Secure Boot: %w; clonectl key secure-boot makes it", err)
 	}
 	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
 		for _, t := range types {
@@ -230,6 +283,9 @@ func readPEM(path string, types ...string) ([]byte, error) {
 				return block.Bytes, nil
 			}
 		}
+		if block.Type == "ENCRYPTED PRIVATE KEY" {
+			return nil, fmt.Errorf("%s is encrypted, and nothing asks for its password: openssl pkey -in %s -out FILE decrypts it", path, path)
+		}
 	}
-	return nil, fmt.Errorf("%s has no %s in PEM form", path, types[0])
+	return nil, fmt.Errorf("%s has no %s in PEM form; clonectl key secure-boot makes one", path, types[0])
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -198,7 +199,11 @@ func TestSilence(t *testing.T) {
 		{"not on the list", discoverOf(t, 7), func(o *Options) { o.Allow = []net.HardwareAddr{{2, 0, 0, 0, 0, 1}} }, "--machine 52:54:00:77:00:01 adds it"},
 		{"no iPXE", discoverOf(t, 0), func(o *Options) { o.Undionly = "" }, "apt-get install ipxe"},
 		{"no .efi", discoverOf(t, 16), func(o *Options) { os.Remove(filepath.Join(o.Images[0].Folder, efiFile)) }, `build it with "clonectl build"`},
-		{"no initrd", discoverOf(t, 0, ipxe()), func(o *Options) { os.Remove(filepath.Join(o.Images[0].Folder, initrdFile)) }, `build it with "clonectl image"`},
+		{"no initrd", discoverOf(t, 0, ipxe()), func(o *Options) { os.Remove(filepath.Join(o.Images[0].Folder, initrdFile)) }, `build it with "clonectl build"`},
+		{"no initrd, and a command", discoverOf(t, 0, ipxe()), func(o *Options) {
+			o.Images[0].Build = "clonectl build --board qemu-x86_64"
+			os.Remove(filepath.Join(o.Images[0].Folder, initrdFile))
+		}, `build it with "clonectl build --board qemu-x86_64"`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			o := options(t)
@@ -358,6 +363,59 @@ func TestTokens(t *testing.T) {
 	if f, err := s.open(mac, "amd64", kernelFile); err == nil {
 		f.Close()
 		t.Error("a link leads out of the folder")
+	}
+}
+
+// What is another file than the one that was looked at is neither offered nor
+// handed out.
+func TestChanged(t *testing.T) {
+	for name, change := range map[string]func(path string) error{
+		"nothing":  func(string) error { return nil },
+		"longer":   func(path string) error { return os.WriteFile(path, make([]byte, 200_000), 0o600) },
+		"in place": func(path string) error { return os.Chtimes(path, time.Time{}, time.Unix(1e9, 0)) },
+		"replaced": func(path string) error {
+			fi, err := os.Stat(path)
+			data, err2 := os.ReadFile(path)
+			return errors.Join(err, err2, os.Rename(path, path+".old"), os.WriteFile(path, data, 0o600), os.Chtimes(path, time.Time{}, fi.ModTime()))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := options(t)
+			o.Images[0].Known = map[string]fs.FileInfo{}
+			for _, f := range []string{kernelFile, initrdFile, efiFile} {
+				fi, err := os.Stat(filepath.Join(o.Images[0].Folder, f))
+				if err != nil {
+					t.Fatal(err)
+				}
+				o.Images[0].Known[f] = fi
+			}
+			s, events := server(t, o)
+			if err := change(filepath.Join(o.Images[0].Folder, efiFile)); err != nil {
+				t.Fatal(err)
+			}
+			offer := s.answer(discoverOf(t, 7), time.Now())
+			f, err := s.open([6]byte{}, "amd64", efiFile)
+			if err == nil {
+				f.Close()
+			}
+			if name == "nothing" {
+				if offer == nil || err != nil {
+					t.Errorf("offer %v, file %v", offer, err)
+				}
+				return
+			}
+			if offer != nil || err == nil || !strings.Contains(err.Error(), "clonecluster.efi has changed since this server began: end it, and start it again") {
+				t.Errorf("offer %v, file %v", offer, err)
+			}
+			if e := (*events)[len(*events)-1]; e.Event != Refused || !strings.Contains(e.Text, "has changed since") {
+				t.Errorf("the event is %v", e)
+			}
+			if f, err := s.open([6]byte{}, "amd64", kernelFile); err != nil {
+				t.Errorf("the kernel: %v", err)
+			} else {
+				f.Close()
+			}
+		})
 	}
 }
 

@@ -2,6 +2,7 @@ package pxe
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
@@ -35,6 +36,11 @@ type Image struct {
 	Cmdline string // of the kernel, for BIOS; the unified image has its own
 	// EFI is a unified image for a folder that has none.
 	EFI []byte
+	// Known are the folder's files as they were when they were looked at: others are
+	// not handed out. Nil means whatever is there.
+	Known map[string]fs.FileInfo
+	// Build is the command that makes the folder, for messages.
+	Build string
 }
 
 // openImage is an image whose folder is open.
@@ -56,19 +62,30 @@ func (i Image) open() (*openImage, error) {
 
 // has says whether a file is there, and can be read by us.
 func (i *openImage) has(name string) error {
-	f, err := i.root.Open(name)
+	f, err := i.openFile(name)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	switch {
-	case err != nil:
-		return err
-	case !info.Mode().IsRegular() || info.Size() == 0:
+	if f.size == 0 {
 		return fmt.Errorf("%s is no file with something in it", name)
 	}
 	return nil
+}
+
+func (i *openImage) openFile(name string) (diskFile, error) {
+	f, err := regular(i.root.Open(name))
+	if err != nil || i.Known == nil {
+		return f, err
+	}
+	now, err := f.Stat()
+	if was := i.Known[name]; err == nil && (was == nil || !os.SameFile(was, now) || was.Size() != now.Size() || !was.ModTime().Equal(now.ModTime())) {
+		err = fmt.Errorf("%s has changed since this server began: end it, and start it again", name)
+	}
+	if err != nil {
+		f.Close()
+	}
+	return f, err
 }
 
 // diskFile is a file of a folder: read as it is now, whatever comes after.
@@ -173,11 +190,7 @@ func (s *Server) available(img *openImage, c Client, name string) error {
 
 func missing(img *openImage, name string, err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
-		how := "clonectl image"
-		if name == efiFile {
-			how = "clonectl build"
-		}
-		return fmt.Errorf("%s has no %s; build it with %q", img.Folder, name, how)
+		return fmt.Errorf("%s has no %s; build it with %q", img.Folder, name, cmp.Or(img.Build, "clonectl build"))
 	}
 	return fmt.Errorf("%s: %w", img.Folder, err)
 }
@@ -202,21 +215,21 @@ func (s *Server) open(mac [6]byte, arch, name string) (tftp.File, error) {
 		}
 		fallthrough
 	case kernelFile, initrdFile:
-		return regular(img.root.Open(name))
+		return img.openFile(name)
 	}
 	return nil, tftp.ErrNotFound
 }
 
-func regular(f *os.File, err error) (tftp.File, error) {
+func regular(f *os.File, err error) (diskFile, error) {
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: %w", tftp.ErrNotFound, err)
+		return diskFile{}, fmt.Errorf("%w: %w", tftp.ErrNotFound, err)
 	} else if err != nil {
-		return nil, err
+		return diskFile{}, err
 	}
 	info, err := f.Stat()
 	if err != nil || !info.Mode().IsRegular() {
 		f.Close()
-		return nil, errors.Join(errors.New("not a regular file"), err)
+		return diskFile{}, errors.Join(errors.New("not a regular file"), err)
 	}
 	return diskFile{f, info.Size()}, nil
 }

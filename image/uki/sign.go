@@ -18,12 +18,8 @@ import (
 // the certificate its own. The signature holds the time, so signing twice gives
 // different bytes; Unsigned takes it away again.
 func Sign(pe []byte, key crypto.Signer, cert *x509.Certificate) ([]byte, error) {
-	public, ok := key.Public().(*rsa.PublicKey)
-	if !ok {
-		return nil, fmt.Errorf("signing: the key is %T; firmware knows RSA only", key.Public())
-	}
-	if !public.Equal(cert.PublicKey) {
-		return nil, errors.New("signing: the certificate is of another key")
+	if err := CheckKey(key, cert); err != nil {
+		return nil, fmt.Errorf("signing: %w", err)
 	}
 	plain, err := Unsigned(pe)
 	if err != nil {
@@ -43,6 +39,18 @@ func Sign(pe []byte, key crypto.Signer, cert *x509.Certificate) ([]byte, error) 
 	}
 	binary.LittleEndian.PutUint32(signed[m.optional+checksumOffset:], checksum(signed, m.optional+checksumOffset))
 	return signed, nil
+}
+
+// CheckKey tells whether Sign takes the key and its certificate.
+func CheckKey(key crypto.Signer, cert *x509.Certificate) error {
+	public, ok := key.Public().(*rsa.PublicKey)
+	if !ok {
+		return fmt.Errorf("the key is %T; firmware knows RSA only", key.Public())
+	}
+	if !public.Equal(cert.PublicKey) {
+		return errors.New("the certificate is of another key")
+	}
+	return nil
 }
 
 // ErrUnsigned is what Verify gives for an image without a signature.

@@ -83,7 +83,9 @@ func (r *Report) Markdown(native, virtio *Report) []byte {
 		say("With a connection for each request *native* costs more than the plain host by what lies in the way of each frame, of which a connection has")
 		say("some ten and a request on a connection that is kept two: the filter, a second device, the guard. To that come routes: a node has")
 		say("rules for what the VIP sends, and with any rules the kernel asks its tables one after the other, also for where a SYN or the ACK to it")
-		say("comes from. Both are reasoned from the kernel's source and the keep-alive column, not profiled.")
+		say("comes from. In profiles of the guest (perf, some thousand samples) the programs and what calls them are 2 to 3 of 100 instructions, routes 1")
+		say("to 3, macvlan's own code less than 1; the rest is the kernel's way through a second device, in small parts. So without any programs")
+		say("this would still be about 1.10.")
 		say("")
 	}
 	say("## A frame")

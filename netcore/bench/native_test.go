@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"clonecluster/netcore/netnstest"
 	"clonecluster/qemu/qemutest"
@@ -43,7 +42,7 @@ func TestBenchNative(t *testing.T) {
 func runGuest(t *testing.T, kernel, rounds string) *Report {
 	t.Helper()
 	data := qemutest.Rerun{
-		Kernel: kernel, Tools: guestTools, CPUs: 2, MemoryMB: 3072, Timeout: 2 * time.Hour,
+		Kernel: kernel, Tools: guestTools, CPUs: 2, MemoryMB: 3072,
 		Args:   []string{"-test.run", "^TestBench$", "-test.timeout", "2h"},
 		Env:    []string{"CLONECLUSTER_BENCH=" + guestOut, "BENCH_ROUNDS=" + cmp.Or(rounds, "5")},
 		Report: filepath.Join(guestOut, benchJSON),

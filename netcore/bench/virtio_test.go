@@ -82,7 +82,7 @@ func TestBenchVirtio(t *testing.T) {
 			"-device", fmt.Sprintf("virtio-net-pci,netdev=%s,mac=%s,romfile=%s", nic.tap, nic.mac, nic.options))
 	}
 	report := qemutest.Rerun{
-		Kernel: kernel, Tools: []string{"ip", "bridge", "ethtool", "cat"}, CPUs: 1, MemoryMB: 1536, Timeout: time.Hour, Extra: extra,
+		Kernel: kernel, Tools: []string{"ip", "bridge", "ethtool", "cat"}, CPUs: 1, MemoryMB: 1536, Extra: extra,
 		Args:   []string{"-test.v", "-test.run", "^TestBenchVirtio$", "-test.timeout", "1h"},
 		Env:    []string{"BENCH_ROUNDS=" + os.Getenv("BENCH_ROUNDS")},
 		Report: "/out/virtio.json",

@@ -99,6 +99,9 @@ const (
 	ingressTC  = "ingress_tc"
 	egressTC   = "egress_tc"
 	guardTC    = "guard_tc"
+
+	directedIn  = "directed_in"
+	directedOut = "directed_out"
 )
 
 // AttachGuard has what leaves by the NIC guarded.
@@ -115,7 +118,7 @@ func (f *Filter) AttachNIC(ifindex int, xdp bool) (Hook, error) {
 		if err != nil {
 			return "", err
 		}
-		return hook, f.unpin(ingressXDP)
+		return hook, f.end(ingressXDP)
 	}
 	err := f.keep(ingressXDP, ifindex, f.objects.IngressXdp, func() (link.Link, error) {
 		return link.AttachXDP(link.XDPOptions{Program: f.objects.IngressXdp, Interface: ifindex, Flags: link.XDPDriverMode})
@@ -126,7 +129,7 @@ func (f *Filter) AttachNIC(ifindex int, xdp bool) (Hook, error) {
 	case err != nil:
 		return "", &UnsupportedError{What: "XDP in this NIC's driver", Err: err}
 	}
-	return XDP, errors.Join(f.unpin(ingressTC), detachClsact(ingressTC, ifindex, netlink.HANDLE_MIN_INGRESS))
+	return XDP, errors.Join(f.end(ingressTC), detachClsact(ingressTC, ifindex, netlink.HANDLE_MIN_INGRESS))
 }
 
 // AttachClone has the frames judged that leave by clone0.
@@ -137,7 +140,7 @@ func (f *Filter) AttachClone(ifindex int) (Hook, error) {
 // Detach takes the programs off the NIC, and forgets the table. Clone0 has to be gone.
 func (f *Filter) Detach() error {
 	errs := []error{DetachClsact(0)}
-	for _, name := range []string{ingressXDP, ingressTC, egressTC, guardTC} {
+	for _, name := range []string{ingressXDP, ingressTC, egressTC, guardTC, directedIn, directedOut} {
 		errs = append(errs, f.unpin(name))
 	}
 	if f.pins != "" {
@@ -234,7 +237,7 @@ func (f *Filter) keep(name string, ifindex int, program *ebpf.Program, attach fu
 	if f.pins != "" {
 		if pinned, err := link.LoadPinnedLink(path, nil); err == nil {
 			if at, err := ifindexOf(pinned); err == nil && at == ifindex {
-				f.links = append(f.links, pinned) // so that it outlives its pin, too
+				f.links[name] = pinned // so that it outlives its pin, too
 				if err := pinned.Update(program); err != nil {
 					return fmt.Errorf("replacing %s: %w", name, err)
 				}
@@ -250,7 +253,7 @@ func (f *Filter) keep(name string, ifindex int, program *ebpf.Program, attach fu
 	if err != nil {
 		return err
 	}
-	f.links = append(f.links, l)
+	f.links[name] = l
 	if f.pins == "" {
 		return nil
 	}

@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -22,7 +23,10 @@ func BenchmarkVerdict(b *testing.B) {
 		if len(v.frame) > etherHeader && v.frame[12] == 0x86 {
 			name += " by IPv6"
 		}
-		if !v.out && frames[name] == nil {
+		if v.out {
+			name = "sent " + name
+		}
+		if frames[name] == nil {
 			frames[name] = v.frame
 		}
 	}
@@ -35,19 +39,27 @@ func BenchmarkVerdict(b *testing.B) {
 		name           string
 		program, floor *ebpf.Program
 	}
-	attachments := []attachment{
-		{"XDP", kernel.objects.IngressXdp, drop(b, ebpf.XDP, 1)},    // XDP_DROP
-		{"tc", kernel.objects.IngressTc, drop(b, ebpf.SchedCLS, 2)}, // TC_ACT_SHOT
+	floor := drop(b, ebpf.SchedCLS, 2) // TC_ACT_SHOT
+	ingress := []attachment{
+		{"XDP", kernel.objects.IngressXdp, drop(b, ebpf.XDP, 1)}, // XDP_DROP
+		{"tc", kernel.objects.IngressTc, floor},
 	}
+	egress := []attachment{{"egress", kernel.objects.EgressTc, floor}}
+	guard := []attachment{{"guard", kernel.objects.GuardTc, floor}}
+	frames["leaving"] = slices.Replace(slices.Clone(frames["sent data"]), 6, 12, 0x52, 0x54, 0, 0x77, 0, 1) // with the wire MAC
 	for _, c := range []struct {
-		state filter.State
-		frame string
+		state    filter.State
+		frame    string
+		programs []attachment
 	}{
-		{filter.Foreign, "another host's"},
-		{filter.Foreign, "SYN"}, {filter.Foreign, "ACK"}, {filter.Foreign, "UDP"},
-		{filter.Foreign, "SYN by IPv6"}, {filter.Foreign, "ACK by IPv6"},
-		{filter.Settled, "SYN"}, {filter.Settled, "ACK"}, {filter.Settled, "ACK by IPv6"},
-		{filter.Shared, "ACK"}, {filter.Shared, "ACK by IPv6"}, // without a socket
+		{filter.Foreign, "another host's", ingress},
+		{filter.Foreign, "SYN", ingress}, {filter.Foreign, "ACK", ingress}, {filter.Foreign, "UDP", ingress},
+		{filter.Foreign, "SYN by IPv6", ingress}, {filter.Foreign, "ACK by IPv6", ingress},
+		{filter.Settled, "SYN", ingress}, {filter.Settled, "ACK", ingress}, {filter.Settled, "ACK by IPv6", ingress},
+		{filter.Shared, "ACK", ingress}, {filter.Shared, "ACK by IPv6", ingress}, // without a socket
+		{filter.Settled, "sent data", egress}, {filter.Settled, "sent data by IPv6", egress},
+		{filter.Settled, "sent SYN ACK", egress}, {filter.Settled, "sent RST ACK", egress}, {filter.Settled, "sent datagram", egress},
+		{filter.Settled, "leaving", guard},
 	} {
 		var table filter.Table
 		for i := range table {
@@ -55,7 +67,7 @@ func BenchmarkVerdict(b *testing.B) {
 		}
 		kernel.SetTable(&table, 0)
 		frame := frames[c.frame]
-		for _, a := range attachments {
+		for _, a := range c.programs {
 			b.Run(c.state.String()+" "+c.frame+"/"+a.name, func(b *testing.B) {
 				floor, best := time.Hour, time.Hour
 				for b.Loop() {

@@ -29,6 +29,7 @@ import (
 
 //go:generate go run ./generate
 //go:generate go tool bpf2go -cc clang -strip llvm-strip -target bpfel -no-global-types objects c/filter.c -- -O2 -Wall -Werror -mcpu=v3 -I/usr/include/x86_64-linux-gnu
+//go:generate go tool bpf2go -cc clang -strip llvm-strip -target bpfel -no-global-types directed c/directed.c -- -O2 -Wall -Werror -mcpu=v3 -I/usr/include/x86_64-linux-gnu
 
 // Options are what the programs know besides the filter's configuration.
 type Options struct {
@@ -69,8 +70,11 @@ type Filter struct {
 	shared  *layout.Shared // in the map
 	ports   *layout.Ports
 	syns    *layout.SYNs
-	memory  [][]byte    // of the three
-	links   []link.Link // pinned, too, or they end with this process
+	memory  [][]byte             // of the three
+	links   map[string]link.Link // pinned, too, or they end with this process
+
+	cfg       filter.Config
+	direction *direction // nil: frames are flooded
 
 	change sync.Mutex   // of the table
 	looked atomic.Int64 // when Look last read the holds
@@ -91,7 +95,7 @@ func Load(opt Options) (_ *Filter, err error) {
 	if err := setVariables(spec, opt, inside); err != nil {
 		return nil, err
 	}
-	f := &Filter{pins: opt.Pins, noTCX: opt.noTCX, inside: inside}
+	f := &Filter{pins: opt.Pins, noTCX: opt.noTCX, inside: inside, cfg: opt.Filter, links: map[string]link.Link{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, f.Close())
@@ -219,13 +223,17 @@ func setVariables(spec *ebpf.CollectionSpec, opt Options, f *filter.Filter) erro
 	if cfg.VIP6.IsValid() {
 		vip6hi, vip6lo = halves(cfg.VIP6)
 	}
-	for name, value := range map[string]any{
+	return setAll(spec, map[string]any{
 		"clone_mac": number(cfg.CloneMAC), "rewrite": opt.Rewrite,
 		"vip4": vip4, "vip6_hi": vip6hi, "vip6_lo": vip6lo,
 		"key0": binary.LittleEndian.Uint64(cfg.HashKey[:]), "key1": binary.LittleEndian.Uint64(cfg.HashKey[8:]),
 		"max_frame": uint32(f.MaxFrame()), "patience": uint32(f.ResetPatience() / time.Millisecond),
 		"test_now": opt.now, "test_sockets": uint32(opt.sockets),
-	} {
+	})
+}
+
+func setAll(spec *ebpf.CollectionSpec, values map[string]any) error {
+	for name, value := range values {
 		v := spec.Variables[name]
 		if v == nil {
 			return fmt.Errorf("the BPF programs have no variable %s", name)
@@ -247,10 +255,13 @@ func halves(a netip.Addr) (hi, lo uint64) {
 // Close lets the programs go, which end if nothing else holds them.
 func (f *Filter) Close() error {
 	errs := []error{f.objects.Close()}
+	if f.direction != nil {
+		errs = append(errs, f.direction.objects.Close())
+	}
 	for _, l := range f.links {
 		errs = append(errs, l.Close())
 	}
-	f.links = nil
+	clear(f.links)
 	for _, m := range f.memory {
 		errs = append(errs, unix.Munmap(m))
 	}
@@ -297,6 +308,9 @@ func (f *Filter) SetLease(untilMono int64) {
 // Bucket is that of filter.Filter.
 func (f *Filter) Bucket(t filter.Tuple) int { return f.inside.Bucket(t) }
 
+// Route is that of filter.Filter.
+func (f *Filter) Route(frame []byte) (bucket int, asked filter.Asked) { return f.inside.Route(frame) }
+
 // Hold is that of filter.Filter.
 func (f *Filter) Hold(t filter.Tuple, nowMono int64) bool {
 	if !f.inside.Holds(t) {
@@ -338,27 +352,36 @@ func (f *Filter) ResetPatience() time.Duration { return f.inside.ResetPatience()
 // Counters counts frames by verdict since the programs were loaded.
 func (f *Filter) Counters() (c filter.Counters) {
 	c = f.inside.Counters()
-	for v := range c {
-		c[v] += sum(f.objects.Verdicts, uint32(v))
-	}
+	f.counted(func(n *layout.Counted) {
+		for v := range c {
+			c[v] += n.Verdicts[v]
+		}
+	})
 	return c
 }
 
 // Offered is that of filter.Filter, since the programs were loaded.
 func (f *Filter) Offered() *filter.Offered {
 	o := new(filter.Offered)
-	var each [][]byte
-	if f.objects.Scratch.Lookup(uint32(0), &each) != nil {
-		return o // to read a map of one's own cannot fail
-	}
-	for _, one := range each {
-		for i, of := range []*[filter.Buckets]uint64{&o.Frames, &o.SYNs, &o.Again} {
-			for b := range of {
-				of[b] += binary.NativeEndian.Uint64(one[8*(i*filter.Buckets+b):])
-			}
+	f.counted(func(n *layout.Counted) {
+		for b := range filter.Buckets {
+			o.Frames[b] += n.Offered.Frames[b]
+			o.SYNs[b] += n.Offered.SYNs[b]
+			o.Again[b] += n.Offered.Again[b]
 		}
-	}
+	})
 	return o
+}
+
+// counted gives what each processor has counted. To read a map of one's own cannot fail.
+func (f *Filter) counted(each func(*layout.Counted)) {
+	var all []layout.Counted
+	if f.objects.Counted.Lookup(uint32(0), &all) != nil {
+		return
+	}
+	for i := range all {
+		each(&all[i])
+	}
 }
 
 // Askers is that of filter.Filter.

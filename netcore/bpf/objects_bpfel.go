@@ -16,13 +16,13 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	objectsMapCounted     = "counted"
 	objectsMapGuarded     = "guarded"
 	objectsMapLate        = "late"
 	objectsMapPorts       = "ports"
 	objectsMapScratch     = "scratch"
 	objectsMapShared      = "shared"
 	objectsMapSyns        = "syns"
-	objectsMapVerdicts    = "verdicts"
 	objectsProgEgressTc   = "egress_tc"
 	objectsProgGuardTc    = "guard_tc"
 	objectsProgIngressTc  = "ingress_tc"
@@ -92,13 +92,13 @@ type objectsProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type objectsMapSpecs struct {
-	Guarded  *ebpf.MapSpec `ebpf:"guarded"`
-	Late     *ebpf.MapSpec `ebpf:"late"`
-	Ports    *ebpf.MapSpec `ebpf:"ports"`
-	Scratch  *ebpf.MapSpec `ebpf:"scratch"`
-	Shared   *ebpf.MapSpec `ebpf:"shared"`
-	Syns     *ebpf.MapSpec `ebpf:"syns"`
-	Verdicts *ebpf.MapSpec `ebpf:"verdicts"`
+	Counted *ebpf.MapSpec `ebpf:"counted"`
+	Guarded *ebpf.MapSpec `ebpf:"guarded"`
+	Late    *ebpf.MapSpec `ebpf:"late"`
+	Ports   *ebpf.MapSpec `ebpf:"ports"`
+	Scratch *ebpf.MapSpec `ebpf:"scratch"`
+	Shared  *ebpf.MapSpec `ebpf:"shared"`
+	Syns    *ebpf.MapSpec `ebpf:"syns"`
 }
 
 // objectsVariableSpecs contains global variables before they are loaded into the kernel.
@@ -138,24 +138,24 @@ func (o *objectsObjects) Close() error {
 //
 // It can be passed to loadObjectsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type objectsMaps struct {
-	Guarded  *ebpf.Map `ebpf:"guarded"`
-	Late     *ebpf.Map `ebpf:"late"`
-	Ports    *ebpf.Map `ebpf:"ports"`
-	Scratch  *ebpf.Map `ebpf:"scratch"`
-	Shared   *ebpf.Map `ebpf:"shared"`
-	Syns     *ebpf.Map `ebpf:"syns"`
-	Verdicts *ebpf.Map `ebpf:"verdicts"`
+	Counted *ebpf.Map `ebpf:"counted"`
+	Guarded *ebpf.Map `ebpf:"guarded"`
+	Late    *ebpf.Map `ebpf:"late"`
+	Ports   *ebpf.Map `ebpf:"ports"`
+	Scratch *ebpf.Map `ebpf:"scratch"`
+	Shared  *ebpf.Map `ebpf:"shared"`
+	Syns    *ebpf.Map `ebpf:"syns"`
 }
 
 func (m *objectsMaps) Close() error {
 	return _ObjectsClose(
+		m.Counted,
 		m.Guarded,
 		m.Late,
 		m.Ports,
 		m.Scratch,
 		m.Shared,
 		m.Syns,
-		m.Verdicts,
 	)
 }
 

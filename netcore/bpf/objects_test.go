@@ -40,6 +40,7 @@ func TestObjects(t *testing.T) {
 	}
 	for kept, name := range map[string]string{
 		"c/constants.h": "constants.h", "objects_bpfel.o": "objects_bpfel.o", "objects_bpfel.go": "objects_bpfel.go",
+		"directed_bpfel.o": "directed_bpfel.o", "directed_bpfel.go": "directed_bpfel.go",
 	} {
 		want, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {

@@ -78,16 +78,20 @@ type link struct {
 	missed [len(membership.Trials)]int // rounds in a row
 	got    [len(membership.Trials)]bool
 	again  int // rounds in a row that had duplicates
+	// healed: what was lost has come, which nobody has looked into yet.
+	healed bool
 }
 
-func (l *link) note(r membership.Row, tried func(membership.Way) bool, now int64) {
+// note takes what came of a round, and reports whether something came that was lost.
+func (l *link) note(r membership.Row, tried func(membership.Way) bool, now int64) (heals bool) {
 	if l.at != 0 && r.Round == l.round {
-		return
+		return false
 	}
 	l.round, l.at = r.Round, now
 	for i, w := range membership.Trials {
 		switch {
 		case r.Got[i] > 0:
+			heals = heals || l.missed[i] >= confirmed
 			l.got[i], l.missed[i] = true, 0
 		case tried(w):
 			l.missed[i]++
@@ -98,6 +102,8 @@ func (l *link) note(r membership.Row, tried func(membership.Way) bool, now int64
 	if r.Again == 0 {
 		l.again = 0
 	}
+	l.healed = l.healed || heals
+	return heals
 }
 
 // passage is what is known of a way between two nodes.
@@ -188,6 +194,7 @@ type Machine struct {
 	storm *storm
 
 	directed, able bool  // of this node
+	healed         int64 // when something last came again that had been lost
 	badAt, goodAt  int64 // since when the clone MAC does not, or does, reach all
 }
 
@@ -338,10 +345,12 @@ func (m *Machine) read(n *node, p *membership.Probe, now int64) {
 			}
 			n.links[r.Of] = l
 		}
-		l.note(r, func(w membership.Way) bool {
+		if l.note(r, func(w membership.Way) bool {
 			alone := w == membership.ToNode || w == membership.ToNodeBig
 			return !alone || r.Of == m.tag && slices.Contains(m.tried[r.Round], n.ID)
-		}, now)
+		}, now) {
+			m.healed = now
+		}
 	}
 	// It tells of three rounds ago, or of none: then it did not hear those since.
 	if len(p.Rows) < membership.MaxRows && m.round >= max(n.mine, n.since)+4 {
@@ -369,7 +378,9 @@ func (m *Machine) finish(n *node, now int64) {
 		l = &link{}
 		m.mine[n.tag] = l
 	}
-	l.note(r, func(w membership.Way) bool { return w != membership.ToNode && w != membership.ToNodeBig }, now)
+	if l.note(r, func(w membership.Way) bool { return w != membership.ToNode && w != membership.ToNodeBig }, now) {
+		m.healed = now
+	}
 	m.judgePlace()
 }
 
@@ -461,7 +472,7 @@ func (m *Machine) forget(now int64) {
 	}
 }
 
-// doubt looks into the first sign of a fault at once, but once in an interval.
+// doubt looks into the first sign of a fault, or of its end, at once, but once in an interval.
 func (m *Machine) doubt(now int64) {
 	if m.doubted != 0 && now-m.doubted < int64(m.cfg.Interval) {
 		return
@@ -472,14 +483,19 @@ func (m *Machine) doubt(now int64) {
 				return true
 			}
 		}
-		return l.again > 0 && l.again < confirmed
+		return l.again > 0 && l.again < confirmed || l.healed
 	}
+	found := false
 	for _, n := range m.nodes {
-		if l := m.mine[n.tag]; l != nil && sign(l) || n.links[m.tag] != nil && sign(n.links[m.tag]) {
-			m.doubted = now
-			m.rush(confirmed+1, now)
-			return
+		for _, l := range []*link{m.mine[n.tag], n.links[m.tag]} {
+			if l != nil && sign(l) {
+				found, l.healed = true, false
+			}
 		}
+	}
+	if found {
+		m.doubted = now
+		m.rush(confirmed+1, now)
 	}
 }
 

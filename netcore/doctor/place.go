@@ -53,6 +53,10 @@ func (m *Machine) judgePlace() {
 				reached[receiver]++
 				good++
 			case lost:
+				if l.at < m.healed { // what is told anew counts
+					doubtful++
+					continue
+				}
 				missed[receiver]++
 				bad++
 			}

@@ -377,3 +377,32 @@ func TestHeard(t *testing.T) {
 		})
 	}
 }
+
+// TestHealing: that frames are flooded again is known at the next round, and nothing else
+// is said of the network while word of it goes round.
+func TestHealing(t *testing.T) {
+	for _, nodes := range []int{2, 3, 8} {
+		s := newSegment(t, nodes)
+		lossless := s.deliver
+		s.deliver = way(membership.ToClone, membership.BurstClone)
+		for _, m := range s.nodes {
+			m.Direct(true, true, s.now)
+		}
+		s.pass(4*Interval + 7*time.Second)
+		s.deliver = lossless
+		begun := s.now
+		for s.now-begun < int64(Interval+3*time.Second) {
+			s.pass(50 * time.Millisecond)
+			for i := range s.nodes {
+				if got := s.codes(i); got != "" && got != noFlooding.Code {
+					t.Fatalf("%d nodes, after %v: node %d finds %q", nodes, time.Duration(s.now-begun), i+1, got)
+				}
+			}
+		}
+		for i := range s.nodes {
+			if got := s.codes(i); got != "" {
+				t.Errorf("%d nodes: node %d finds %q", nodes, i+1, got)
+			}
+		}
+	}
+}

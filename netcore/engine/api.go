@@ -62,7 +62,7 @@ func (e *engine) serveAPI(ctx context.Context) {
 	listeners := map[netip.Addr]net.Listener{}
 	ended := make(chan netip.Addr)
 	said := map[netip.Addr]string{}
-	tick := time.NewTicker(addressInterval)
+	tick := time.NewTimer(toBeat(addressInterval))
 	defer tick.Stop()
 	for ctx.Err() == nil {
 		want := append(slices.Clone(e.lookAtAddresses()), e.vips...)
@@ -103,6 +103,7 @@ func (e *engine) serveAPI(ctx context.Context) {
 		case a := <-ended:
 			delete(listeners, a)
 		case <-tick.C:
+			tick.Reset(toBeat(addressInterval))
 		}
 	}
 	patience, stop := context.WithTimeout(context.WithoutCancel(ctx), apiEnd)
@@ -164,7 +165,7 @@ func (e *engine) ownAddresses() []netip.Addr {
 
 // sendCards says where this node is reached, now and again until ctx ends.
 func (e *engine) sendCards(ctx context.Context) {
-	tick := time.NewTicker(cardInterval)
+	tick := time.NewTimer(toBeat(cardInterval))
 	defer tick.Stop()
 	later := time.NewTimer(buildDelay)
 	defer later.Stop()
@@ -177,6 +178,7 @@ func (e *engine) sendCards(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			tick.Reset(toBeat(cardInterval))
 		case <-e.met:
 			// Several come at a time when a cluster starts.
 			select {

@@ -9,7 +9,6 @@ import (
 	"reflect"
 	"time"
 
-	"clonecluster/config"
 	"clonecluster/netcore/bpf"
 	"clonecluster/netcore/clone"
 	"clonecluster/netcore/filter"
@@ -51,6 +50,7 @@ type datapath interface {
 	Poke()
 	Alive() int64
 	AfterQueued(do func())
+	SetDirected(*raw.Directed) error
 }
 
 // A table is a filter as the engine sees it; filter.Filter describes the methods.
@@ -110,9 +110,6 @@ func (e *engine) openDatapath(fc filter.Config, macChanged func(net.HardwareAddr
 	want := e.opt.Datapath
 	if want == "" {
 		want = cfg.System.Datapath
-	}
-	if want == datapathAuto && cfg.Network.Mode == config.ModeDirected {
-		want = datapathRaw // the only one that can
 	}
 	name, why, err := chooseDatapath(want, e.opt.BPFFS)
 	if err != nil {

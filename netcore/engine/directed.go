@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -19,9 +20,11 @@ const (
 	floodedTick  = 500 * time.Millisecond
 	// directedAfter is how long frames to the clone MAC must not have reached all nodes
 	// before they are directed, and floodedAfter how long they must have before they are
-	// no longer.
+	// no longer, if Options say nothing else.
 	directedAfter = 5 * time.Second
 	floodedAfter  = 2 * time.Minute
+	// lingerFor is how long after that a client is served that has missed the announcement.
+	lingerFor = time.Minute
 	// unsettledFor is how long after a map has changed all nodes get all frames: who
 	// holds which flows is not yet told.
 	unsettledFor = time.Second
@@ -31,11 +34,6 @@ const (
 // wait until its cache ages.
 var announceAt = [...]time.Duration{0, 200 * time.Millisecond, time.Second}
 
-// A directable datapath can do without flooding.
-type directable interface {
-	SetDirected(*raw.Directed) error
-}
-
 // directing is what watchDirected remembers.
 type directing struct {
 	on       bool
@@ -43,14 +41,14 @@ type directing struct {
 	version  membership.MapID
 	mapAt    time.Time
 	set      *raw.Directed
+	lingers  time.Time   // until when it stays set when nothing is directed
 	announce []time.Time // to come
-	said     string
+	said     string      // why it cannot be
 }
 
 // watchDirected has the datapath do without flooding where it has to, until ctx ends.
 func (e *engine) watchDirected(ctx context.Context) {
-	path, able := e.path.(directable)
-	mode := e.opt.Config.Network.Mode
+	able, mode := true, e.opt.Config.Network.Mode
 	found := e.findings.Source()
 	var d directing
 	tick := time.NewTimer(0)
@@ -59,18 +57,19 @@ func (e *engine) watchDirected(ctx context.Context) {
 		v, now := e.node.View(), time.Now()
 		on, lacking := e.wantDirected(mode, able, v, d.on)
 		if able {
-			if err := e.direct(path, &d, on, v, now); err != nil {
-				able, d.said = false, err.Error()
+			if err := e.direct(&d, on, v, now); err != nil {
+				err = errors.Join(err, e.path.SetDirected(nil))
+				able, d = false, directing{said: err.Error()}
 				e.log.Warn("there is no directed mode", "error", err)
 			}
 		}
 		e.doctor.Direct(d.on, able && mode != config.ModeFlooded)
 		found.Set(e.directedFindings(&d, v, mode, lacking, able)...)
 		next := floodedTick
-		if d.on || len(d.announce) > 0 {
+		if d.set != nil || len(d.announce) > 0 {
 			next = directedTick
 		}
-		tick.Reset(next)
+		tick.Reset(toBeat(next))
 		select {
 		case <-ctx.Done():
 			return
@@ -94,7 +93,7 @@ func (e *engine) wantDirected(mode string, able bool, v membership.View, now boo
 		return now, nil
 	}
 	bad, good := e.doctor.Flooding()
-	if good >= floodedAfter || !now && bad < directedAfter {
+	if good >= e.opt.FloodedAfter || !now && bad < directedAfter {
 		return false, nil
 	}
 	if !able {
@@ -112,27 +111,33 @@ func (e *engine) wantDirected(mode string, able bool, v membership.View, now boo
 }
 
 // direct brings the datapath to what is wanted.
-func (e *engine) direct(path directable, d *directing, on bool, v membership.View, now time.Time) error {
+func (e *engine) direct(d *directing, on bool, v membership.View, now time.Time) error {
 	if v.Map != d.version || !v.Agreed {
 		d.version, d.mapAt = v.Map, now
 	}
+	if !on && d.on {
+		e.log.Info("frames for the VIP are flooded again")
+		d.on, d.lingers = false, now.Add(lingerFor)
+		d.repeat(v, now)
+	}
 	switch {
-	case !on && d.on:
-		if err := path.SetDirected(nil); err != nil {
+	case !on && d.set != nil && !now.Before(d.lingers):
+		d.set = nil
+		if err := e.path.SetDirected(nil); err != nil {
 			e.log.Warn("taking directed mode back", "error", err)
 		}
-		e.log.Info("frames for the VIP are flooded again")
-		d.on, d.set = false, nil
-		d.repeat(v, now)
-	case on:
+	case on || d.set != nil:
 		set := e.directedTo(v, now.Sub(d.mapAt) < unsettledFor)
+		if !on {
+			set.Director = raw.MAC(e.opt.Config.VIP.CloneMAC)
+		}
 		if d.set == nil || !sameDirected(d.set, set) {
-			if err := path.SetDirected(set); err != nil {
+			if err := e.path.SetDirected(set); err != nil {
 				return err
 			}
 			d.set = set
 		}
-		if !d.on || v.Leader != d.director {
+		if on && (!d.on || v.Leader != d.director) {
 			d.on, d.director = true, v.Leader
 			e.log.Info("frames for the VIP are directed", "by", v.Leader)
 			d.repeat(v, now)
@@ -204,20 +209,13 @@ func (e *engine) directedFindings(d *directing, v membership.View, mode string, 
 	case d.on:
 		f.What = fmt.Sprintf("the cluster is in directed mode: %s takes all frames for the VIP and sends them on to their owners", e.called(d.director))
 	case mode == config.ModeDirected && !able:
-		f.Level, f.Fix = finding.Warning, "set system.datapath to raw, on a kernel with tcx (Linux 6.6)"
-		f.What = "directed mode is asked for, and is not to be had here: " + d.why(e.datapath)
+		f.Level, f.Fix = finding.Warning, "run the nodes on a kernel with tcx (Linux 6.6 or later)"
+		f.What = "directed mode is asked for, and is not to be had here: " + d.said
 	case len(lacking) > 0:
-		f.Level, f.Fix = finding.Warning, "set system.datapath to raw on these nodes, or mend the network as the doctor's other findings say"
+		f.Level, f.Fix = finding.Warning, "run these nodes on a kernel with tcx (Linux 6.6 or later), or mend the network as the doctor's other findings say"
 		f.What = fmt.Sprintf("the network does not flood, and directed mode is not to be had, as these nodes cannot: %v", lacking)
 	default:
 		return nil
 	}
 	return []finding.Finding{f}
-}
-
-func (d *directing) why(datapath string) string {
-	if d.said != "" {
-		return d.said
-	}
-	return "the datapath " + datapath + " has none"
 }

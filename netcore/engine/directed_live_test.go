@@ -1,16 +1,26 @@
 package engine_test
 
 import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"clonecluster/config"
+	"clonecluster/netcore/engine"
+	"clonecluster/netcore/netnstest"
 )
 
 // findingOf waits until a node has a finding, or (want false) has it no more.
 func (n *node) findingOf(code string, want bool) (what string) {
 	n.c.t.Helper()
-	for deadline := time.Now().Add(40 * time.Second); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+	for deadline := time.Now().Add(70 * time.Second); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
 		what = ""
 		for _, f := range n.Status().Findings {
 			if f.Code == code {
@@ -25,11 +35,11 @@ func (n *node) findingOf(code string, want bool) (what string) {
 	return ""
 }
 
-// noFlooding has the switch flood no unknown unicast to the nodes.
-func (c *cluster) noFlooding() {
+// flooding has the switch flood unknown unicast to the nodes ("on"), or not ("off").
+func (c *cluster) flooding(onOff string) {
 	c.t.Helper()
 	for _, n := range c.nodes {
-		c.Switch.Run("bridge", "link", "set", "dev", n.Name, "flood", "off", "mcast_flood", "on")
+		c.Switch.Run("bridge", "link", "set", "dev", n.Name, "flood", onOff, "mcast_flood", "on")
 	}
 }
 
@@ -37,11 +47,8 @@ func (c *cluster) noFlooding() {
 // directed mode; connections of all nodes live on when the director dies, but for its
 // own, and when another starts.
 func TestDirectedMode(t *testing.T) {
-	if datapathOf(0) != "raw" {
-		t.Skip("directed mode is raw's")
-	}
 	c := newCluster(t, 3)
-	c.noFlooding()
+	c.flooding("off")
 	c.start()
 	for _, n := range c.nodes {
 		if what := n.findingOf("directed-mode", true); !strings.Contains(what, c.nodes[0].MAC) {
@@ -77,7 +84,7 @@ func TestDirectedMode(t *testing.T) {
 	}
 
 	c.nodes[0].PowerOn()
-	c.noFlooding()
+	c.flooding("off")
 	c.nodes[0].StartHTTP()
 	c.nodes[0].start()
 	c.agree(c.nodes...)
@@ -88,4 +95,136 @@ func TestDirectedMode(t *testing.T) {
 	if c.Learned()[clone] != "" {
 		t.Error("the switch has learned the clone MAC")
 	}
+}
+
+func init() { netnstest.Register("cloned-soon-flooded", clonedSoonFlooded) }
+
+// soonFlooded is how long clonedSoonFlooded has to see flooding.
+const soonFlooded = 3 * time.Second
+
+// clonedSoonFlooded is cloned that takes a network's word for it sooner.
+func clonedSoonFlooded(args []string) int {
+	cfg, err := config.LoadFile(args[0])
+	if err == nil {
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		defer stop()
+		err = engine.Run(ctx, engine.Options{
+			Config: cfg, Interface: "eth0", StatusSocket: args[1], Drain: -1, Datapath: args[2], BPFFS: args[3],
+			Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)), FloodedAfter: soonFlooded,
+		})
+	}
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	return 0
+}
+
+// TestFloodedAgain: when frames are flooded again, directed mode ends after a while, and
+// no connection with it, also of a client that has missed the announcement.
+func TestFloodedAgain(t *testing.T) {
+	c := newCluster(t, 3)
+	c.flooding("off")
+	for _, n := range c.nodes {
+		n.StartHTTP()
+		n.cloned = n.Start("cloned-soon-flooded", c.config, n.status, n.datapath, c.BPFFS())
+	}
+	c.agree(c.nodes...)
+	for _, n := range c.nodes {
+		n.findingOf("directed-mode", true)
+	}
+	streams := c.openStreams(12)
+	neighbours := func() string {
+		return c.client.Run("ip", "neigh", "show", vip4) + c.client.Run("ip", "neigh", "show", vip6)
+	}
+	c.get("http://[" + vip6 + "]/whoami")
+	if n := neighbours(); strings.Count(n, c.nodes[0].MAC) != 2 {
+		t.Errorf("directed, the client has the VIP at\n%s; want the leader's MAC %s", n, c.nodes[0].MAC)
+	}
+
+	stop, failed := make(chan struct{}), make(chan []error)
+	go func() {
+		var errs []error
+		for n := 0; ; n++ {
+			select {
+			case <-stop:
+				t.Logf("%d requests on the way back", n)
+				failed <- errs
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+			if _, err := tryGet(c.http(), "http://"+vip4+"/whoami"); err != nil {
+				errs = append(errs, err)
+			}
+		}
+	}()
+	c.flooding("on")
+	for _, n := range c.nodes {
+		n.findingOf("directed-mode", false)
+	}
+	time.Sleep(2 * time.Second) // the announcements
+	close(stop)
+	if errs := <-failed; len(errs) > 0 {
+		t.Errorf("%d requests failed, the first by %v", len(errs), errs[0])
+	}
+	c.askAll(streams, "are you there?")
+	c.get("http://[" + vip6 + "]/whoami")
+	if n := neighbours(); strings.Count(n, clone) != 2 {
+		t.Errorf("flooded, the client has the VIP at\n%s; want the clone MAC", n)
+	}
+	c.client.Run("ip", "neigh", "replace", vip4, "lladdr", c.nodes[0].MAC, "dev", "eth0", "nud", "permanent")
+	answers := map[string]int{}
+	for range 30 {
+		answers[c.get("http://"+vip4+"/whoami")]++
+	}
+	if len(answers) != 3 {
+		t.Errorf("30 connections by the former director were answered by %v; want all three nodes", answers)
+	}
+	c.askAll(streams, "and now?")
+	for _, n := range c.nodes {
+		n.mustBeHealthy(n.Status())
+	}
+	c.checkSwitch()
+}
+
+// TestDirectedFromTheStart: a cluster that is told to serves in directed mode on any network,
+// and on one that floods nobody answers twice.
+func TestDirectedFromTheStart(t *testing.T) {
+	c := newCluster(t, 3)
+	text, err := os.ReadFile(c.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(c.config, append(text, "\nnetwork:\n  mode: directed\n"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.start()
+	for _, n := range c.nodes {
+		n.findingOf("directed-mode", true)
+	}
+	time.Sleep(2 * time.Second) // the announcements
+	answers := map[string]int{}
+	for range 100 {
+		answers[c.get("http://"+vip4+"/whoami")]++
+	}
+	if len(answers) != 3 {
+		t.Errorf("100 connections were answered by %v; want all three nodes", answers)
+	}
+	for i := range 6 { // some of them by way of the director
+		c.transfer([]string{vip4, "[" + vip6 + "]"}[i%2], 4<<20)
+	}
+	if n := c.LongestFrame(); n < 10000 {
+		t.Errorf("the longest frame has %d bytes: no segmentation offload was in use", n)
+	}
+	c.client.Run("ip", "neigh", "flush", "dev", "eth0")
+	if out := c.client.Run("ping", "-c", "5", "-i", "0.1", "-W", "5", vip4); !strings.Contains(out, " 5 received") || strings.Contains(out, "duplicates") {
+		t.Errorf("ping says\n%s", out)
+	}
+	if n := c.client.Run("ip", "neigh", "show", vip4); !strings.Contains(n, c.nodes[0].MAC) {
+		t.Errorf("the client has the VIP at %s; want the leader's MAC %s", n, c.nodes[0].MAC)
+	}
+	for _, n := range c.nodes {
+		n.mustBeHealthy(n.Status())
+	}
+	c.checkSwitch()
 }

@@ -69,6 +69,9 @@ type Options struct {
 	// InitSocket is where the appliance's init tells how the machine booted and
 	// keeps all logs. Empty, or nobody there: an ordinary host.
 	InitSocket string
+	// FloodedAfter is how long frames to the clone MAC must have reached all nodes before
+	// directed mode ends. Zero: 2 min.
+	FloodedAfter time.Duration
 	// Log is what the engine has logged, for the API. May be nil.
 	Log *api.Record[api.LogLine]
 	// Intercept, if set, may change each table before it is installed: for tests
@@ -125,6 +128,9 @@ func Run(ctx context.Context, opt Options) error {
 	}
 	if opt.Heartbeat == 0 {
 		opt.Heartbeat = time.Second
+	}
+	if opt.FloodedAfter == 0 {
+		opt.FloodedAfter = floodedAfter
 	}
 	e := &engine{opt: opt, log: opt.Logger, start: time.Now()}
 	e.telling.init()
@@ -487,7 +493,7 @@ func (e *engine) watchLoad(ctx context.Context) {
 	}
 	defer reader.Close()
 	meter, quick := load.NewMeter(load.Tau), load.NewMeter(loadInterval)
-	tick := time.NewTicker(loadInterval)
+	tick := time.NewTimer(toBeat(loadInterval))
 	defer tick.Stop()
 	said := false
 	for {
@@ -505,6 +511,7 @@ func (e *engine) watchLoad(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			tick.Reset(toBeat(loadInterval))
 		}
 	}
 }
@@ -561,7 +568,7 @@ func (e *engine) run(ctx context.Context, g *errgroup.Group, parts context.Conte
 // heartbeat says WATCHDOG=1 as long as every loop has run within the last
 // beats: each is woken for that, so an idle engine beats as well.
 func (e *engine) heartbeat(ctx context.Context) {
-	tick := time.NewTicker(e.opt.Heartbeat)
+	tick := time.NewTimer(toBeat(e.opt.Heartbeat))
 	defer tick.Stop()
 	for {
 		e.path.Poke()
@@ -569,6 +576,7 @@ func (e *engine) heartbeat(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			tick.Reset(toBeat(e.opt.Heartbeat))
 		}
 		if last := min(e.path.Alive(), e.node.Alive()); monotonic()-last < 3*int64(e.opt.Heartbeat) {
 			e.opt.Notify("WATCHDOG=1")

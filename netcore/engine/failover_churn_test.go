@@ -38,7 +38,12 @@ func TestFailoverChurn(t *testing.T) {
 	type window struct{ from, to time.Time }
 	var excused []window
 	did := map[string]int{}
-	for began := time.Now(); time.Since(began) < size(25*time.Second, 5*time.Minute); {
+	began := time.Now()
+	for told := began; time.Since(began) < size(25*time.Second, 5*time.Minute); {
+		if time.Since(told) >= 10*time.Second {
+			told = time.Now()
+			t.Logf("after %v: %v", told.Sub(began).Round(time.Second), did)
+		}
 		n := f.nodes[r.IntN(len(f.nodes))]
 		away := time.Duration(r.Int64N(int64(2 * f.dead)))
 		from, excuse := time.Now(), false

@@ -38,13 +38,14 @@ func (e *engine) foundEvent(f finding.Finding, raised bool) {
 func (e *engine) watchFindings(ctx context.Context) {
 	source := e.findings.Source()
 	var l look
-	tick := time.NewTicker(lookInterval)
+	tick := time.NewTimer(toBeat(lookInterval))
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			tick.Reset(toBeat(lookInterval))
 		}
 		view := e.node.View()
 		silent := e.offering.look(time.Now(), e.filter.Offered(), view, e.filter.Askers(monotonic()))

@@ -78,38 +78,43 @@ func TestNeighbors(t *testing.T) {
 func TestTransfers(t *testing.T) {
 	c := newCluster(t, 2)
 	c.start()
-	const size = 48 << 20
-	sum := sha256.New()
-	if _, err := io.CopyN(sum, &pattern{}, size); err != nil {
-		t.Fatal(err)
-	}
-	want := hex.EncodeToString(sum.Sum(nil))
 	for _, host := range []string{vip4, "[" + vip6 + "]"} {
-		resp, err := c.http().Get(fmt.Sprintf("http://%s/download/%d", host, size))
-		if err != nil {
-			t.Fatal(err)
-		}
-		sum.Reset()
-		n, err := io.Copy(sum, resp.Body)
-		resp.Body.Close()
-		if got := hex.EncodeToString(sum.Sum(nil)); err != nil || n != size || got != want {
-			t.Errorf("download from %s: %d bytes, checksum %s, %v; want %d, %s", host, n, got, err, size, want)
-		}
-		resp, err = c.http().Post("http://"+host+"/upload", "", io.LimitReader(&pattern{}, size))
-		if err != nil {
-			t.Fatal(err)
-		}
-		body, _ := io.ReadAll(resp.Body)
-		resp.Body.Close()
-		if want := fmt.Sprintf("%d %s <nil>\n", size, want); string(body) != want {
-			t.Errorf("upload to %s: the server has %q; want %q", host, body, want)
-		}
+		c.transfer(host, 48<<20)
 	}
 	if n := c.LongestFrame(); n < 10000 {
 		t.Errorf("the longest frame has %d bytes: no segmentation offload was in use", n)
 	}
 	for _, n := range c.nodes {
 		n.mustBeHealthy(n.Status())
+	}
+}
+
+// transfer moves so many octets both ways and compares checksums.
+func (c *cluster) transfer(host string, size int64) {
+	c.t.Helper()
+	sum := sha256.New()
+	if _, err := io.CopyN(sum, &pattern{}, size); err != nil {
+		c.t.Fatal(err)
+	}
+	want := hex.EncodeToString(sum.Sum(nil))
+	resp, err := c.http().Get(fmt.Sprintf("http://%s/download/%d", host, size))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	sum.Reset()
+	n, err := io.Copy(sum, resp.Body)
+	resp.Body.Close()
+	if got := hex.EncodeToString(sum.Sum(nil)); err != nil || n != size || got != want {
+		c.t.Errorf("download from %s: %d bytes, checksum %s, %v; want %d, %s", host, n, got, err, size, want)
+	}
+	resp, err = c.http().Post("http://"+host+"/upload", "", io.LimitReader(&pattern{}, size))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	body, _ := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if want := fmt.Sprintf("%d %s <nil>\n", size, want); string(body) != want {
+		c.t.Errorf("upload to %s: the server has %q; want %q", host, body, want)
 	}
 }
 

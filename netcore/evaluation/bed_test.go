@@ -3,12 +3,14 @@ package evaluation
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,9 +38,11 @@ const (
 type machine struct {
 	*netnstest.Host
 	group  *cgroup
-	start  func()   // all that runs on it; again after its power was cut
-	stat   *os.File // what /proc/stat is to its engine
-	socket string   // of its engine's status
+	start  func()        // all that runs on it; again after its power was cut
+	part   float64       // of the plan's quota
+	may    time.Duration // what its quotas have allowed so far
+	stat   *os.File      // what /proc/stat is to its engine
+	socket string        // of its engine's status
 
 	engine *netnstest.Process
 }
@@ -56,7 +60,9 @@ type bed struct {
 	content  string
 	target   string
 	configs  map[string]string
-	threads  bool // each machine's kernel work is on its quota
+	built    time.Time
+	threads  bool          // each machine's kernel work is on its quota
+	current  atomic.Uint64 // the quota of a whole machine, as its bits
 }
 
 // missing is what this machine lacks for a set-up.
@@ -65,6 +71,7 @@ type missing struct{ error }
 func newBed(t *testing.T, p Plan, s Setup, content, detect string) (*bed, error) {
 	t.Helper()
 	b := &bed{t: t, plan: p, groups: newCgroups(t), content: content, target: vip, configs: map[string]string{}, threads: true}
+	b.current.Store(math.Float64bits(p.Quota))
 	b.net = netnstest.NewUnwatched(t)
 	b.client = b.net.Host("client", "", gateway+"/24")
 	b.clients = b.groups.add("clients", 0, 0)
@@ -84,10 +91,26 @@ func newBed(t *testing.T, p Plan, s Setup, content, detect string) (*bed, error)
 		return nil, err
 	}
 	b.client.Run("curl", "-sSf", "--max-time", "20", "--retry", "20", "--retry-connrefused", "--retry-delay", "1", "-o", "/dev/null", "http://"+b.target+"/2000")
+	b.built = time.Now()
 	return b, nil
 }
 
 func source(i int) string { return fmt.Sprintf("10.78.%d.%d", i/250, 1+i%250) }
+
+// serve gives all machines the quota of a workload.
+func (b *bed) serve(workload string) {
+	b.t.Helper()
+	q := b.plan.quota(workload)
+	if b.current.Swap(math.Float64bits(q)) == math.Float64bits(q) {
+		return
+	}
+	for _, m := range b.machines {
+		m.group.limit(b.t, m.part*q, b.period())
+	}
+}
+
+// quota is that of a whole machine at present.
+func (b *bed) quota() float64 { return math.Float64frombits(b.current.Load()) }
 
 func (b *bed) period() time.Duration {
 	return time.Duration(b.plan.PeriodMS * float64(time.Millisecond))
@@ -155,7 +178,7 @@ func (b *bed) accounting() string {
 // add adds a machine with that share of the quota.
 func (b *bed) add(name, mac string, part float64, addresses ...string) *machine {
 	b.t.Helper()
-	m := &machine{Host: b.net.Host(name, mac, addresses...), group: b.groups.add(name, part*b.plan.Quota, b.period())}
+	m := &machine{Host: b.net.Host(name, mac, addresses...), part: part, group: b.groups.add(name, part*b.plan.Quota, b.period())}
 	b.machines = append(b.machines, m)
 	b.wire(m)
 	return m
@@ -206,6 +229,7 @@ func (b *bed) nginx(m *machine, servers string) {
 events { worker_connections 8192; }
 http {
   access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000000; open_file_cache max=100;
+  types { text/html html; } gzip on; gzip_comp_level 9; gzip_http_version 1.0; gzip_proxied any;
   client_body_temp_path %[1]s/b; proxy_temp_path %[1]s/p; fastcgi_temp_path %[1]s/f; uwsgi_temp_path %[1]s/u; scgi_temp_path %[1]s/s;
 %[2]s
 }
@@ -293,8 +317,8 @@ func (b *bed) clone(policy, detect string) {
 		}
 	}
 	// Before anything starts, and from then on while the bed is there.
-	begin := time.Now()
-	b.tellLoad(begin)
+	last := time.Now()
+	b.tellLoad(0)
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
@@ -305,19 +329,21 @@ func (b *bed) clone(policy, detect string) {
 			case <-stop:
 				return
 			case <-tick.C:
-				b.tellLoad(begin)
+				now := time.Now()
+				b.tellLoad(now.Sub(last))
+				last = now
 			}
 		}
 	}()
 	b.t.Cleanup(func() { close(stop); <-done })
 }
 
-// tellLoad writes each node's /proc/stat: what it takes of its quota is busy, in microseconds.
-func (b *bed) tellLoad(begin time.Time) {
+// tellLoad writes each node's /proc/stat, a while after the last time: what it takes of its quota is busy, in microseconds.
+func (b *bed) tellLoad(while time.Duration) {
 	for _, m := range b.servers {
 		busy := m.group.used(b.t).cpu
-		all := time.Duration(m.group.quota * float64(time.Since(begin)))
-		_, _ = m.stat.WriteAt(fmt.Appendf(nil, "cpu  %015d 0 0 %015d 0 0 0 0 0 0\n", busy.Microseconds(), max(all-busy, 0).Microseconds()), 0)
+		m.may += time.Duration(m.part * b.quota() * float64(while))
+		_, _ = m.stat.WriteAt(fmt.Appendf(nil, "cpu  %015d 0 0 %015d 0 0 0 0 0 0\n", busy.Microseconds(), max(m.may-busy, 0).Microseconds()), 0)
 	}
 }
 

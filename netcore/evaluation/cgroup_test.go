@@ -67,7 +67,7 @@ const leastQuota = time.Millisecond
 // let that be one.
 func (g *cgroups) add(name string, quota float64, period time.Duration) *cgroup {
 	g.t.Helper()
-	c := &cgroup{v2: g.v2, quota: quota}
+	c := &cgroup{v2: g.v2}
 	for _, root := range g.roots {
 		dir := filepath.Join(root, fmt.Sprintf("clonecluster-%d-%s-%d", os.Getpid(), name, len(g.all)))
 		if err := os.Mkdir(dir, 0o755); err != nil {
@@ -76,24 +76,30 @@ func (g *cgroups) add(name string, quota float64, period time.Duration) *cgroup 
 		c.dirs = append(c.dirs, dir)
 	}
 	g.all = append(g.all, c)
-	if quota == 0 {
-		return c
+	if quota > 0 {
+		c.limit(g.t, quota, period)
 	}
+	return c
+}
+
+// limit sets the quota.
+func (c *cgroup) limit(t *testing.T, quota float64, period time.Duration) {
+	t.Helper()
+	c.quota = quota
 	for time.Duration(quota*float64(period)) < leastQuota {
 		period *= 2
 	}
 	us := func(d time.Duration) string { return strconv.FormatInt(d.Microseconds(), 10) }
 	of := time.Duration(quota * float64(period))
 	settings := [][2]string{{"cpu.cfs_period_us", us(period)}, {"cpu.cfs_quota_us", us(of)}}
-	if g.v2 {
+	if c.v2 {
 		settings = [][2]string{{"cpu.max", us(of) + " " + us(period)}}
 	}
 	for _, s := range settings {
 		if err := os.WriteFile(filepath.Join(c.dirs[0], s[0]), []byte(s[1]), 0); err != nil {
-			g.t.Fatalf("a quota of %v in %v: %v", of, period, err)
+			t.Fatalf("a quota of %v in %v: %v", of, period, err)
 		}
 	}
-	return c
 }
 
 func (g *cgroups) remove() {

@@ -30,7 +30,7 @@ const (
 // why says for each kind why it may not hold.
 var why = map[kind]string{
 	below:    "Before one server is full, a cluster answers as fast as that only if its engines, and the frames that each node discards, cost no time; both are on its quota here, which is small.",
-	beyond:   "Of each node's quota its engine takes a part at rest, and the frames of all others' requests take another, which grows with the nodes: see what a request takes. Both are the same for a server that works longer for a request, whose cluster so comes closer to its number of nodes.",
+	beyond:   "Of each node's quota its engine takes a part at rest, and the frames of all others' requests take another, which grows with the nodes: see what a request takes. Both are the same for a server that works longer for a request, whose cluster so comes closer to its number of nodes. And clients that wait for their answers are not spread evenly by chance: of m equal servers n clients in a closed loop can have n/(n+m−1) at most, which is 0.91 of two servers with 10 clients, 0.59 of eight.",
 	requests: "A dispatcher is a machine that serves nothing, and the more a request takes of a server, the less its own part matters: then it costs one machine of all, and no more.",
 	latency:  "A dispatcher keeps a queue for each server and gives a request to the shortest. A cluster's nodes have no common queue: where a client's connection goes is decided by its port.",
 	uneven:   "Shares follow the processors' load by some percent a second. Where all nodes are full, as with many clients that wait for their answers, they are equally loaded and there is nothing to follow.",
@@ -71,6 +71,7 @@ func (r *Report) Claims() (claims []Claim) {
 				if nodes.machines == 2 {
 					claims = add(claims, ratios(cluster, single, func(n int) bool { return n < full }), fmt.Sprintf("%s, %s: throughput ÷ one server below its saturation, worst", s, w), 0.98, true, below)
 				}
+				claims = add(claims, ratios(most(cluster), most(single), always), fmt.Sprintf("%s, %s: throughput ÷ one server with the most clients", s, w), nodes.least, true, beyond)
 				claims = add(claims, ratios(cluster, single, func(n int) bool { return n >= full }), fmt.Sprintf("%s, %s: throughput ÷ one server from its saturation on, worst", s, w), nodes.least, true, beyond)
 			}
 		}
@@ -81,7 +82,6 @@ func (r *Report) Claims() (claims []Claim) {
 			// As many machines, and so as much of the processors.
 			clone := r.points(Setup{Way: Clone, Machines: s.Machines, Policy: "byRandom"}, w, false)
 			other := r.points(s, w, false)
-			most := func(points []*Point) []*Point { return points[max(len(points)-1, 0):] }
 			claims = add(claims, ratios(most(clone), most(other), always), fmt.Sprintf("%d nodes ÷ %s, %s: requests/s with the most clients", s.Machines, s, w), 1.5, true, requests)
 			claims = add(claims, compare(most(clone), most(other), always, p99), fmt.Sprintf("%d nodes ÷ %s, %s: p99 with the most clients", s.Machines, s, w), 1, false, latency)
 		}
@@ -120,6 +120,9 @@ func (r *Report) failoverClaims() (claims []Claim) {
 }
 
 func always(int) bool { return true }
+
+// most is the point with the most clients.
+func most(points []*Point) []*Point { return points[max(len(points)-1, 0):] }
 
 // The ways whose fail-over is timed.
 const (

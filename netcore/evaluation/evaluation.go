@@ -77,6 +77,8 @@ type Run struct {
 type Plan struct {
 	Quota    float64 `json:"quota"`     // of a machine, in processors
 	PeriodMS float64 `json:"period_ms"` // in which it may take that
+	// Quotas are those of workloads that have one of their own.
+	Quotas map[string]float64 `json:"quotas,omitempty"`
 	// ModerationMS is for how long a network card keeps what has come before it interrupts.
 	ModerationMS float64 `json:"moderation_ms"`
 	WarmUp       float64 `json:"warm_up_s"`
@@ -90,12 +92,23 @@ type Plan struct {
 	Runs      []Run `json:"runs"`
 }
 
+// quota is that of a machine that serves a workload.
+func (p *Plan) quota(workload string) float64 {
+	if q := p.Quotas[workload]; q > 0 {
+		return q
+	}
+	return p.Quota
+}
+
 // Times are the warm-up and the measured time of a run. With very many clients each of them
 // waits for seconds, and there are to be many answers to each.
 func (p *Plan) Times(r Run) (warmUp, window time.Duration) {
 	warmUp, window = time.Duration(p.WarmUp*float64(time.Second)), time.Duration(p.Window*float64(time.Second))
-	if r.Clients > 500 && r.Share == 0 {
+	switch {
+	case r.Clients > 500 && r.Share == 0:
 		warmUp, window = 3*warmUp, 3*window
+	case r.Workload == webstone.Page.Name: // whose answers are few
+		warmUp, window = 2*warmUp, 2*window
 	}
 	if r.Kill {
 		window *= 3

@@ -81,8 +81,14 @@ func (r *Report) markdown(files map[string][]byte) []byte {
 	say("- Every machine is a network namespace whose programs may take %.1f %% of a processor (%.1f ms in each %.0f ms), so that one is", 100*p.Quota, p.Quota*p.PeriodMS, p.PeriodMS)
 	say("  full long before this real machine is; a machine at half speed has as much in twice the time. Nothing is scaled by arithmetic. Cables are veth, the switch is a Linux bridge.")
 	say("- %s", r.Accounting)
+	for _, w := range slices.Sorted(maps.Keys(p.Quotas)) {
+		say("- For the workload %s a machine may take %.1f %%: more fits into the real one, as its clients and its network take less for each second of a server.", w, 100*p.Quotas[w])
+	}
 	say("- A node's engine, and a dispatcher, live on the same quota as the web server would. The server is nginx with one process;")
 	say("  files are in memory. Every request has its own connection (HTTP/1.0) unless it says keep-alive.")
+	say("- The published server answered a request each 770 µs at its best, one of today takes 60 µs for a file from its memory, and the network")
+	say("  takes what it takes. So there is a third workload, a page of 40 kB that the server compresses for each client: it takes a server about")
+	say("  as long as a request took the published one, and shows what a cluster is worth to servers that do some work.")
 	say("- The load of a node, which byLoad goes by, is that of its quota: its engine sees a /proc/stat of its own, as in a container")
 	say("  with lxcfs. That of the real machine says nothing about one of its namespaces.")
 	say("- The clients are one program (`clonectl bench`) with no quota. Its share of the processors is in the tables, as is what the")
@@ -100,7 +106,7 @@ func (r *Report) markdown(files map[string][]byte) []byte {
 	say("- What was published was measured on other machines, with an unknown file mix: its runs have about 2 kB for a request. Compare")
 	say("  the shapes of the curves, not their heights. Where a published figure is not known, nothing is drawn.")
 	say("")
-	say("`make evaluation` measures all of it, in less than an hour; interrupted, it goes on where it was when it is called again.")
+	say("`make evaluation` measures all of it, in about an hour; interrupted, it goes on where it was when it is called again.")
 	say("`EVALUATION_ONLY='2 nodes, byLoad' make evaluation` measures those set-ups anew whose names match that regular expression, which is")
 	say("how to repeat the figures of a table or a drawing: the names are in them. `make bench` does a few of them in some minutes. A drawing like these of any web server:")
 	say("`clonectl bench URL --workload 2k --svg FILE`.")

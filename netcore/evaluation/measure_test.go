@@ -184,10 +184,6 @@ func measure(t *testing.T, p Plan, r *Report, only *regexp.Regexp, save func()) 
 					t.Fatal(err)
 				}
 				r.Accounting = b.accounting()
-				if r.Rest == nil {
-					r.Rest = map[string]float64{}
-				}
-				r.Rest[s.String()] = b.rest(ctx)
 				for name, text := range b.configs {
 					r.Configs[name] = text
 				}
@@ -223,6 +219,13 @@ func measure(t *testing.T, p Plan, r *Report, only *regexp.Regexp, save func()) 
 						r.Enter(m)
 						save()
 					}
+				}
+				if r.Rest == nil {
+					r.Rest = map[string]float64{}
+				}
+				if round == 0 {
+					r.Rest[s.String()] = b.rest(ctx)
+					save()
 				}
 			})
 		}
@@ -293,6 +296,7 @@ func runsOf(p Plan) (all []*Measured) {
 // measure does one run; at a rate, if it is not 0. Without a window nothing comes of it.
 func (b *bed) measure(ctx context.Context, run Run, rate float64, warmUp, window time.Duration) *Measured {
 	b.t.Helper()
+	b.serve(run.Workload)
 	p := b.plan
 	w, err := webstone.WorkloadNamed(run.Workload)
 	if err != nil {
@@ -317,6 +321,7 @@ func (b *bed) measure(ctx context.Context, run Run, rate float64, warmUp, window
 	}
 	stopped := context.AfterFunc(ctx, process.Kill)
 	defer stopped()
+	defer b.calm(ctx)
 
 	sleep(ctx, cfg.WarmUp)
 	before, at := b.sample(), time.Now()
@@ -382,12 +387,31 @@ func (b *bed) shares(m *Measured) {
 	}
 }
 
+// calm waits until no machine is busy: servers go on with what clients who have gone had asked for.
+func (b *bed) calm(ctx context.Context) {
+	b.t.Helper()
+	const look = 100 * time.Millisecond
+	for deadline := time.Now().Add(15 * time.Second); ctx.Err() == nil && time.Now().Before(deadline); {
+		before, at := b.sample(), time.Now()
+		sleep(ctx, look)
+		after, wall := b.sample(), time.Since(at)
+		busy := false
+		for i, g := range b.all() {
+			n := g.group.use(g.name, before.groups[i], after.groups[i], wall)
+			busy = busy || n.Quota > 0 && n.CPU > 0.6*n.Quota
+		}
+		if !busy {
+			return
+		}
+	}
+}
+
 // rest gives what the busiest machine takes of a processor when nobody asks.
 func (b *bed) rest(ctx context.Context) (most float64) {
 	b.t.Helper()
-	sleep(ctx, time.Second) // what it takes to begin is over
+	sleep(ctx, max(time.Until(b.built.Add(begun)), time.Second))
 	before, at := b.sample(), time.Now()
-	sleep(ctx, time.Second)
+	sleep(ctx, 2*time.Second)
 	after, wall := b.sample(), time.Since(at)
 	for i, g := range b.all() {
 		if g.group.quota > 0 {
@@ -396,6 +420,10 @@ func (b *bed) rest(ctx context.Context) (most float64) {
 	}
 	return most
 }
+
+// begun is when all is over that an engine does once: ten seconds after its start it hashes
+// its program.
+const begun = 12 * time.Second
 
 // kill cuts the power of the last server for the second third of a while.
 func (b *bed) kill(ctx context.Context, while time.Duration) {

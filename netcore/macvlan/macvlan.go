@@ -38,6 +38,7 @@ import (
 	"clonecluster/netcore/delayed"
 	"clonecluster/netcore/filter"
 	"clonecluster/netcore/neigh"
+	"clonecluster/netcore/raw"
 )
 
 // Config is what a Datapath connects.
@@ -61,7 +62,7 @@ type Config struct {
 // Counters are what the datapath counts beyond the filter's verdicts.
 type Counters struct {
 	Guarded    uint64 // frames that were about to leave with the clone MAC as their source
-	SendErrors uint64 // announcements and delayed RSTs that could not be sent
+	SendErrors uint64 // announcements, delayed RSTs and, in directed mode, frames of others that could not be sent
 }
 
 // Datapath is one open datapath. Open makes it, Run keeps it, and one of Close and
@@ -75,6 +76,7 @@ type Datapath struct {
 	in     bpf.Hook
 
 	responder  atomic.Pointer[neigh.Responder]
+	relay      atomic.Pointer[raw.Relay] // nil: the network floods
 	late       *delayed.Resets
 	sendErrors atomic.Uint64
 }
@@ -121,6 +123,9 @@ func Open(cfg Config) (_ *Datapath, err error) {
 		}
 	}
 	if err := d.host.SetUp(d.attach); err != nil {
+		return nil, err
+	}
+	if err := d.filter.Undirect(); err != nil { // of a former engine, which had others around it
 		return nil, err
 	}
 	return d, d.openSender()
@@ -206,6 +211,7 @@ func (d *Datapath) Abandon() {
 }
 
 func (d *Datapath) closeFiles() error {
+	d.closeRelay()
 	if d.tx >= 0 {
 		_ = unix.Close(d.tx)
 		d.tx = -1
@@ -249,7 +255,11 @@ func (d *Datapath) wireMACChanged(mac net.HardwareAddr) error {
 // Announce sends one gratuitous ARP and one unsolicited neighbour advertisement for the
 // VIP. Every node announces the same binding, so clients cannot flap.
 func (d *Datapath) Announce() error {
-	frames, err := d.responder.Load().Announcements()
+	announcements := d.responder.Load().Announcements
+	if r := d.relay.Load(); r != nil {
+		announcements = r.Announcements
+	}
+	frames, err := announcements()
 	if err != nil {
 		return fmt.Errorf("building announcements: %w", err)
 	}

@@ -26,6 +26,7 @@ import (
 	"clonecluster/netcore/filter"
 	"clonecluster/netcore/netnstest"
 	"clonecluster/netcore/nic"
+	"clonecluster/netcore/raw"
 )
 
 func TestMain(m *testing.M) { os.Exit(netnstest.Main(m, nil)) }
@@ -150,6 +151,38 @@ func TestLeavesTheHost(t *testing.T) {
 	}
 	check("after a stop")
 
+	for _, how := range []string{"taken back", "stopped", "crashed"} {
+		if d, err = open(t, b, h, nil); err != nil {
+			t.Fatal(err)
+		}
+		usual := programs(b, h)
+		if err := h.Do(func() error { return d.SetDirected(&raw.Directed{Director: [6]byte(d.WireMAC())}) }); err != nil {
+			t.Fatal(err)
+		}
+		if directed := programs(b, h); len(directed) != len(usual)+2 {
+			t.Errorf("directed mode has the programs %q; before it were %q", directed, usual)
+		}
+		if how == "crashed" {
+			d.Abandon()
+			if d, err = open(t, b, h, nil); err != nil {
+				t.Fatal(err)
+			}
+		} else if how == "taken back" {
+			if err := h.Do(func() error { return d.SetDirected(nil) }); err != nil {
+				t.Error(err)
+			}
+		}
+		if how != "stopped" {
+			if after := programs(b, h); len(after) != len(usual) {
+				t.Errorf("after directed mode, %s, the programs are %q; want %q", how, after, usual)
+			}
+		}
+		if err := h.Do(d.Close); err != nil {
+			t.Error(err)
+		}
+		check("after directed mode, " + how + ",")
+	}
+
 	if _, err := open(t, b, h, func(c *Config) { c.Gateway4 = netip.MustParseAddr("224.0.0.1") }); err == nil {
 		t.Error("Open took a group as gateway")
 	}
@@ -176,6 +209,18 @@ func TestLeavesTheHost(t *testing.T) {
 		t.Error(err)
 	}
 	check("after a crash on the way, and a stop")
+}
+
+// programs are the pins of what is attached.
+func programs(b *netnstest.Bed, h *netnstest.Host) (names []string) {
+	_ = h.Do(func() error {
+		pins, err := PinsOf(b.BPFFS())
+		if err == nil {
+			names, err = filepath.Glob(filepath.Join(pins, "*"))
+		}
+		return err
+	})
+	return names
 }
 
 // TestBroadcast: a service that listens for broadcasts hears each of them once, and still
@@ -426,9 +471,29 @@ func TestIngress(t *testing.T) {
 		if got := d.Filter().Counters()[filter.AcceptNew] - was; got != 3 {
 			t.Errorf("XDP %v: %d of 3 echo requests were judged", xdp, got)
 		}
-		if link := h.Run("ip", "-d", "link", "show", "dev", "eth0"); strings.Contains(link, "xdp") != xdp {
-			t.Errorf("XDP %v: %s", xdp, link)
+		judgedBy := func(xdp bool) {
+			t.Helper()
+			if link := h.Run("ip", "-d", "link", "show", "dev", "eth0"); strings.Contains(link, "xdp") != xdp {
+				t.Errorf("XDP %v: %s", xdp, link)
+			}
 		}
+		judgedBy(xdp)
+		// In directed mode others have to see the frames.
+		if err := h.Do(func() error { return d.SetDirected(&raw.Directed{Director: [6]byte(d.WireMAC())}) }); err != nil {
+			t.Fatal(err)
+		}
+		judgedBy(false)
+		client.Run("ip", "neigh", "replace", testVIP4.String(), "lladdr", d.WireMAC().String(), "dev", "eth0")
+		was = d.Filter().Counters()[filter.AcceptNew]
+		client.Run("ping", "-c", "3", "-i", "0.01", "-W", "5", testVIP4.String())
+		if got := d.Filter().Counters()[filter.AcceptNew] - was; got != 3 {
+			t.Errorf("XDP %v, directed: %d of 3 echo requests were judged", xdp, got)
+		}
+		if err := h.Do(func() error { return d.SetDirected(nil) }); err != nil {
+			t.Fatal(err)
+		}
+		judgedBy(xdp)
+		client.Run("ip", "neigh", "del", testVIP4.String(), "dev", "eth0")
 		d.Abandon()
 	}
 	d, err := open(t, b, h, nil)

@@ -53,14 +53,19 @@ func (d *Datapath) SetDirected(to *Directed) error {
 	if err := d.shield.open(d.cfg.NIC.Index, d.cfg.VIP4.Addr(), d.cfg.VIP6.Addr()); err != nil {
 		return fmt.Errorf("keeping the kernel from what is for the VIP: %w", err)
 	}
-	r, err := neigh.New(neigh.Config{
-		CloneMAC: to.Director, WireMAC: MAC(d.WireMAC()), VIP4: d.cfg.VIP4.Addr(), VIP6: d.cfg.VIP6.Addr(), Directed: true,
-	})
-	if err != nil {
-		return fmt.Errorf("preparing neighbour answers: %w", err)
+	next, err := newDirected(to, MAC(d.WireMAC()), d.cfg.VIP4.Addr(), d.cfg.VIP6.Addr())
+	if err == nil {
+		d.directed.Store(next)
 	}
-	d.directed.Store(&directed{*to, r})
-	return nil
+	return err
+}
+
+func newDirected(to *Directed, wire MAC, vip4, vip6 netip.Addr) (*directed, error) {
+	r, err := neigh.New(neigh.Config{CloneMAC: to.Director, WireMAC: wire, VIP4: vip4, VIP6: vip6, Directed: true})
+	if err != nil {
+		return nil, fmt.Errorf("preparing neighbour answers: %w", err)
+	}
+	return &directed{*to, r}, nil
 }
 
 // speaker gives who speaks for the VIP now.
@@ -76,22 +81,14 @@ func (d *Datapath) speaker() *neigh.Responder {
 // usual.
 func (l *receiveLoop) direct(to *directed, n int) bool {
 	d, frame := l.d, l.buf[vnetHdrLen:n]
-	if len(frame) < 14 {
-		return false
-	}
-	group := frame[0]&1 != 0
-	if !group && MAC(frame) != MAC(d.WireMAC()) {
-		return false
-	}
-	bucket, asked := d.cfg.Filter.Route(frame)
+	wire := MAC(d.WireMAC())
+	bucket, asked, usual := to.sort(frame, wire, d.cfg.Filter)
 	switch {
-	case asked == filter.AskNeighbor:
-		if to.Answer || !group {
-			l.answerNeighbor(frame)
-		}
-		return true
-	case group:
+	case usual:
 		return false
+	case asked == filter.AskNeighbor:
+		l.answerNeighbor(frame)
+		return true
 	case asked == filter.AskNothing:
 		return true
 	}
@@ -101,19 +98,52 @@ func (l *receiveLoop) direct(to *directed, n int) bool {
 			d.count.tapWriteErrors.Add(1)
 		}
 	}
+	to.handOn(l.buf[:n], wire, bucket, asked, d.send)
+	return true
+}
+
+// A Router says to whom a frame has to be passed on, as filter.Filter does.
+type Router interface {
+	Route(frame []byte) (bucket int, asked filter.Asked)
+}
+
+// sort says what a frame asks of this node, or that it is to be handled as usual.
+func (to *directed) sort(frame []byte, wire MAC, r Router) (bucket int, asked filter.Asked, usual bool) {
+	if len(frame) < 14 {
+		return 0, 0, true
+	}
+	group := frame[0]&1 != 0
+	if !group && MAC(frame) != wire {
+		return 0, 0, true
+	}
+	bucket, asked = r.Route(frame)
+	switch {
+	case asked == filter.AskNeighbor:
+		if group && !to.Answer {
+			asked = filter.AskNothing
+		}
+	case group:
+		return 0, 0, true
+	}
+	return bucket, asked, false
+}
+
+// handOn sends virtio_net_hdr + frame in b to those who may want it, unless it comes from
+// a node. It changes the frame's addresses.
+func (to *directed) handOn(b []byte, wire MAC, bucket int, asked filter.Asked, send func(b []byte, flags int)) {
+	frame := b[vnetHdrLen:]
 	if slices.Contains(to.Nodes, MAC(frame[6:])) {
-		return true
+		return
 	}
 	targets := to.Nodes
 	if asked == filter.AskBucket {
 		targets = to.To[bucket]
 	}
-	copy(frame[6:], d.WireMAC())
+	copy(frame[6:], wire[:])
 	for _, t := range targets {
 		copy(frame, t[:])
-		d.send(l.buf[:n], unix.MSG_DONTWAIT)
+		send(b, unix.MSG_DONTWAIT)
 	}
-	return true
 }
 
 // shield is a program on the NIC that keeps the kernel from the VIP's frames. Packet

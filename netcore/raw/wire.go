@@ -2,6 +2,7 @@ package raw
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"net"
@@ -30,6 +31,8 @@ const (
 	etherTypeARP  = unix.ETH_P_ARP
 )
 
+var broadcastMAC = [6]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+
 // allNodesMAC is the Ethernet group of ff02::1 (RFC 2464, section 7).
 var allNodesMAC = [6]byte{0x33, 0x33, 0, 0, 0, 1}
 
@@ -43,7 +46,20 @@ func solicitedNodeMAC(addr netip.Addr) [6]byte {
 // openReceiver opens the packet socket that takes the cluster's frames off the
 // NIC. The kernel applies the filter from before the socket is bound.
 func openReceiver(ifi *net.Interface, cloneMAC [6]byte, vip4, vip6 netip.Addr) (*packet.Conn, error) {
-	program, err := bpf.Assemble(socketFilter(cloneMAC, vip4, vip6))
+	conn, err := listen(ifi, socketFilter(addressFilter(cloneMAC, vip4, vip6), vip4, vip6))
+	if err != nil {
+		return nil, err
+	}
+	if err := joinCluster(conn, ifi.Index, cloneMAC, vip6); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("preparing the packet socket on %s: %w", ifi.Name, err)
+	}
+	return conn, nil
+}
+
+// listen opens a packet socket that gives virtio_net_hdr + frame.
+func listen(ifi *net.Interface, filter []bpf.Instruction) (*packet.Conn, error) {
+	program, err := bpf.Assemble(filter)
 	if err != nil {
 		return nil, fmt.Errorf("assembling the socket filter: %w", err)
 	}
@@ -51,14 +67,14 @@ func openReceiver(ifi *net.Interface, cloneMAC [6]byte, vip4, vip6 netip.Addr) (
 	if err != nil {
 		return nil, fmt.Errorf("opening a packet socket on %s: %w", ifi.Name, err)
 	}
-	if err := prepareReceiver(conn, ifi.Index, cloneMAC, vip6); err != nil {
+	if err := prepareReceiver(conn); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("preparing the packet socket on %s: %w", ifi.Name, err)
 	}
 	return conn, nil
 }
 
-func prepareReceiver(conn *packet.Conn, ifindex int, cloneMAC [6]byte, vip6 netip.Addr) error {
+func prepareReceiver(conn *packet.Conn) error {
 	rc, err := conn.SyscallConn()
 	if err != nil {
 		return err
@@ -74,11 +90,23 @@ func prepareReceiver(conn *packet.Conn, ifindex int, cloneMAC [6]byte, vip6 neti
 		_ = unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
 		// Room for bursts while the scheduler is elsewhere. Needs CAP_NET_ADMIN.
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20)
+	})
+	return errors.Join(err, inner)
+}
+
+// joinCluster has the NIC take what is for the cluster.
+func joinCluster(conn *packet.Conn, ifindex int, cloneMAC [6]byte, vip6 netip.Addr) error {
+	rc, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	err = rc.Control(func(fd uintptr) {
 		// A unicast membership is an entry in the NIC's address filter; only a
 		// NIC that cannot filter becomes promiscuous.
 		mreq := unix.PacketMreq{Ifindex: int32(ifindex), Type: unix.PACKET_MR_UNICAST, Alen: 6}
 		copy(mreq.Address[:], cloneMAC[:])
-		inner = os.NewSyscallError("PACKET_MR_UNICAST", unix.SetsockoptPacketMreq(fd, unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &mreq))
+		inner = os.NewSyscallError("PACKET_MR_UNICAST", unix.SetsockoptPacketMreq(int(fd), unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &mreq))
 	})
 	if err != nil {
 		return err
@@ -121,8 +149,9 @@ func destination(mac [6]byte) []match {
 }
 
 // socketFilter is the classic BPF program of the receiver: what cannot be for
-// the VIP never reaches user space. What it lets through, netcore/filter judges.
-func socketFilter(cloneMAC [6]byte, vip4, vip6 netip.Addr) []bpf.Instruction {
+// the VIP never reaches user space. What it lets through, netcore/filter judges. Of other
+// frames than those to the NIC's own address the rest of it decides.
+func socketFilter(rest []bpf.Instruction, vip4, vip6 netip.Addr) []bpf.Instruction {
 	drop := bpf.RetConstant{Val: 0}
 	prog := []bpf.Instruction{
 		bpf.LoadExtension{Num: bpf.ExtType},
@@ -138,7 +167,7 @@ func socketFilter(cloneMAC [6]byte, vip4, vip6 netip.Addr) []bpf.Instruction {
 		drop,
 	}
 	prog = append(prog, ownFilter(vip4, vip6)...)
-	return append(prog, addressFilter(cloneMAC, vip4, vip6)...)
+	return append(prog, rest...)
 }
 
 // ownFilter accepts what is sent to the VIP at the NIC's own address: clients do so in
@@ -173,12 +202,11 @@ func addressFilter(cloneMAC [6]byte, vip4, vip6 netip.Addr) []bpf.Instruction {
 		prog = append(prog, acceptIf(append(destination(dst), ms...)...)...)
 	}
 	if vip4.IsValid() {
-		broadcast := [6]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 		v4 := vip4.As4()
 		accept(cloneMAC, etherType(etherTypeIPv4))
 		accept(cloneMAC, etherType(etherTypeARP))
-		accept(broadcast, etherType(etherTypeARP), match{38, 4, binary.BigEndian.Uint32(v4[:])})
-		accept(broadcast, etherType(etherTypeARP), match{20, 2, 2}) // a reply
+		accept(broadcastMAC, etherType(etherTypeARP), match{38, 4, binary.BigEndian.Uint32(v4[:])})
+		accept(broadcastMAC, etherType(etherTypeARP), match{20, 2, 2}) // a reply
 		// A gratuitous request: another host's sender and target are the same.
 		prog = append(prog,
 			bpf.LoadAbsolute{Off: 12, Size: 2},
@@ -198,6 +226,18 @@ func addressFilter(cloneMAC [6]byte, vip4, vip6 netip.Addr) []bpf.Instruction {
 		// hop-by-hop options as multicast listener queries do.
 		accept(allNodesMAC, etherType(etherTypeIPv6), match{20, 1, unix.IPPROTO_ICMPV6}, match{54, 1, 136})
 		accept(allNodesMAC, etherType(etherTypeIPv6), match{20, 1, unix.IPPROTO_HOPOPTS})
+	}
+	return append(prog, bpf.RetConstant{Val: 0})
+}
+
+// askFilter accepts who asks all for the VIP.
+func askFilter(vip4, vip6 netip.Addr) (prog []bpf.Instruction) {
+	if vip4.IsValid() {
+		v4 := vip4.As4()
+		prog = append(prog, acceptIf(append(destination(broadcastMAC), match{12, 2, etherTypeARP}, match{38, 4, binary.BigEndian.Uint32(v4[:])})...)...)
+	}
+	if vip6.IsValid() {
+		prog = append(prog, acceptIf(append(destination(solicitedNodeMAC(vip6)), match{12, 2, etherTypeIPv6})...)...)
 	}
 	return append(prog, bpf.RetConstant{Val: 0})
 }

@@ -42,11 +42,11 @@ func TestAddressFilter(t *testing.T) {
 		solicited = [6]byte{0x33, 0x33, 0xff, 0, 0, 0x10}
 		elsewhere = [6]byte{0x33, 0x33, 0xff, 0, 0, 0x11}
 	)
-	const only4, only6 = 1, 2
+	const only4, only6, ask4, ask6 = 1, 2, 4, 8
 	for _, tt := range []struct {
 		name  string
 		frame []byte
-		takes int // by which filter; one for both VIPs takes either
+		takes int // by which filters; one for both VIPs takes either
 	}{
 		{"IPv4 to the clone MAC", frame(testClone, 0x0800, nil), only4},
 		{"IPv6 to the clone MAC", frame(testClone, 0x86dd, nil), only6},
@@ -55,11 +55,11 @@ func TestAddressFilter(t *testing.T) {
 		{"tagged inside the frame", frame(testClone, 0x8100, nil), 0},
 		{"IPv4 to another", frame(wire, 0x0800, nil), 0},
 		{"IPv4 broadcast", frame(broadcast, 0x0800, nil), 0},
-		{"ARP request for the VIP", frame(broadcast, 0x0806, map[int][]byte{20: request, 38: vip}), only4},
+		{"ARP request for the VIP", frame(broadcast, 0x0806, map[int][]byte{20: request, 38: vip}), only4 | ask4},
 		{"ARP request for another", frame(broadcast, 0x0806, map[int][]byte{20: request, 28: vip, 38: other}), 0},
 		{"gratuitous ARP request", frame(broadcast, 0x0806, map[int][]byte{20: request, 28: other, 38: other}), only4},
 		{"broadcast ARP reply", frame(broadcast, 0x0806, map[int][]byte{20: reply, 28: other, 38: vip[:1]}), only4},
-		{"neighbour solicitation for the VIP", frame(solicited, 0x86dd, nil), only6},
+		{"neighbour solicitation for the VIP", frame(solicited, 0x86dd, nil), only6 | ask6},
 		{"neighbour solicitation for another", frame(elsewhere, 0x86dd, nil), 0},
 		{"neighbour advertisement to all", frame(allNodesMAC, 0x86dd, map[int][]byte{20: {58}, 54: {136}}), only6},
 		{"router advertisement to all", frame(allNodesMAC, 0x86dd, map[int][]byte{20: {58}, 54: {134}}), 0},
@@ -71,16 +71,18 @@ func TestAddressFilter(t *testing.T) {
 		{"empty", nil, 0},
 	} {
 		for _, f := range []struct {
-			name       string
-			bits       int
-			vip4, vip6 netip.Addr
+			name string
+			bits int
+			prog []bpf.Instruction
 		}{
-			{"both", only4 | only6, testVIP4, testVIP6},
-			{"IPv4", only4, testVIP4, netip.Addr{}},
-			{"IPv6", only6, netip.Addr{}, testVIP6},
+			{"both", only4 | only6, addressFilter(testClone, testVIP4, testVIP6)},
+			{"IPv4", only4, addressFilter(testClone, testVIP4, netip.Addr{})},
+			{"IPv6", only6, addressFilter(testClone, netip.Addr{}, testVIP6)},
+			{"who asks for both", ask4 | ask6, askFilter(testVIP4, testVIP6)},
+			{"who asks by IPv4", ask4, askFilter(testVIP4, netip.Addr{})},
+			{"who asks by IPv6", ask6, askFilter(netip.Addr{}, testVIP6)},
 		} {
-			prog := addressFilter(testClone, f.vip4, f.vip6)
-			vm, err := bpf.NewVM(prog)
+			vm, err := bpf.NewVM(f.prog)
 			if err != nil {
 				t.Fatalf("%s: %v", f.name, err)
 			}
@@ -93,7 +95,7 @@ func TestAddressFilter(t *testing.T) {
 			}
 		}
 	}
-	if _, err := bpf.Assemble(socketFilter(testClone, testVIP4, testVIP6)); err != nil {
+	if _, err := bpf.Assemble(socketFilter(addressFilter(testClone, testVIP4, testVIP6), testVIP4, testVIP6)); err != nil {
 		t.Error(err)
 	}
 }

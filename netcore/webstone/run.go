@@ -102,7 +102,11 @@ func requests(cfg *Config) (all [][]byte) {
 		version = "HTTP/1.1"
 	}
 	for _, f := range cfg.Workload.Files {
-		all = append(all, []byte(http.MethodGet+" "+cfg.Prefix+f.Name()+" "+version+"\r\nHost: "+cfg.Host+"\r\nUser-Agent: clonectl-bench\r\n\r\n"))
+		fields := "\r\nHost: " + cfg.Host + "\r\nUser-Agent: clonectl-bench\r\n"
+		if f.Packed {
+			fields += "Accept-Encoding: gzip\r\n"
+		}
+		all = append(all, []byte(http.MethodGet+" "+cfg.Prefix+f.Name()+" "+version+fields+"\r\n"))
 	}
 	return all
 }
@@ -298,7 +302,6 @@ func (c *client) work(ctx context.Context, number int) {
 			t.intended = t.begin
 		}
 		file := c.files.next()
-		t.size = c.files.files[file].Size
 		c.request(ctx, &t, file)
 		t.end = time.Since(r.begin)
 		if c.stopped.Load() || ctx.Err() != nil {
@@ -357,7 +360,7 @@ func (c *client) request(ctx context.Context, t *try, file int) {
 		var any bool
 		_, t.err = c.conn.Write(c.run.heads[file])
 		if t.err == nil {
-			h, any, t.err = readAnswer(c.conn, c.buf, t.size, !c.run.cfg.KeepAlive)
+			h, t.size, any, t.err = readAnswer(c.conn, c.buf, c.files.files[file], !c.run.cfg.KeepAlive)
 		}
 		if kept && !any && t.err != nil && kindOf(t.err) != Timeout {
 			// The server may close a connection between two requests; then the client asks

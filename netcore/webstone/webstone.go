@@ -67,6 +67,9 @@ func (c *Config) validate() error {
 	case c.Rate < 0 || math.IsNaN(c.Rate) || math.IsInf(c.Rate, 0):
 		return fmt.Errorf("rate %v: want requests per second, or 0 for a closed loop", c.Rate)
 	}
+	if c.KeepAlive && slices.ContainsFunc(c.Workload.Files, func(f File) bool { return f.Packed }) {
+		return fmt.Errorf("workload %q with keep-alive: a compressed answer has no length, its end is that of the connection", c.Workload.Name)
+	}
 	for _, s := range c.Sources {
 		if s.Is4() != c.Target.Addr().Unmap().Is4() {
 			return fmt.Errorf("source %v and target %v: want both IPv4 or both IPv6", s, c.Target.Addr())

@@ -3,6 +3,7 @@ package webstone
 import (
 	"bufio"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
@@ -129,10 +130,11 @@ func TestParseHead(t *testing.T) {
 		n    int
 		err  string
 	}{
-		{"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", head{200, 5, false}, 38, ""},
-		{"HTTP/1.0 200\r\n\r\n", head{200, -1, true}, 16, ""},
-		{"HTTP/1.0 200 OK\r\nconnection: Keep-Alive\r\n\r\n", head{200, -1, false}, 43, ""},
-		{"HTTP/1.1 503 No\r\nConnection: close\r\ncontent-length:0\r\n\r\n", head{503, 0, true}, 56, ""},
+		{"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", head{status: 200, length: 5, close: false}, 38, ""},
+		{"HTTP/1.0 200\r\n\r\n", head{status: 200, length: -1, close: true}, 16, ""},
+		{"HTTP/1.0 200 OK\r\nconnection: Keep-Alive\r\n\r\n", head{status: 200, length: -1, close: false}, 43, ""},
+		{"HTTP/1.1 503 No\r\nConnection: close\r\ncontent-length:0\r\n\r\n", head{status: 503, length: 0, close: true}, 56, ""},
+		{"HTTP/1.0 200 OK\r\nContent-Encoding: gzip\r\n\r\n", head{status: 200, length: -1, close: true, packed: true}, 43, ""},
 		{"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n", head{}, 0, ""},
 		{"HTT", head{}, 0, ""},
 		{"SSH-2.0-x", head{}, 0, "begins with"},
@@ -175,7 +177,7 @@ func FuzzParseHead(f *testing.F) {
 		if theirs.StatusCode != h.status || theirs.ContentLength >= 0 && theirs.Header.Get("Content-Length") != "" && theirs.ContentLength != h.length {
 			t.Errorf("%q: %+v; net/http has %d, %d", b, h, theirs.StatusCode, theirs.ContentLength)
 		}
-		_, _, _ = readAnswer(bytes.NewReader(b), make([]byte, maxHead), 5, true)
+		_, _, _, _ = readAnswer(bytes.NewReader(b), make([]byte, maxHead), File{Size: 5, Packed: len(b)%2 == 0}, true)
 	})
 }
 
@@ -214,7 +216,7 @@ func asked(c net.Conn) bool {
 	return true
 }
 
-var tiny = Workload{"tiny", "", []File{{5, 1}}}
+var tiny = Workload{"tiny", "", []File{{Size: 5, Weight: 1}}}
 
 func config(target netip.AddrPort) Config {
 	return Config{Target: target, Prefix: "/", Workload: tiny, Clients: 4, Timeout: 200 * time.Millisecond,
@@ -283,6 +285,56 @@ func TestErrors(t *testing.T) {
 			continue
 		}
 		if w.Requests > 0 || w.Failed() == 0 || w.Errors[tt.kind] != w.Failed() || w.Examples[tt.kind] == "" {
+			t.Errorf("%s: %d answers, errors %v %v", tt.kind, w.Requests, w.Errors, w.Examples)
+		}
+	}
+}
+
+// TestPage: an answer that is compressed is whole if what is in it is of the right size.
+func TestPage(t *testing.T) {
+	dir := t.TempDir()
+	if err := WriteContent(dir); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, Page.Files[0].Name()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	z.Write(text)
+	z.Close()
+	if n := packed.Len(); n < len(text)/8 || n > len(text)/2 {
+		t.Errorf("%d octets are packed into %d: want a text", len(text), n)
+	}
+	// Of Content-Length there is none as a rule.
+	const head = "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nConnection: close\r\n"
+	body := packed.String()
+	for _, tt := range []struct {
+		kind   Kind
+		answer string
+	}{
+		{"", head + "\r\n" + body},
+		{"", fmt.Sprintf("%sContent-Length: %d\r\n\r\n%s", head, len(body), body)},
+		{Short, head + "\r\n" + body[:len(body)-1]},
+		{Short, head + "\r\n" + "abc"},
+		{Short, fmt.Sprintf("%sContent-Length: %d\r\n\r\n%s", head, len(body)+1, body)},
+		{Protocol, fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(text), text)},
+	} {
+		cfg := config(serve(t, func(c net.Conn) {
+			if asked(c) {
+				io.WriteString(c, tt.answer[:len(tt.answer)-2])
+				time.Sleep(time.Millisecond) // the last four octets in two parts
+				io.WriteString(c, tt.answer[len(tt.answer)-2:])
+			}
+		}))
+		cfg.Workload = Page
+		w := measure(t, cfg).Total()
+		if tt.kind == "" {
+			if w.Requests == 0 || w.Failed() > 0 || w.Bytes != w.Requests*uint64(len(body)) {
+				t.Errorf("a good server: %d answers of %d octets, errors %v", w.Requests, w.Bytes, w.Examples)
+			}
+		} else if w.Requests > 0 || w.Errors[tt.kind] != w.Failed() || w.Failed() == 0 {
 			t.Errorf("%s: %d answers, errors %v %v", tt.kind, w.Requests, w.Errors, w.Examples)
 		}
 	}
@@ -426,6 +478,7 @@ func TestConfig(t *testing.T) {
 		"rate":    func(c *Config) { c.Rate = -1 },
 		"source":  func(c *Config) { c.Sources = []netip.Addr{netip.MustParseAddr("::1")} },
 		"files":   func(c *Config) { c.Workload = Workload{} },
+		"page":    func(c *Config) { c.Workload, c.KeepAlive = Page, true },
 	} {
 		c := good
 		if spoil(&c); c.validate() == nil {

@@ -38,8 +38,12 @@ type Rerun struct {
 	MemoryMB int
 	Extra    []string // more arguments of QEMU
 	OnLine   func(line string)
-	Timeout  time.Duration
 }
+
+// silence is how long a guest may say nothing, by the clock of this machine. How long all of
+// it takes there depends on what else this machine does; how long it may take by the guest's
+// own clock is for -test.timeout among Args, and the tests have to say that they go on.
+const silence = 30 * time.Minute
 
 // The names of what a guest is told, and by which it answers.
 const (
@@ -76,6 +80,10 @@ func (r Rerun) Run(t *testing.T) (report []byte) {
 			t.Fatal(err)
 		}
 	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	silent := time.AfterFunc(silence, func() { cancel(fmt.Errorf("the guest has said nothing for %v", silence)) })
+	defer silent.Stop()
 	vm, err := qemu.Start(t.Context(), qemu.Config{
 		Name: "rerun", Machine: qemu.Q35, Accel: qemu.TCG, Dir: dir, NoReboot: true, CPUs: r.CPUs, MemoryMB: r.MemoryMB,
 		Kernel: r.Kernel, Initrd: all, Cmdline: "console=ttyS0 quiet panic=-1 rdinit=" + init,
@@ -84,6 +92,7 @@ func (r Rerun) Run(t *testing.T) (report []byte) {
 			"-device", "virtio-serial-pci", "-chardev", "file,id=out,path=" + out, "-device", "virtserialport,chardev=out,name=" + rerunPort,
 		}, r.Extra...),
 		OnLine: func(l qemu.Line) {
+			silent.Reset(silence)
 			if r.OnLine != nil {
 				r.OnLine(l.Text)
 			}
@@ -93,8 +102,6 @@ func (r Rerun) Run(t *testing.T) (report []byte) {
 		t.Fatal(err)
 	}
 	defer vm.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), r.Timeout)
-	defer cancel()
 	if err := vm.Wait(ctx); err != nil {
 		t.Fatalf("%v\n%s", err, vm.Report())
 	}

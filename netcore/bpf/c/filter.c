@@ -57,7 +57,6 @@ struct shared {
 
 struct map shared SEC("maps") = {BPF_MAP_TYPE_ARRAY, sizeof(u32), sizeof(struct shared), 1, BPF_F_MMAPABLE};
 struct map ports SEC("maps") = {BPF_MAP_TYPE_ARRAY, sizeof(u32), 2 * 65536, 1, BPF_F_MMAPABLE};
-struct map verdicts SEC("maps") = {BPF_MAP_TYPE_PERCPU_ARRAY, sizeof(u32), sizeof(u64), VERDICTS, 0};
 struct map guarded SEC("maps") = {BPF_MAP_TYPE_PERCPU_ARRAY, sizeof(u32), sizeof(u64), 1, 0};
 
 // SYNs that came lately; see filter's offered.go.
@@ -123,7 +122,8 @@ struct frame {
 	s64 now; // 0: not asked yet
 	struct shared *shared;
 	u8 *ports;
-	struct scratch *scratch;
+	struct counted *counted;
+	struct scratch *scratch; // of what does not take the short way
 };
 
 struct packet {
@@ -151,16 +151,30 @@ struct flow {
 	u32 header, payload; // offsets in the frame
 };
 
-// What is parsed lies in a map, as the verifier knows nothing of what is in there and
-// so does not follow each combination of lengths on its own. What is offered is counted
-// there, as it is each processor's own and has been looked up already.
-struct scratch {
+// What every frame counts in is one value, which takes one look-up.
+struct counted {
+	u64 verdicts[VERDICTS];
 	u64 frames[BUCKETS], syns[BUCKETS], again[BUCKETS];
+};
+
+struct map counted SEC("maps") = {BPF_MAP_TYPE_PERCPU_ARRAY, sizeof(u32), sizeof(struct counted), 1, 0};
+
+// What is parsed lies in a map, as the verifier knows nothing of what is in there and
+// so does not follow each combination of lengths on its own.
+struct scratch {
 	struct packet packet, quoted;
 	struct flow flow;
 };
 
 struct map scratch SEC("maps") = {BPF_MAP_TYPE_PERCPU_ARRAY, sizeof(u32), sizeof(struct scratch), 1, 0};
+
+// begin_long gives room for what is parsed; there always is.
+inline_always bool begin_long(struct frame *f)
+{
+	u32 zero = 0;
+	f->scratch = map_lookup(&scratch, &zero);
+	return f->scratch;
+}
 
 inline_always bool is(struct addr a, struct addr b) { return a.hi == b.hi && a.lo == b.lo; }
 inline_always bool is_mapped(struct addr a) { return a.hi == 0 && a.lo >> 32 == MAPPED >> 32; }
@@ -242,6 +256,28 @@ inline_always bool load(struct frame *f, u32 off, u8 *to, u32 n)
 		v0 ^= (word);                                                                                          \
 	} while (0)
 
+#define BEGIN                                                                                                          \
+	u64 v0 = key0 ^ 0x736f6d6570736575, v1 = key1 ^ 0x646f72616e646f6d;                                            \
+	u64 v2 = key0 ^ 0x6c7967656e657261, v3 = key1 ^ 0x7465646279746573
+#define END                                                                                                            \
+	do {                                                                                                           \
+		v2 ^= 0xff;                                                                                            \
+		ROUND;                                                                                                 \
+		ROUND;                                                                                                 \
+		ROUND;                                                                                                 \
+		return v0 ^ v1 ^ v2 ^ v3;                                                                              \
+	} while (0)
+
+// hash_plain is hash for AFFINITY_NONE and IPv4 in place, for what has to be discarded at
+// line rate.
+inline_always u64 hash_plain(const struct flow *w)
+{
+	BEGIN;
+	TAKE(w->words[0]);
+	TAKE(KEY_LENGTH4 << 56 | (u64)w->proto << 32 | w->ports);
+	END;
+}
+
 subprogram u64 hash(u32 affinity, const struct flow *w)
 {
 	u64 a = w->words[0], b = w->words[1], last = (u64)affinity << 40;
@@ -260,8 +296,7 @@ subprogram u64 hash(u32 affinity, const struct flow *w)
 		else
 			a &= ~0xff000000ULL;
 	}
-	u64 v0 = key0 ^ 0x736f6d6570736575, v1 = key1 ^ 0x646f72616e646f6d;
-	u64 v2 = key0 ^ 0x6c7967656e657261, v3 = key1 ^ 0x7465646279746573;
+	BEGIN;
 	TAKE(a);
 	if (v6) {
 		TAKE(b);
@@ -272,11 +307,7 @@ subprogram u64 hash(u32 affinity, const struct flow *w)
 		last |= KEY_LENGTH4 << 56;
 	}
 	TAKE(last);
-	v2 ^= 0xff;
-	ROUND;
-	ROUND;
-	ROUND;
-	return v0 ^ v1 ^ v2 ^ v3;
+	END;
 }
 
 inline_always u8 port(struct frame *f, u8 proto, u16 n)
@@ -706,7 +737,7 @@ subprogram void offer_syn(struct frame *f, const struct flow *w, u32 bucket)
 	u32 zero = 0, sequence;
 	struct syns *s = map_lookup(&syns, &zero);
 	bucket %= BUCKETS;
-	f->scratch->syns[bucket]++;
+	f->counted->syns[bucket]++;
 	if (!s || !load(f, w->payload + 4, (u8 *)&sequence, sizeof(sequence)))
 		return;
 	u64 x = syn_number(w, sequence), *e = &s->seen[x >> (64 - SYN_BITS)], was = *e;
@@ -714,7 +745,7 @@ subprogram void offer_syn(struct frame *f, const struct flow *w, u32 bucket)
 	if (was >> 32 == tag && since < AGAIN_MOST) {
 		if (since < AGAIN_LEAST)
 			return;
-		f->scratch->again[bucket]++;
+		f->counted->again[bucket]++;
 		u64 client = hash(AFFINITY_CLIENT, w);
 		s->askers[client >> (64 - ASKER_BITS)] = ((client & 0x3fffff) << 10 | bucket) << 32 | ms;
 	}
@@ -722,13 +753,14 @@ subprogram void offer_syn(struct frame *f, const struct flow *w, u32 bucket)
 }
 
 // to_port decides on a segment or datagram to the VIP.
-inline_always u32 to_port(struct frame *f, u8 kind, const struct flow *w)
+inline_always u32 to_port(struct frame *f, u8 kind, const struct flow *w, bool short_way)
 {
 	u8 is = port(f, w->proto, __builtin_bswap16(w->ports >> 16));
 	if (is & PORT_DISABLED)
 		return DROP_DISABLED;
-	u32 bucket = flow_bucket(is, w);
-	f->scratch->frames[bucket]++;
+	bool in_place = short_way && !w->v6 && (is & PORT_AFFINITY) == AFFINITY_NONE;
+	u32 bucket = in_place ? hash_plain(w) % BUCKETS : flow_bucket(is, w);
+	f->counted->frames[bucket]++;
 	if (kind == KIND_SYN && (is & PORT_RULED))
 		offer_syn(f, w, bucket);
 	if (kind != KIND_SYN && (is & PORT_LOCAL)) {
@@ -756,7 +788,7 @@ inline_always u32 flow(struct frame *f, struct packet *p)
 	case KIND_ECHO:
 		return decide(f, KIND_ECHO, client_bucket(w), false, w);
 	case KIND_SYN: case KIND_TCP: case KIND_UDP:
-		return to_port(f, p->kind, w);
+		return to_port(f, p->kind, w, false);
 	}
 	return DROP_PROTOCOL;
 }
@@ -851,7 +883,7 @@ inline_always u32 from_wire(struct frame *f, u64 *dst)
 		return be16(b + 12) == ETHER_RARP ? DROP_CLONE_RARP : DROP_CLONE_SOURCE;
 	if (*dst != clone_mac && !is_group(*dst))
 		return DROP_NOT_OURS;
-	if (!is_station(src))
+	if (!is_station(src) || !begin_long(f))
 		return DROP_MALFORMED;
 	u16 type = be16(b + 12);
 	u32 off = ETHER_HEADER, v = untag(f, &type, &off);
@@ -945,7 +977,7 @@ inline_always u32 plain(struct frame *f)
 	} else if (w.proto != PROTO_UDP || rest < 8) {
 		return 0;
 	}
-	return to_port(f, kind, &w);
+	return to_port(f, kind, &w, true);
 }
 
 // judge_reset delays the first RST of a flow; see resets.go.
@@ -1016,7 +1048,7 @@ subprogram u32 arp_out(struct frame *f)
 inline_always u32 from_clone(struct frame *f)
 {
 	u8 b[ETHER_HEADER];
-	if (f->len < ETHER_HEADER || f->len > max_frame || !load(f, 0, b, ETHER_HEADER))
+	if (f->len < ETHER_HEADER || f->len > max_frame || !load(f, 0, b, ETHER_HEADER) || !begin_long(f))
 		return DROP_EGRESS_MALFORMED;
 	u16 type = be16(b + 12);
 	if (type == ETHER_ARP)
@@ -1038,37 +1070,45 @@ inline_always u32 from_clone(struct frame *f)
 }
 
 // plain_out is the short way for what leaves: nearly all of it are segments of TCP from
-// the VIP that neither open nor reset. True: send it. Otherwise from_clone decides.
+// a service of the VIP with an ACK, and datagrams. True: send it. Otherwise from_clone
+// decides, on the SYNs and RSTs of flows that the VIP opens or does not know.
 inline_always bool plain_out(struct frame *f)
 {
 	const u8 *b = f->data, *end = f->end, *t;
 	u32 rest; // of the packet, behind the IP header
+	u8 proto;
 	if (b + ETHER_HEADER + 40 > end || f->len > max_frame)
 		return false;
 	if (AT(u16, 12) == __builtin_bswap16(ETHER_IPV4)) {
 		u32 len = __builtin_bswap16(AT(u16, 16));
 		if (b[14] != 0x45 || (AT(u16, 20) & __builtin_bswap16(0x3fff)) || len < 20 || len + ETHER_HEADER > f->len)
 			return false;
-		if (vip4 == 0 || AT(u32, 26) != __builtin_bswap32((u32)vip4) || b[23] != PROTO_TCP)
+		if (vip4 == 0 || AT(u32, 26) != __builtin_bswap32((u32)vip4))
 			return false;
+		proto = b[23];
 		t = b + ETHER_HEADER + 20;
 		rest = len - 20;
 	} else if (AT(u16, 12) == __builtin_bswap16(ETHER_IPV6)) {
 		if (b + ETHER_HEADER + 60 > end)
 			return false;
 		rest = __builtin_bswap16(AT(u16, 18));
-		if (b[14] >> 4 != 6 || rest + ETHER_HEADER + 40 > f->len || b[20] != PROTO_TCP)
+		if (b[14] >> 4 != 6 || rest + ETHER_HEADER + 40 > f->len)
 			return false;
 		if (!have_vip6() || AT(u64, 22) != __builtin_bswap64(vip6_hi) || AT(u64, 30) != __builtin_bswap64(vip6_lo))
 			return false;
+		proto = b[20];
 		t = b + ETHER_HEADER + 40;
 	} else {
 		return false;
 	}
-	u32 header = (t[12] >> 4) * 4;
-	if (header < 20 || header > rest || (t[13] & (SYN | RST)))
+	if (proto == PROTO_TCP) {
+		u32 header = (t[12] >> 4) * 4;
+		if (header < 20 || header > rest || (t[13] & (SYN | RST | ACK)) == SYN || (t[13] & (RST | ACK)) == RST)
+			return false;
+	} else if (proto != PROTO_UDP || rest < 8) {
 		return false;
-	return !(port(f, PROTO_TCP, be16(t)) & PORT_LOCAL);
+	}
+	return !(port(f, proto, be16(t)) & PORT_LOCAL);
 }
 
 inline_always bool begin(struct frame *f)
@@ -1076,15 +1116,14 @@ inline_always bool begin(struct frame *f)
 	u32 zero = 0;
 	f->shared = map_lookup(&shared, &zero);
 	f->ports = map_lookup(&ports, &zero);
-	f->scratch = map_lookup(&scratch, &zero);
-	return f->shared && f->ports && f->scratch;
+	f->counted = map_lookup(&counted, &zero);
+	return f->shared && f->ports && f->counted;
 }
 
-inline_always void count(u32 verdict)
+inline_always void count(struct frame *f, u32 verdict)
 {
-	u64 *n = map_lookup(&verdicts, &verdict);
-	if (n)
-		++*n;
+	if (verdict < VERDICTS)
+		f->counted->verdicts[verdict]++;
 }
 
 // passes tells whether a frame goes on to the kernel. What is not the cluster's is
@@ -1107,7 +1146,7 @@ SEC("xdp.frags") int ingress_xdp(struct xdp_md *ctx)
 	u32 v = plain(&f);
 	if (!v)
 		v = from_wire(&f, &dst);
-	count(v);
+	count(&f, v);
 	return passes(v, dst) ? XDP_PASS : XDP_DROP;
 }
 
@@ -1127,7 +1166,7 @@ SEC("tc") int ingress_tc(struct __sk_buff *skb)
 		if (tagged && (w != DROP_RUNT && w != DROP_OVERSIZED && w != DROP_CLONE_SOURCE && w != DROP_NOT_OURS))
 			w = DROP_VLAN;
 	}
-	count(w);
+	count(&f, w);
 	return passes(w, dst) ? TC_ACT_UNSPEC : TC_ACT_SHOT;
 }
 
@@ -1163,7 +1202,7 @@ SEC("tc") int egress_tc(struct __sk_buff *skb)
 	if (!begin(&f))
 		return TC_ACT_SHOT;
 	u32 v = plain_out(&f) ? SEND : from_clone(&f);
-	count(v);
+	count(&f, v);
 	if (v == DELAY_RST)
 		delay(skb);
 	if (v != SEND && v != SEND_OPEN)
@@ -1176,8 +1215,17 @@ SEC("tc") int egress_tc(struct __sk_buff *skb)
 SEC("tc") int guard_tc(struct __sk_buff *skb)
 {
 	u32 zero = 0;
-	u8 b[6];
-	if (skb_load_bytes(skb, 6, b, sizeof(b)) || mac(b) != clone_mac)
+	const u8 *b = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	u64 src;
+	if (b + ETHER_HEADER <= end) {
+		src = __builtin_bswap64(AT(u64, 6)) >> 16;
+	} else {
+		u8 m[6]; // a header of which not all lies in one piece
+		if (skb_load_bytes(skb, 6, m, sizeof(m)))
+			return TC_ACT_UNSPEC;
+		src = mac(m);
+	}
+	if (src != clone_mac)
 		return TC_ACT_UNSPEC;
 	u64 *n = map_lookup(&guarded, &zero);
 	struct shared *s = map_lookup(&shared, &zero);

@@ -39,6 +39,12 @@ type Shared struct {
 	Resets                            [filter.ResetSlots]uint64
 }
 
+// Counted is the value of the map "counted", one for each processor.
+type Counted struct {
+	Verdicts [filter.Verdicts]uint64
+	Offered  filter.Offered
+}
+
 // SYNs is the value of the map "syns", which the programs write.
 type SYNs struct {
 	Seen   [filter.SYNSlots]uint64
