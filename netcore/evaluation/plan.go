@@ -17,7 +17,7 @@ var policies = []string{"byRandom", "byLoad", "bySource"}
 // take 1.3: 1.8 of two. One machine answers some thousand requests in a run then. A page that
 // is work takes 800 µs of a server and as little of the clients, so machines may take more there.
 func Full() Plan {
-	p := Plan{Quota: 0.06, Quotas: map[string]float64{webstone.Page.Name: 0.17}, PeriodMS: 20, ModerationMS: 1, WarmUp: 0.6, Window: 1.5, Settle: 30, Timeout: 10, Rounds: 2, Failovers: 5}
+	p := Plan{Quota: 0.06, Quotas: map[string]float64{webstone.Page.Name: 0.17}, PeriodMS: 20, ModerationMS: 1, WarmUp: 0.5, Window: 1.4, Settle: 25, Timeout: 10, Rounds: 2, Failovers: 5}
 	setups := []Setup{{Way: Plain, Machines: 1}, {Way: Clone, Machines: 1, Policy: "byRandom"}}
 	for _, n := range []int{2, 4, 8} {
 		for _, policy := range policies {
