@@ -291,6 +291,7 @@ func TestRebuilt(t *testing.T) {
 	if err := os.WriteFile(signature, []byte("x"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	touched()
 	if _, err := Build(t.Context(), o); err == nil || !strings.Contains(err.Error(), dir+" holds a signed build") || !strings.Contains(err.Error(), "another folder with --out") {
 		t.Errorf("a minimal build over a signed one: %v", err)
 	}
