@@ -1,7 +1,6 @@
 package image
 
 import (
-	"cmp"
 	"context"
 	"debug/buildinfo"
 	"debug/elf"
@@ -106,12 +105,21 @@ func CheckBuild(path, arch string) error {
 	case !fi.IsDir():
 		return fmt.Errorf("%s is neither a folder with a Go program nor a file", path)
 	}
-	target := gobuild.Default
-	target.GOOS, target.GOARCH, target.CgoEnabled = "linux", cmp.Or(arch, "amd64"), false
-	p, err := target.ImportDir(path, 0)
+	archs := []string{arch}
+	if arch == "" {
+		archs = []string{"amd64", "arm64"}
+	}
+	var p *gobuild.Package
+	for _, one := range archs {
+		target := gobuild.Default
+		target.GOOS, target.GOARCH, target.CgoEnabled = "linux", one, false
+		if p, err = target.ImportDir(path, 0); err == nil {
+			break
+		}
+	}
 	switch ignored := (*gobuild.NoGoError)(nil); {
 	case errors.As(err, &ignored) && len(p.IgnoredGoFiles) > 0:
-		return fmt.Errorf("%s has no Go file for linux/%s without cgo: a node has no C library", path, target.GOARCH)
+		return fmt.Errorf("%s has no Go file for linux/%s without cgo: a node has no C library", path, strings.Join(archs, " or "))
 	case errors.As(err, &ignored):
 		return fmt.Errorf("%s has no Go files; build names the folder of a Go main package, or a file that is a static binary", path)
 	case err != nil:

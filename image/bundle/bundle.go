@@ -279,8 +279,13 @@ func (b *builder) open() (unlock func(), err error) {
 // keepSigned refuses to make the minimal build of a folder that holds a signed one: what it
 // would remove, nobody may be able to make again here. What is not signed, a build makes again.
 func (b *builder) keepSigned() error {
-	if _, err := os.Lstat(filepath.Join(b.OutDir, SignatureName)); !b.Minimal || err != nil {
+	if !b.Minimal {
 		return nil
+	}
+	if _, err := os.Lstat(filepath.Join(b.OutDir, SignatureName)); errors.Is(err, os.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
 	}
 	return fmt.Errorf("%s holds a signed build, of which this would remove %s and what it is of: give another folder with --out, or make all of it anew with clonectl build",
 		b.OutDir, SignatureName)
