@@ -80,7 +80,7 @@ func TestBadInput(t *testing.T) {
 		{"key|new|sub/key", true, "give it with --password-file FILE"},
 		{"key|secure-boot|", true, "an argument is empty"},
 		{"key|secure-boot|text", false, "text/secure-boot.key cannot be made; give a place that you can write to"},
-		{"key|secure-boot|sb|--name|", true, "want 1 to 64 printable characters"},
+		{"key|secure-boot|sb|--name|", true, "--name is empty"},
 		{"key|secure-boot|sb|--name|" + long, true, "want 1 to 64 printable characters"},
 		{"key|secure-boot|sb|--name|a\x00b", true, "want 1 to 64 printable characters"},
 		{"key|issue|--cluster|good.yaml", true, "--out is needed"},

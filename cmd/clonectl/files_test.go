@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -264,6 +265,19 @@ func TestServeCompares(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, "\nbzImage: is missing"},
+		{"no manifest", func(t *testing.T, dir string) {
+			if err := os.Remove(filepath.Join(dir, manifestName)); err != nil {
+				t.Fatal(err)
+			}
+		}, "has no manifest.json, which says what its files have to be"},
+		{"a file", func(t *testing.T, dir string) {
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(dir, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, "is a file; give the folder"},
 		{"what is not handed out", func(t *testing.T, dir string) { flip(t, filepath.Join(dir, bundle.StickName)) }, `no network interface "nonexistent"`},
 		{"nothing is there", func(t *testing.T, dir string) {
 			if err := os.RemoveAll(dir); err != nil {
@@ -276,6 +290,44 @@ func TestServeCompares(t *testing.T) {
 		o := serveOptions{httpPort: 1, folders: []string{dir}, iface: "nonexistent"}
 		if _, err := o.options(t.Context(), newProgress(os.Stderr)); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v; want %q", tt.name, err, tt.want)
+		}
+	}
+}
+
+// TestReadKnown: what is read after it was compared is what was compared.
+func TestReadKnown(t *testing.T) {
+	file := filepath.Join(t.TempDir(), initrdName)
+	if err := os.WriteFile(file, []byte("as built"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fi, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := map[string]fs.FileInfo{initrdName: fi}
+	if data, err := readKnown(file, known); err != nil || string(data) != "as built" {
+		t.Errorf("%q, %v", data, err)
+	}
+	if _, err := readKnown(file, nil); err == nil {
+		t.Error("a file that nobody compared is read")
+	}
+	if err := os.WriteFile(file, []byte("changed since"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readKnown(file, known); err == nil || !strings.Contains(err.Error(), "start serve again") {
+		t.Errorf("a changed file: %v", err)
+	}
+}
+
+// TestEmptyFlags: a variable of a shell that is not set is not taken for a flag that is not
+// given.
+func TestEmptyFlags(t *testing.T) {
+	for _, args := range [][]string{
+		{"verify", ".", "--public-key", ""}, {"flash", "/dev/null", "--public-key", ""}, {"serve", ".", "--public-key="},
+		{"build", "--key", ""}, {"build", "--config", ""}, {"image", "--config", ""},
+	} {
+		if out, code := says(t, args...); code != exitUsage || !strings.Contains(out, "is empty: give a value, or leave it out") {
+			t.Errorf("clonectl %q ends with %d and says %q", args, code, out)
 		}
 	}
 }

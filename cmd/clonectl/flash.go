@@ -233,7 +233,7 @@ func flashTarget(path string, flags flashFlags) (string, error) {
 		return "", err
 	}
 	if fi.Mode().IsRegular() {
-		return fmt.Sprintf("the file %s (%s)", path, gigabytes(fi.Size())), nil
+		return fmt.Sprintf("the file %s (%s)", path, gigabytes(fi.Size())), flash.CheckFile(path)
 	}
 	d, err := flash.Lookup(path)
 	if err != nil {

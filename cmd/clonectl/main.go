@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // Exit codes, documented in the root command's help.
@@ -75,10 +76,11 @@ watches or follows: 0).`,
   clonectl qemu up --nodes 3             # boot a cluster, answer on http://127.0.0.1:8080/
   clonectl status --watch                # what its nodes do
   clonectl config check cluster.yaml     # is this file right?`,
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		Args:          usageArgs(cobra.NoArgs),
-		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		SilenceUsage:      true,
+		SilenceErrors:     true,
+		Args:              usageArgs(cobra.NoArgs),
+		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return noEmptyFlags(cmd) },
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %q", err, cmd.CommandPath()+" --help")}
@@ -155,4 +157,18 @@ func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 		}
 		return nil
 	}
+}
+
+// mayBeEmpty are the flags to which an empty value says something.
+var mayBeEmpty = []string{"api", "append", "ipxe", "reason", "since"}
+
+// noEmptyFlags refuses a flag that is given without a value, as by a shell's variable that is
+// not set: --public-key "" would check nothing.
+func noEmptyFlags(cmd *cobra.Command) (err error) {
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if err == nil && f.Value.Type() == "string" && f.Value.String() == "" && !slices.Contains(mayBeEmpty, f.Name) {
+			err = usageError{fmt.Errorf("--%s is empty: give a value, or leave it out", f.Name)}
+		}
+	})
+	return err
 }

@@ -148,9 +148,12 @@ func (o *serveOptions) options(ctx context.Context, p *progress) (pxe.Options, e
 		img := pxe.Image{Arch: b.board.Arch, Folder: dir, Cmdline: cmdline, Known: known, Build: serveBuild(dir, b.board.Name)}
 		if known[efiName] == nil {
 			// Without the stub machines with UEFI get nothing, as they are told.
-			img.EFI, o.noEFI = unified(b, cmdline)
+			img.EFI, o.noEFI = unified(b, cmdline, known)
 		}
 		s.Images = append(s.Images, img)
+		if vip := b.config.VIP.IPv4.Addr(); vip.IsValid() {
+			s.VIPs = append(s.VIPs, vip)
+		}
 		if cfg == nil {
 			cfg = b.config
 		}
@@ -166,10 +169,10 @@ func (o *serveOptions) options(ctx context.Context, p *progress) (pxe.Options, e
 	case config.ManagementLinkLocal:
 		s.Silent = true
 	}
-	if _, err := os.Stat(o.ipxe); err == nil {
+	if fi, err := os.Stat(o.ipxe); err == nil && fi.Mode().IsRegular() {
 		s.Undionly = o.ipxe
 	} else if o.ipxe != undionlyPath && o.ipxe != "" {
-		return s, err
+		return s, fmt.Errorf("there is no iPXE %s: Debian's package ipxe (apt-get install ipxe) has %s, which is taken without --ipxe", o.ipxe, undionlyPath)
 	}
 	i, err := pxe.FindInterface(o.iface)
 	if err != nil {
@@ -179,26 +182,39 @@ func (o *serveOptions) options(ctx context.Context, p *progress) (pxe.Options, e
 	return s, nil
 }
 
+func servedNames() []string { return append(bundle.KernelFiles(), initrdName, efiName) }
+
+// servedFiles are those of a folder as they are now.
+func servedFiles(dir string) map[string]fs.FileInfo {
+	files := map[string]fs.FileInfo{}
+	for _, name := range servedNames() {
+		if fi, err := os.Stat(filepath.Join(dir, name)); err == nil {
+			files[name] = fi
+		}
+	}
+	return files
+}
+
 // compareFolder compares what machines are given of a folder with its manifest, and
 // tells how those files are now.
 func compareFolder(ctx context.Context, dir, public string, p *progress) (map[string]fs.FileInfo, error) {
-	names := append(bundle.KernelFiles(), initrdName, efiName)
-	known := map[string]fs.FileInfo{}
-	for _, name := range names {
-		if fi, err := os.Stat(filepath.Join(dir, name)); err == nil {
-			known[name] = fi
-		}
+	if fi, err := os.Stat(dir); err == nil && !fi.IsDir() {
+		return nil, fmt.Errorf("%s is a file; give the folder that clonectl build has made", dir)
 	}
+	known := servedFiles(dir)
 	o, err := verifyOptions(public, p)
 	if err != nil {
 		return nil, err
 	}
-	o.Files = append(names, configName) // that says how to ask a node whether it is up
+	o.Files = append(servedNames(), configName) // that says how to ask a node whether it is up
 	r, _, err := bundle.Verify(ctx, dir, o)
 	p.Clear()
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && len(known) > 0:
+		return nil, fmt.Errorf("%s has no %s, which says what its files have to be: copy it there from the build, or build again with %q", dir, manifestName, serveBuild(dir, ""))
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("%s holds no image; build one with %q", dir, serveBuild(dir, ""))
-	} else if err != nil {
+	case err != nil:
 		return nil, explainRights(err)
 	}
 	if err := reportError(dir, r); err != nil {
@@ -224,7 +240,7 @@ func serveBuild(dir, board string) string {
 }
 
 // unified is a unified kernel image of a folder that has none, in memory.
-func unified(b bootable, cmdline string) ([]byte, error) {
+func unified(b bootable, cmdline string, known map[string]fs.FileInfo) ([]byte, error) {
 	var more []string // where make stub-arm puts that of another architecture
 	if cache, err := cacheDir(); err == nil {
 		more = append(more, filepath.Join(cache, "stub"))
@@ -233,17 +249,29 @@ func unified(b bootable, cmdline string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	linux, err := os.ReadFile(b.kernel())
+	linux, err := readKnown(b.kernel(), known)
 	if err != nil {
 		return nil, err
 	}
-	initrd, err := os.ReadFile(b.path(initrdName))
+	initrd, err := readKnown(b.path(initrdName), known)
 	if err != nil {
 		return nil, err
 	}
 	return uki.Build(uki.Options{
 		Stub: stub, Linux: linux, Initrd: initrd, Cmdline: cmdline, OSRelease: "NAME=clonecluster\nID=clonecluster\n",
 	})
+}
+
+// readKnown reads a file that is still the one that was compared.
+func readKnown(path string, known map[string]fs.FileInfo) ([]byte, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	if now, err := os.Stat(path); err != nil || !pxe.Unchanged(known[filepath.Base(path)], now) {
+		return nil, fmt.Errorf("%s was changed after it was compared with the manifest: start serve again", path)
+	}
+	return data, nil
 }
 
 func parseMACs(words []string) ([]net.HardwareAddr, error) {
@@ -367,6 +395,11 @@ func (v *serveView) start(o pxe.Options, noEFI error) {
 	}
 	if o.Undionly == "" {
 		v.say("  there is no %s: BIOSes without iPXE of their own get nothing; apt-get install ipxe brings it", undionlyPath)
+	}
+	for _, vip := range o.VIPs {
+		if o.Pool != nil && o.Pool.First.Compare(vip) <= 0 && vip.Compare(o.Pool.Last) <= 0 {
+			v.say("  %v is the cluster's own address, and is given to no machine", vip)
+		}
 	}
 	v.say("the image holds the cluster's key, and is sent in the clear: whoever listens on this segment can read it")
 }

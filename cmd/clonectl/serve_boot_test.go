@@ -42,7 +42,7 @@ func TestNetworkBoot(t *testing.T) {
 	if _, err := os.Stat("/usr/share/OVMF/OVMF_CODE_4M.fd"); err != nil {
 		t.Skip("needs UEFI firmware (Debian package ovmf)")
 	}
-	efi, err := unified(img, "console=ttyS0 quiet panic=10 tsc=unstable")
+	efi, err := unified(img, "console=ttyS0 quiet panic=10 tsc=unstable", servedFiles(img.dir))
 	if err != nil {
 		t.Skip(err)
 	}

@@ -159,6 +159,7 @@ func TestServeOptions(t *testing.T) {
 		{"router alone", serveOptions{httpPort: 1, router: "10.0.0.1"}, "goes with --dhcp"},
 		{"router", serveOptions{httpPort: 1, dhcp: "10.0.0.1-10.0.0.2", router: "x"}, "--router"},
 		{"interface", serveOptions{httpPort: 1, folders: []string{builtFolder(t)}, iface: "nonexistent"}, `no network interface "nonexistent"`},
+		{"no iPXE", serveOptions{httpPort: 1, folders: []string{builtFolder(t)}, ipxe: "/nonexistent"}, "apt-get install ipxe"},
 		{"iPXE", serveOptions{httpPort: 1, folders: []string{builtFolder(t)}, ipxe: "/nonexistent"}, "/nonexistent"},
 	} {
 		if _, err := tt.o.options(t.Context(), newProgress(os.Stderr)); err == nil || !strings.Contains(err.Error(), tt.want) {

@@ -176,7 +176,21 @@ func Lookup(path string) (Device, error) {
 	if _, err := os.Stat(filepath.Join(thisHost.class, name, "partition")); err == nil {
 		return Device{}, fmt.Errorf("%s is a partition; give the whole disk", path)
 	}
-	return thisHost.device(name)
+	d, err := thisHost.device(name)
+	if err != nil {
+		return Device{}, err
+	}
+	// Of its partitions, too.
+	files, _ := filepath.Glob(filepath.Join(thisHost.class, name, name+"*", "dev"))
+	for _, file := range append(files, filepath.Join(thisHost.class, name, "dev")) {
+		var major, minor uint32
+		if number, err := os.ReadFile(file); err == nil {
+			if _, err := fmt.Sscanf(string(number), "%d:%d", &major, &minor); err == nil {
+				d.InUse = append(d.InUse, thisHost.loopUses(below{number: unix.Mkdev(major, minor)})...)
+			}
+		}
+	}
+	return d, nil
 }
 
 // Check says why the device must not be written to. Force allows a disk that is

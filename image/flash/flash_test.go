@@ -201,6 +201,7 @@ func TestCheckImage(t *testing.T) {
 		{"a sector short", data[:len(data)-512], "not all there"},
 		{"something else", []byte("hello"), "no disk image"},
 		{"empty", nil, "no disk image"},
+		{"longer", append(slices.Clone(data), make([]byte, mebibyte)...), fmt.Sprintf("cut it with truncate -s %d ", len(data))},
 	} {
 		path := filepath.Join(t.TempDir(), "usb.img")
 		if err := os.WriteFile(path, tt.data, 0o600); err != nil {
@@ -257,6 +258,42 @@ func TestLoopDevice(t *testing.T) {
 	}
 	if state, err := Write(t.Context(), img, dev, nil); state != Untouched || !errors.Is(err, unix.EBUSY) {
 		t.Errorf("Write = %v, %v; want EBUSY", state, err)
+	}
+	// So is the file under it, of which the kernel says nothing.
+	if err := CheckFile(path); err == nil || !strings.Contains(err.Error(), filepath.Base(dev)+" on it: "+at) {
+		t.Errorf("CheckFile of what is mounted: %v", err)
+	}
+	// And a loop device under another one.
+	outer := loop(t, file(t, t.TempDir(), 16*mebibyte))
+	inner := loop(t, outer, "--offset", "1048576")
+	if out, err := exec.Command("mkfs.ext2", "-q", inner).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.ext2: %v: %s", err, out)
+	}
+	within := t.TempDir()
+	if err := unix.Mount(inner, within, "ext2", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(within, 0)
+	if d, err = Lookup(outer); err != nil || d.Check(true) == nil {
+		t.Errorf("Lookup = %+v, %v; want it in use, as %s on it is", d, err, inner)
+	}
+}
+
+// TestImageUnderLoop: a device that is the image itself is not written to.
+func TestImageUnderLoop(t *testing.T) {
+	img := testImage(t)
+	before, err := os.ReadFile(img.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev := loop(t, img.Path)
+	for _, path := range []string{dev, loop(t, dev)} {
+		if state, err := Write(t.Context(), img, path, nil); state != Untouched || err == nil || !strings.Contains(err.Error(), "is the image itself") {
+			t.Errorf("Write = %v, %v", state, err)
+		}
+	}
+	if after, err := os.ReadFile(img.Path); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the image has changed: %v", err)
 	}
 }
 

@@ -5,10 +5,12 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"unsafe"
 
@@ -55,9 +57,26 @@ func CheckImage(path string) (Image, error) {
 	// The table's backup is the last sector: where else is a file cut short?
 	last := make([]byte, 8)
 	if _, err := f.ReadAt(last, size-512); err != nil || string(last) != "EFI PART" || size%512 != 0 {
+		if end := tableEnd(f); end > 0 && end < size {
+			return Image{}, fmt.Errorf("%s is longer than its partition table says: %d bytes, not %d; cut it with truncate -s %d %s, or build or fetch it again", path, size, end, end, path)
+		}
 		return Image{}, fmt.Errorf("%s is not all there: its end is missing; build or fetch it again", path)
 	}
 	return Image{Path: path, Size: size}, nil
+}
+
+// tableEnd is where a disk ends by its partition table, behind the sector of the table's
+// backup (UEFI 2.10, 5.3.2); 0: it does not say.
+func tableEnd(f *os.File) int64 {
+	header := make([]byte, 40)
+	if _, err := f.ReadAt(header, 512); err != nil || string(header[:8]) != "EFI PART" {
+		return 0
+	}
+	backup := binary.LittleEndian.Uint64(header[32:])
+	if backup > math.MaxInt64/512-1 {
+		return 0
+	}
+	return int64(backup+1) * 512
 }
 
 // State is what a device is like after Write.
@@ -89,7 +108,7 @@ func sameFile(a, b *os.File) (bool, error) {
 		return false, err
 	}
 	other, err := b.Stat()
-	return err == nil && os.SameFile(is, other), err
+	return err == nil && (os.SameFile(is, other) || loopsOf(is).on(b, 0)), err
 }
 
 // Write puts the image onto the device (or the file) at path, reads it back

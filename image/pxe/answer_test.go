@@ -438,6 +438,17 @@ func TestOptions(t *testing.T) {
 		{"a router elsewhere", func(o *Options) {
 			o.Pool = &Pool{First: netip.MustParseAddr("10.77.0.100"), Last: netip.MustParseAddr("10.77.0.101"), Router: netip.MustParseAddr("10.78.0.1")}
 		}, "router"},
+		{"on the cluster's address", func(o *Options) { o.VIPs = []netip.Addr{o.Addr.Addr()} }, "is the address of the cluster: give it another one"},
+		{"the cluster as a router", func(o *Options) {
+			vip := netip.MustParseAddr("10.77.0.10")
+			o.VIPs = []netip.Addr{vip}
+			o.Pool = &Pool{First: netip.MustParseAddr("10.77.0.100"), Last: netip.MustParseAddr("10.77.0.101"), Router: vip}
+		}, "which is no gateway"},
+		{"nothing but the cluster's address", func(o *Options) {
+			vip := netip.MustParseAddr("10.77.0.10")
+			o.VIPs = []netip.Addr{vip}
+			o.Pool = &Pool{First: vip, Last: vip}
+		}, "nothing to give out"},
 		{"a range without end", func(o *Options) {
 			o.Addr = netip.MustParsePrefix("10.77.0.2/8")
 			o.Pool = &Pool{First: netip.MustParseAddr("10.0.0.1"), Last: netip.MustParseAddr("10.255.0.1")}

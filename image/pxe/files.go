@@ -73,13 +73,18 @@ func (i *openImage) has(name string) error {
 	return nil
 }
 
+// Unchanged tells whether a file is the one that it was when it was looked at; nil: it was not.
+func Unchanged(was, now fs.FileInfo) bool {
+	return was != nil && os.SameFile(was, now) && was.Size() == now.Size() && was.ModTime().Equal(now.ModTime())
+}
+
 func (i *openImage) openFile(name string) (diskFile, error) {
 	f, err := regular(i.root.Open(name))
 	if err != nil || i.Known == nil {
 		return f, err
 	}
 	now, err := f.Stat()
-	if was := i.Known[name]; err == nil && (was == nil || !os.SameFile(was, now) || was.Size() != now.Size() || !was.ModTime().Equal(now.ModTime())) {
+	if err == nil && !Unchanged(i.Known[name], now) {
 		err = fmt.Errorf("%s has changed since this server began: end it, and start it again", name)
 	}
 	if err != nil {

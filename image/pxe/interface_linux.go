@@ -56,7 +56,7 @@ func FindInterface(name string) (Interface, error) {
 	case name != "":
 		return Interface{}, fmt.Errorf("there is no network interface %q; \"ip link\" lists those there are", name)
 	case len(found) == 0:
-		return Interface{}, errors.New("no network interface is up and has an IPv4 address")
+		return Interface{}, errors.New("no network interface is up and has an IPv4 address: give that of the machines' segment one, as with \"ip addr add 10.9.0.1/24 dev NAME\"")
 	case len(found) > 1:
 		return Interface{}, fmt.Errorf("which network are the machines on? Say --interface with one of %s", strings.Join(names, ", "))
 	}

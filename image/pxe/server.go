@@ -52,6 +52,8 @@ type Options struct {
 	Allow []net.HardwareAddr
 	// Pool makes it the segment's DHCP server; nil means a proxy.
 	Pool *Pool
+	// VIPs are the clusters' own addresses: no machine is given one.
+	VIPs []netip.Addr
 	// HTTPPort is 0 for DefaultHTTPPort.
 	HTTPPort uint16
 	// Undionly is the file of iPXE for BIOSes that have no iPXE themselves; empty
@@ -150,7 +152,7 @@ func New(o Options) (*Server, error) {
 
 // pool is the configuration of the DHCP server.
 func (o Options) pool() dhcpd.Config {
-	return dhcpd.Config{Server: o.Addr, First: o.Pool.First, Last: o.Pool.Last, Router: o.Pool.Router, Lease: o.Pool.Lease, Polite: true}
+	return dhcpd.Config{Server: o.Addr, First: o.Pool.First, Last: o.Pool.Last, Router: o.Pool.Router, Except: o.VIPs, Lease: o.Pool.Lease, Polite: true}
 }
 
 func (o Options) validate() error {
@@ -175,8 +177,14 @@ func (o Options) validate() error {
 			return fmt.Errorf("%v is not the MAC address of a machine", mac)
 		}
 	}
+	if slices.Contains(o.VIPs, o.Addr.Addr()) {
+		return fmt.Errorf("this computer has %v, which is the address of the cluster: give it another one", o.Addr.Addr())
+	}
 	if o.Pool != nil {
 		c := o.pool()
+		if slices.Contains(o.VIPs, c.Router) {
+			return fmt.Errorf("the router %v is the address of the cluster, which is no gateway", c.Router)
+		}
 		if err := c.Validate(); err != nil {
 			return err
 		}

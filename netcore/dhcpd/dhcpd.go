@@ -22,6 +22,8 @@ type Config struct {
 	First, Last netip.Addr
 	// Router is the gateway that clients are told of; invalid means none.
 	Router netip.Addr
+	// Except is given to nobody, as is the server's own address and the router's.
+	Except []netip.Addr
 	Lease  time.Duration // 0 means 1 hour; at least 10 s
 	// Polite servers are silent to clients that they have no record of, and that
 	// do not ask them (RFC 2131, section 4.3.2): another server may know them.
@@ -34,12 +36,29 @@ func (c Config) Validate() error {
 	switch {
 	case !on.IsValid() || !on.Addr().Is4():
 		return errors.New("DHCP server: the host has no IPv4 address")
-	case !on.Contains(c.First) || !on.Contains(c.Last) || c.Last.Less(c.First):
+	case c.Last.Less(c.First):
+		return fmt.Errorf("DHCP server: the pool ends before it begins: want %v to %v", c.Last, c.First)
+	case !on.Contains(c.First) || !on.Contains(c.Last):
 		return fmt.Errorf("DHCP server: pool %v to %v is not in %v", c.First, c.Last, on.Masked())
 	case c.Lease != 0 && (c.Lease < 10*time.Second || c.Lease > 365*24*time.Hour):
 		return fmt.Errorf("DHCP server: a lease of %v", c.Lease)
 	}
-	return nil
+	taken := c.taken()
+	for a := c.First; a.Compare(c.Last) <= 0; a = a.Next() {
+		if !taken[a] {
+			return nil
+		}
+	}
+	return fmt.Errorf("DHCP server: in the pool %v to %v is nothing to give out: all of it is in use", c.First, c.Last)
+}
+
+// taken is what nobody is given.
+func (c Config) taken() map[netip.Addr]bool {
+	taken := map[netip.Addr]bool{c.Server.Addr(): true}
+	for _, a := range append([]netip.Addr{c.Router}, c.Except...) {
+		taken[a] = true
+	}
+	return taken
 }
 
 // Lease is an address given to a client.
@@ -56,7 +75,7 @@ type Lease struct {
 type Server struct {
 	Config
 	byMAC map[[6]byte]*Lease
-	taken map[netip.Addr]bool // leased, declined, or the server's own
+	taken map[netip.Addr]bool // leased, declined, or never given
 }
 
 // New makes a server of a valid configuration.
@@ -64,7 +83,7 @@ func New(c Config) *Server {
 	if c.Lease == 0 {
 		c.Lease = time.Hour
 	}
-	return &Server{c, make(map[[6]byte]*Lease), map[netip.Addr]bool{c.Server.Addr(): true}}
+	return &Server{c, make(map[[6]byte]*Lease), c.taken()}
 }
 
 // find gives a client its address, or nil if the pool is empty.

@@ -3,6 +3,7 @@ package dhcpd
 import (
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -160,4 +161,33 @@ func FuzzAnswer(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestExcept: what is the server's, the router's or somebody else's is given to nobody, not
+// even to who asks for it.
+func TestExcept(t *testing.T) {
+	c := Config{Server: netip.MustParsePrefix("10.77.0.10/24"), First: netip.MustParseAddr("10.77.0.9"), Last: netip.MustParseAddr("10.77.0.13"),
+		Router: netip.MustParseAddr("10.77.0.11"), Except: []netip.Addr{netip.MustParseAddr("10.77.0.9"), netip.MustParseAddr("10.77.0.12")}}
+	if err := c.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	s := New(c)
+	now := time.Unix(1e9, 0)
+	if r := s.Answer(ask(t, dhcpv4.MessageTypeRequest, 1, requested("10.77.0.12")), now); r == nil || r.MessageType() != dhcpv4.MessageTypeNak {
+		t.Errorf("who asks for it gets %v", r)
+	}
+	if r := s.Answer(ask(t, dhcpv4.MessageTypeDiscover, 1), now); r == nil || r.YourIPAddr.String() != "10.77.0.13" {
+		t.Errorf("the first gets %v", r)
+	}
+	if r := s.Answer(ask(t, dhcpv4.MessageTypeDiscover, 2), now); r != nil {
+		t.Errorf("the second gets %v", r)
+	}
+	c.Last = netip.MustParseAddr("10.77.0.12")
+	if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "nothing to give out") {
+		t.Errorf("of nothing: %v", err)
+	}
+	c.First, c.Last = netip.MustParseAddr("10.77.0.150"), netip.MustParseAddr("10.77.0.100")
+	if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "ends before it begins: want 10.77.0.100 to 10.77.0.150") {
+		t.Errorf("the wrong way round: %v", err)
+	}
 }
