@@ -84,12 +84,15 @@ const webd = "/bin/webd"
 // The kernel's ip_local_port_range, unless somebody has changed it.
 const firstLocalPort, lastLocalPort = 32768, 60999
 
+// PublishedKey tells whether the cluster's key is that of the demo, which everybody has.
+func (c *Config) PublishedKey() bool { return c.Cluster.Key == demoKey }
+
 func (c *Config) keyWarnings() []string {
 	var w []string
 	published := func(path, but string) {
 		w = append(w, path+" is the published key of the demo"+but+"; "+newKey)
 	}
-	if c.Cluster.Key == demoKey {
+	if c.PublishedKey() {
 		published("cluster.key", "")
 	} else if c.Cluster.FlowKey == demoKey {
 		published("cluster.flow-key", ", with which anybody can make connections that all fall on one node")

@@ -331,3 +331,42 @@ func TestEmptyFlags(t *testing.T) {
 		}
 	}
 }
+
+// TestWhichConfiguration: a build says if it is not of the configuration that is there, and
+// if everybody has its key.
+func TestWhichConfiguration(t *testing.T) {
+	t.Chdir(t.TempDir())
+	const note, warning = "note: this builds the demo's configuration", "warning: the cluster's key is the demo's"
+	try := func(args ...string) string {
+		// What is wrong is found after that.
+		out, code := says(t, append(args, "--kernel-source", "none")...)
+		if code != exitFailure {
+			t.Fatalf("clonectl %q ends with %d and says %q", args, code, out)
+		}
+		return out
+	}
+	if out := try("image"); strings.Contains(out, note) || strings.Contains(out, warning) {
+		t.Errorf("the demo: %s", out)
+	}
+	if out := try("build", "--board", "pc-x86_64"); !strings.Contains(out, warning) {
+		t.Errorf("the demo's key for machines: %s", out)
+	}
+	example, code := says(t, "config", "example")
+	if code != 0 {
+		t.Fatal(example)
+	}
+	if err := os.WriteFile("cluster.yaml", []byte(example), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out := try("build", "--board", "pc-x86_64"); !strings.Contains(out, note) {
+		t.Errorf("without --config: %s", out)
+	}
+	key := config.DemoYAML[bytes.Index(config.DemoYAML, []byte("key: ")):]
+	own := strings.Replace(example, string(key[:bytes.IndexByte(key, '\n')]), "key: MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=", 1)
+	if err := os.WriteFile("cluster.yaml", []byte(own), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out := try("build", "--board", "pc-x86_64", "--config", "cluster.yaml"); strings.Contains(out, note) || strings.Contains(out, warning) {
+		t.Errorf("with a configuration of one's own: %s", out)
+	}
+}

@@ -55,8 +55,7 @@ the kernel. It builds, into the output folder:
   manifest.json   all inputs and outputs with their SHA-256
 
 The same inputs give the same bytes, wherever and whenever they are built. A
-folder that "clonectl build" has made is left alone: give another with --out.
-Run it inside a checkout: the programs are compiled from source.`,
+folder that holds a signed build is left alone: give another with --out. Run it inside a checkout: the programs are compiled from source.`,
 		Example: `  clonectl image                                      # the demo's
   clonectl image --config cluster.yaml --content www/
   clonectl image --debug                              # with a shell on the console`,
@@ -83,6 +82,11 @@ Run it inside a checkout: the programs are compiled from source.`,
 	return cmd
 }
 
+// demoBoard is that of the demo, for which its key is right.
+const demoBoard = "qemu-x86_64"
+
+const publishedKey = "the cluster's key is the demo's, which is published: whoever reaches the segment can join the cluster; make one for cluster.key with: head -c 32 /dev/urandom | base64"
+
 // bundleOptions says what is to be built, and from what.
 func (f *imageFlags) bundleOptions(p *progress) (o bundle.Options, err error) {
 	if o.Kernel, o.OutDir, err = f.options(p); err != nil {
@@ -99,6 +103,12 @@ func (f *imageFlags) bundleOptions(p *progress) (o bundle.Options, err error) {
 	cfg, err := config.Load(o.Config, o.ConfigName)
 	if err != nil {
 		return o, fmt.Errorf("the configuration is not right:\n%w", err)
+	}
+	if _, err := os.Stat("cluster.yaml"); err == nil && f.config == "" {
+		p.Done("note: this builds the demo's configuration; --config cluster.yaml builds the one that is here")
+	}
+	if cfg.PublishedKey() && o.Board.Name != demoBoard {
+		p.Done("warning: %s", publishedKey)
 	}
 	o.Content, err = bundle.Content(cfg, o.ConfigDir, f.content)
 	o.Progress = bundle.Progress{

@@ -151,6 +151,9 @@ func (o *serveOptions) options(ctx context.Context, p *progress) (pxe.Options, e
 			img.EFI, o.noEFI = unified(b, cmdline, known)
 		}
 		s.Images = append(s.Images, img)
+		if b.config.PublishedKey() {
+			p.Done("warning: %s: %s", dir, publishedKey)
+		}
 		if vip := b.config.VIP.IPv4.Addr(); vip.IsValid() {
 			s.VIPs = append(s.VIPs, vip)
 		}
