@@ -76,7 +76,9 @@ func ConfigMember(yaml []byte, content map[string]string, mtime time.Time) (memb
 		cpio.StaticRecord(yaml, cpio.Info{Name: ConfigFile, Mode: cpio.S_IFREG | 0o600}))
 	for _, place := range places {
 		more, in, err := contentRecords(place, content[place])
-		if err != nil {
+		if errors.Is(err, fs.ErrPermission) {
+			return nil, nil, fmt.Errorf("packing the content of %s: %w; every file of it goes into the image: let the user who builds read it, or take it away", content[place], err)
+		} else if err != nil {
 			return nil, nil, fmt.Errorf("packing the content: %w", err)
 		}
 		records, files = append(records, more...), append(files, in...)

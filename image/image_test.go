@@ -2,10 +2,13 @@ package image
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -15,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/klauspost/compress/zstd"
 	"github.com/u-root/u-root/pkg/cpio"
+	"golang.org/x/sys/unix"
 
 	"clonecluster/config"
 )
@@ -249,6 +253,26 @@ func TestConfigCPIOErrors(t *testing.T) {
 				t.Errorf("ConfigCPIO = %v; want an error with %q", err, tc.want)
 			}
 		})
+	}
+}
+
+// A file that another user keeps to himself is named, with what to do.
+func TestUnreadableContent(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("becoming another user needs root")
+	}
+	dir := contentDir(t)
+	if err := os.Chmod(filepath.Join(dir, "docs"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	runtime.LockOSThread() // of this thread alone, which ends with the goroutine
+	if err := unix.Setfsuid(65534); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Setfsuid(0)
+	_, err := ConfigCPIO(config.DemoYAML, dir, time.Time{})
+	if want := "packing the content of " + dir + ": "; !errors.Is(err, fs.ErrPermission) || !strings.HasPrefix(err.Error(), want) || !strings.Contains(err.Error(), "let the user who builds read it") {
+		t.Errorf("ConfigCPIO = %v; want an error that begins with %q and says what to do", err, want)
 	}
 }
 

@@ -42,7 +42,7 @@ func TestBadInput(t *testing.T) {
 		want  string
 	}{
 		{"config|check|none", false, "open none: no such file or directory; \"clonectl config example > cluster.yaml\" writes one"},
-		{"config|check|image", false, "read image: is a directory"},
+		{"config|check|image", false, "read image: is a directory; give the file: image/cluster.yaml"},
 		{"config|check|empty", false, "empty is empty; "},
 		{"config|check|nul", false, "nul:1:2: is not plain UTF-8 text from here on; save it as UTF-8"},
 		{"config|check|latin1", false, "latin1:1:3: is not plain UTF-8 text"},

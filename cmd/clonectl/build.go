@@ -56,14 +56,14 @@ Run it inside a checkout: the programs are compiled from source.`,
 			if keyFile != "" {
 				key, err := keys.Load(keyFile, func() (string, error) { return password(passwordFile, false) })
 				if err != nil {
-					return err
+					return explainRights(err)
 				}
 				o.Key = &key
 			}
 			if secureKey != "" {
 				o.SecureBoot = &bundle.SecureBoot{}
 				if o.SecureBoot.Key, o.SecureBoot.Cert, err = keys.LoadSecureBoot(secureKey, secureCert); err != nil {
-					return err
+					return explainRights(err)
 				}
 			}
 			m, err := buildBundle(cmd.Context(), o, p)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -82,7 +83,7 @@ func checkSources(c *config.Config, dir string) error {
 			source = filepath.Join(dir, source)
 		}
 		if err := f(source); err != nil {
-			problems = append(problems, &config.Problem{Where: c.Where(path), Path: path, Message: err.Error()})
+			problems = append(problems, &config.Problem{Where: c.Where(path), Path: path, Message: explainRights(err).Error()})
 		}
 	}
 	for _, s := range c.Services {
@@ -105,13 +106,16 @@ func readConfigFile(stdin io.Reader, path string) (data []byte, name string, err
 		return data, "standard input", err
 	}
 	data, err = config.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
+	switch {
+	case errors.Is(err, os.ErrNotExist):
 		err = fmt.Errorf("%w; %q writes one to start from", err, "clonectl config example > cluster.yaml")
+	case errors.Is(err, syscall.EISDIR):
+		err = fmt.Errorf("%w; give the file: %s", err, filepath.Join(path, "cluster.yaml"))
 	}
 	if err == nil && len(bytes.TrimSpace(data)) == 0 {
 		err = fmt.Errorf("%s is empty; %q writes one to start from", path, "clonectl config example > cluster.yaml")
 	}
-	return data, path, err
+	return data, path, explainRights(err)
 }
 
 func completeYAML(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {

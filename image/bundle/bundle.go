@@ -138,7 +138,9 @@ func Content(c *config.Config, dir, www string) (map[string]string, error) {
 
 // CheckFolder tells whether a path of content is a folder that can be read.
 func CheckFolder(dir string) error {
-	if fi, err := os.Stat(dir); err != nil {
+	if fi, err := os.Stat(dir); errors.Is(err, fs.ErrPermission) {
+		return err
+	} else if err != nil {
 		return fmt.Errorf("there is no folder %s: %w", dir, err)
 	} else if !fi.IsDir() {
 		return fmt.Errorf("%s is a file; content is a folder of files", dir)
