@@ -107,7 +107,7 @@ func contentRecords(place, dir string) (records []cpio.Record, files []File, err
 			records = append(records, cpio.Directory(path.Join(place, name), 0o755))
 			return nil
 		case !d.Type().IsRegular():
-			return fmt.Errorf("%s: neither a regular file nor a directory; put a copy of what it points to in its place", filepath.Join(dir, name))
+			return fmt.Errorf("%s: neither a regular file nor a directory%s", filepath.Join(dir, name), special(d.Type()))
 		}
 		fi, err := d.Info()
 		if err != nil {
@@ -125,6 +125,19 @@ func contentRecords(place, dir string) (records []cpio.Record, files []File, err
 		return nil
 	})
 	return records, files, err
+}
+
+// special says what a file is that content cannot have, and what to do.
+func special(mode fs.FileMode) string {
+	switch {
+	case mode&fs.ModeSymlink != 0:
+		return " but a link; put a copy of what it points to in its place"
+	case mode&fs.ModeNamedPipe != 0:
+		return " but a named pipe; take it away"
+	case mode&fs.ModeSocket != 0:
+		return " but a socket, which a running program has made; take it away"
+	}
+	return " but a device; take it away"
 }
 
 // directories gives records for the named directories and those above them.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -221,6 +222,12 @@ func TestConfigCPIOErrors(t *testing.T) {
 	if err := syscall.Mkfifo(filepath.Join(fifo, "pipe"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	socket := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(socket, "sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
 	if err := os.Symlink("/etc/shadow", filepath.Join(link, "shadow")); err != nil {
 		t.Fatal(err)
 	}
@@ -241,8 +248,9 @@ func TestConfigCPIOErrors(t *testing.T) {
 	}{
 		{"unknown key", "cluster: {nam: x}\n", "", time.Time{}, "cluster.yaml:1:11"},
 		{"no such directory", string(config.DemoYAML), filepath.Join(fifo, "none"), time.Time{}, "none"},
-		{"fifo", string(config.DemoYAML), fifo, time.Time{}, "pipe: neither"},
-		{"link", string(config.DemoYAML), link, time.Time{}, "shadow: neither"},
+		{"fifo", string(config.DemoYAML), fifo, time.Time{}, "pipe: neither a regular file nor a directory but a named pipe; take it away"},
+		{"socket", string(config.DemoYAML), socket, time.Time{}, "sock: neither a regular file nor a directory but a socket, which"},
+		{"link", string(config.DemoYAML), link, time.Time{}, "shadow: neither a regular file nor a directory but a link; put a copy of what it points to"},
 		{"newline", string(config.DemoYAML), newline, time.Time{}, "control character"},
 		{"too much", string(config.DemoYAML), huge, time.Time{}, "1024 MiB"},
 		{"time", string(config.DemoYAML), "", time.Unix(-1, 0), "1970 to 2106"},
