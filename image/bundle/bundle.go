@@ -296,6 +296,7 @@ func (b *builder) keepSigned() error {
 // explain adds what helps to the errors of the folder.
 func (b *builder) explain(err error) error {
 	switch {
+	case errors.Is(err, kernel.ErrNoSpace): // says so itself, of the cache
 	case errors.Is(err, unix.ENOSPC), strings.Contains(err.Error(), unix.ENOSPC.Error()): // the second from the Go command
 		return fmt.Errorf("no space left for the build: free some 300 MB in %s, or give another folder with --out: %w", b.OutDir, err)
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):

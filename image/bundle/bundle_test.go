@@ -489,6 +489,14 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
+// A full cache is not mended by another output folder.
+func TestFullCache(t *testing.T) {
+	full := fmt.Errorf("%w in the cache: %w", kernel.ErrNoSpace, unix.ENOSPC)
+	if err := (&builder{}).explain(full); strings.Contains(err.Error(), "--out") {
+		t.Errorf("%v becomes %v", full, err)
+	}
+}
+
 func TestReadOnly(t *testing.T) {
 	o := options(t, "")
 	dir := mount(t, "")
