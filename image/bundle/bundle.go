@@ -116,6 +116,9 @@ func Content(c *config.Config, dir, www string) (map[string]string, error) {
 		if err := CheckFolder(www); err != nil {
 			return nil, fmt.Errorf("the web service's content: %w", err)
 		}
+		if !slices.ContainsFunc(c.Services, servesWWW) {
+			return nil, fmt.Errorf("the web service's content: no service would serve %s: it is for one that runs %s and has no content of its own; give the folder to another service with content: in its part of cluster.yaml, or leave it out", www, config.Webd)
+		}
 		all[image.ContentDir] = www
 	}
 	for _, s := range c.Services {
@@ -134,6 +137,13 @@ func Content(c *config.Config, dir, www string) (map[string]string, error) {
 		}
 	}
 	return all, nil
+}
+
+// servesWWW tells whether a service has to do with the folder image.ContentDir.
+func servesWWW(s config.Service) bool {
+	const www = "/" + image.ContentDir
+	return s.ContentDir() == www || s.Content == "" && s.Run[0] == config.Webd ||
+		slices.ContainsFunc(s.Run, func(arg string) bool { return strings.Contains(arg, www) })
 }
 
 // CheckFolder tells whether a path of content is a folder that can be read.
