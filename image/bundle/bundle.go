@@ -299,7 +299,7 @@ func (b *builder) keepSigned() error {
 	} else if err != nil {
 		return err
 	}
-	return fmt.Errorf("%s holds a signed build, of which this would remove %s and what it is of: give another folder with --out, or make all of it anew with clonectl build",
+	return fmt.Errorf("%s holds a signed build, of which this would remove %s and what it is of: give another folder with --out (make: OUT=FOLDER), or make all of it anew with clonectl build",
 		b.OutDir, SignatureName)
 }
 
