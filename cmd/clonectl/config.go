@@ -133,7 +133,8 @@ func newConfigCheckCmd() *cobra.Command {
 		Short: "Say whether a configuration is right, and if not, where",
 		Long: `Check reads a configuration (cluster.yaml, or FILE; - for standard input) as a
 node will, and looks for the programs and the content that services are built
-from. Every problem is printed with line, column and what is allowed.`,
+from. Every problem is printed with line, column and what is allowed. What is
+allowed and likely a mistake is a warning, as is a program that no image has.`,
 		Example: `  clonectl config check cluster.yaml
   clonectl config check --set system.log-level=debug`,
 		Args:              usageArgs(cobra.MaximumNArgs(1)),
@@ -150,6 +151,9 @@ from. Every problem is printed with line, column and what is allowed.`,
 			}
 			for _, w := range c.Warnings() {
 				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w)
+			}
+			for _, err := range image.MissingPrograms(c, false) {
+				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %v (of no matter on hosts, which start their programs themselves; build --debug adds tools)\n", err)
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "ok: cluster %q, VIP %s, clone MAC %s, %d service(s)\n",
 				c.Cluster.Name, strings.Join(vips(c), " and "), c.VIP.CloneMAC, len(c.Services))
