@@ -9,6 +9,7 @@ import (
 
 	"clonecluster/config"
 	"clonecluster/image"
+	"clonecluster/image/keys"
 )
 
 // What somebody may give by mistake to the commands that build and configure: the
@@ -40,6 +41,9 @@ func TestBadInput(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if _, err := keys.New("plain", ""); err != nil {
+		t.Fatal(err)
+	}
 	before, err := os.ReadDir(".")
 	if err != nil {
 		t.Fatal(err)
@@ -68,6 +72,10 @@ func TestBadInput(t *testing.T) {
 		{"build|--content|loop1", false, "there is no folder loop1"},
 		{"build|--key|good.yaml", false, "good.yaml is no minisign secret key; make one with: clonectl key new"},
 		{"build|--key|huge", false, "huge is larger than any key"},
+		{"build|--password-file|empty", true, "--password-file is for the key that signs: give that with --key"},
+		{"build|--key|plain|--password-file|none", false, "reading the password: open none: no such file"},
+		{"build|--key|plain|--password-file|image", false, "reading the password: read image: is a directory"},
+		{"build|--key|plain|--password-file|empty", false, "no checkout of clonecluster at or above"},
 		{"build|--secure-boot-key|text|--secure-boot-cert|text", false, "text has no CERTIFICATE in PEM form; clonectl key secure-boot makes one"},
 		{"build|--secure-boot-key|text", true, "belong together"},
 		{"build|--out|/", true, "--out / is the root of the file system, which a build would fill with its files: give a folder of its own, such as /boot"},
