@@ -270,8 +270,10 @@ func TestUnreadableContent(t *testing.T) {
 		t.Skip("becoming another user needs root")
 	}
 	dir := contentDir(t)
-	if err := os.Chmod(filepath.Join(dir, "docs"), 0o755); err != nil {
-		t.Fatal(err)
+	for _, open := range []string{filepath.Dir(dir), dir, filepath.Join(dir, "docs")} {
+		if err := os.Chmod(open, 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	runtime.LockOSThread() // of this thread alone, which ends with the goroutine
 	if err := unix.Setfsuid(65534); err != nil {
@@ -279,8 +281,8 @@ func TestUnreadableContent(t *testing.T) {
 	}
 	defer unix.Setfsuid(0)
 	_, err := ConfigCPIO(config.DemoYAML, dir, time.Time{})
-	if want := "packing the content of " + dir + ": "; !errors.Is(err, fs.ErrPermission) || !strings.HasPrefix(err.Error(), want) || !strings.Contains(err.Error(), "let the user who builds read it") {
-		t.Errorf("ConfigCPIO = %v; want an error that begins with %q and says what to do", err, want)
+	if want := "packing the content of " + dir + ": "; !errors.Is(err, fs.ErrPermission) || !strings.HasPrefix(err.Error(), want) || !strings.Contains(err.Error(), " docs/b: ") || !strings.Contains(err.Error(), "let the user who builds read it") {
+		t.Errorf("ConfigCPIO = %v; want an error that begins with %q, names docs/b and says what to do", err, want)
 	}
 }
 
