@@ -680,7 +680,7 @@ func TestVerifyFiles(t *testing.T) {
 
 func TestVerifyURL(t *testing.T) {
 	dir, m := buildOnce(t)
-	var cut, gone, endless, denied string
+	var cut, short, gone, endless, denied string
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		name := strings.TrimPrefix(r.URL.Path, "/boot/")
 		switch name {
@@ -689,6 +689,8 @@ func TestVerifyURL(t *testing.T) {
 			w.Header().Set("Content-Length", fmt.Sprint(len(data)))
 			w.Write(data[:len(data)/2])
 			panic(http.ErrAbortHandler)
+		case short:
+			w.Write(read(t, dir, name)[1000:])
 		case gone:
 			http.NotFound(w, r)
 		case denied:
@@ -705,15 +707,15 @@ func TestVerifyURL(t *testing.T) {
 	}))
 	defer web.Close()
 	for _, tc := range []struct {
-		cut, gone, endless string
-		want               string
+		short, gone, endless string
+		want                 string
 	}{
 		{},
-		{cut: InitrdName, want: "initrd.img: is truncated: "},
+		{short: InitrdName, want: "initrd.img: is truncated: "},
 		{gone: EFIName, want: "clonecluster.efi: is missing"},
 		{endless: KernelName, want: "bzImage: has more than the "},
 	} {
-		cut, gone, endless = tc.cut, tc.gone, tc.endless
+		short, gone, endless = tc.short, tc.gone, tc.endless
 		r, _, err := VerifyURL(t.Context(), web.URL+"/boot", VerifyOptions{})
 		switch {
 		case err != nil:
@@ -725,11 +727,17 @@ func TestVerifyURL(t *testing.T) {
 		}
 	}
 	// What could not be read is no difference.
-	cut, gone, endless, denied = "", "", "", InitrdName
-	if r, _, err := VerifyURL(t.Context(), web.URL+"/boot", VerifyOptions{}); err != nil || len(r.Problems) > 0 || len(r.Unread) != 1 || r.Files != r.Of-1 || !strings.Contains(r.Unread[0].String(), "initrd.img: cannot be read: GET ") {
-		t.Errorf("VerifyURL of what is denied = %+v, %v", r, err)
+	short, gone, endless = "", "", ""
+	for _, tc := range []struct{ cut, denied, want string }{
+		{cut: InitrdName, want: "initrd.img: cannot be read: the connection has broken; try again: unexpected EOF"},
+		{denied: InitrdName, want: "initrd.img: cannot be read: GET "},
+	} {
+		cut, denied = tc.cut, tc.denied
+		if r, _, err := VerifyURL(t.Context(), web.URL+"/boot", VerifyOptions{}); err != nil || len(r.Problems) > 0 || len(r.Unread) != 1 || r.Files != r.Of-1 || !strings.Contains(r.Unread[0].String(), tc.want) {
+			t.Errorf("VerifyURL = %+v, %v; want only %q unread", r, err, tc.want)
+		}
 	}
-	denied, endless = "", ManifestName
+	cut, denied, endless = "", "", ManifestName
 	if _, _, err := VerifyURL(t.Context(), web.URL+"/boot/", VerifyOptions{}); err == nil || !strings.Contains(err.Error(), "larger than 16 MiB") {
 		t.Errorf("an endless manifest: %v", err)
 	}

@@ -271,7 +271,7 @@ func (r *Report) file(ctx context.Context, s source, f image.File, o VerifyOptio
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case err != nil && !errors.Is(err, io.ErrUnexpectedEOF): // that one: the server has sent less than it had said
+	case err != nil:
 		r.unread(f.Name, err)
 	case n > f.Bytes:
 		r.problem(f.Name, "has more than the %d bytes that the manifest says", f.Bytes)
@@ -351,7 +351,7 @@ func (s server) open(ctx context.Context, name string) (io.ReadCloser, int64, er
 	}
 	switch resp.StatusCode {
 	case http.StatusOK:
-		return resp.Body, resp.ContentLength, nil
+		return body{resp.Body}, resp.ContentLength, nil
 	case http.StatusNotFound, http.StatusGone:
 		err = fs.ErrNotExist
 	case http.StatusForbidden:
@@ -364,3 +364,15 @@ func (s server) open(ctx context.Context, name string) (io.ReadCloser, int64, er
 }
 
 func (server) list() ([]string, error) { return nil, nil }
+
+// body is one whose connection may break before all is there that the server has
+// promised: what is missing then is not missing on the server.
+type body struct{ io.ReadCloser }
+
+func (b body) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		err = fmt.Errorf("the connection has broken; try again: %w", err)
+	}
+	return n, err
+}
