@@ -136,6 +136,17 @@ func reportError(what string, r *bundle.Report) error {
 	return nil
 }
 
+// problemsError is the problems, a line for each.
+type problemsError []bundle.Problem
+
+func (p problemsError) Error() string {
+	lines := make([]string, len(p))
+	for i, problem := range p {
+		lines[i] = problem.String()
+	}
+	return strings.Join(lines, "\n")
+}
+
 // verifyAny checks what the argument names.
 func verifyAny(ctx context.Context, what, manifest string, o bundle.VerifyOptions) (*bundle.Report, *image.Manifest, error) {
 	fi, err := os.Stat(what)

@@ -58,6 +58,12 @@ func (r *Report) unread(file string, err error) {
 	r.Denied = r.Denied || errors.Is(err, fs.ErrPermission)
 }
 
+// Unsigned tells that the manifest is not signed by the public key of the options;
+// the first of the problems says why.
+func (r *Report) Unsigned(o VerifyOptions) bool {
+	return o.PublicKey != nil && r.Signature != "good"
+}
+
 // VerifyOptions says what is to hold besides the hashes.
 type VerifyOptions struct {
 	PublicKey *minisign.PublicKey // nil: the signature is not checked
@@ -210,7 +216,7 @@ func (r *Report) signature(ctx context.Context, s source, manifest []byte, o Ver
 	case errors.Is(err, fs.ErrNotExist):
 		r.Signature = "none"
 		if o.PublicKey != nil {
-			r.problem(SignatureName, "is missing: the manifest is not signed; build with --key")
+			r.problem(SignatureName, "is missing: the manifest is not signed; build with --key, or copy the signature of the build there")
 		}
 	case err != nil:
 		return err
@@ -224,11 +230,11 @@ func (r *Report) signature(ctx context.Context, s source, manifest []byte, o Ver
 		var parsed minisign.Signature
 		switch err := parsed.UnmarshalText(sig); {
 		case err != nil:
-			r.problem(SignatureName, "is no minisign signature")
+			r.problem(SignatureName, "is no minisign signature; build with --key, or copy it again")
 		case parsed.KeyID != o.PublicKey.ID():
-			r.problem(SignatureName, "is by another key, %016X; the public key is %016X", parsed.KeyID, o.PublicKey.ID())
+			r.problem(SignatureName, "is by another key, %016X; the public key is %016X: get the right public key, or build with --key", parsed.KeyID, o.PublicKey.ID())
 		default:
-			r.problem(ManifestName, "has been changed since it was signed")
+			r.problem(ManifestName, "has been changed since it was signed; build it again, or copy manifest and signature again")
 		}
 	}
 	return nil
