@@ -15,9 +15,12 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"clonecluster/config"
 	"clonecluster/image"
 	"clonecluster/image/bundle"
+	"clonecluster/image/flash"
 	"clonecluster/image/keys"
+	"clonecluster/uinit/stick"
 )
 
 // errDiffers ends verify with its own exit code.
@@ -49,11 +52,24 @@ Exit codes: 0 all is right, 3 a difference was found, 1 it could not be checked,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p := newProgress(os.Stderr)
 			defer p.Clear()
+			var cfg *config.Config
+			if configFile != "" {
+				if !rebuild {
+					return usageError{errString("--config is for --rebuild: without, the manifest says all that is compared")}
+				}
+				var err error
+				if cfg, err = loadConfigFile(cmd.InOrStdin(), configFile); err != nil {
+					return err
+				}
+			}
 			o, err := verifyOptions(public, p)
 			if err != nil {
 				return err
 			}
 			if cmd.Flags().Changed("board") {
+				if _, err := getBoard(flags.board); err != nil {
+					return err
+				}
 				o.Board = flags.board
 			}
 			r, m, err := verifyAny(cmd.Context(), args[0], manifest, o)
@@ -61,6 +77,9 @@ Exit codes: 0 all is right, 3 a difference was found, 1 it could not be checked,
 				return explainRights(err)
 			}
 			if rebuild && m != nil && len(r.Problems)+len(r.Unread) == 0 {
+				if cfg != nil && cfg.Cluster.Name != m.Cluster {
+					return fmt.Errorf("%s is of the cluster %q, and %s of %q: give with --config what it was built with", configFile, cfg.Cluster.Name, args[0], m.Cluster)
+				}
 				if err := verifyRebuild(cmd.Context(), flags, args[0], configFile, m, r, p); err != nil {
 					return err
 				}
@@ -177,6 +196,10 @@ func verifyAny(ctx context.Context, what, manifest string, o bundle.VerifyOption
 		}
 		return nil, nil, fmt.Errorf("there is no %s: clonectl build leaves one in the folder that it makes", manifest)
 	}
+	// A usb.img that is no disk image is a damaged one, what is called otherwise another file.
+	if _, err := flash.CheckImage(what); beside && filepath.Base(what) != bundle.StickName && errors.Is(err, stick.ErrNoGPT) {
+		return nil, nil, usageError{fmt.Errorf("%w; give the folder, %s, or its %s", err, filepath.Dir(what), bundle.StickName)}
+	}
 	return bundle.VerifyDisk(ctx, what, manifest, o)
 }
 
@@ -193,7 +216,7 @@ func verifyRebuild(ctx context.Context, flags kernelFlags, dir, configFile strin
 	if err != nil {
 		return err
 	}
-	o.ConfigDir = filepath.Dir(configFile)
+	o.ConfigDir = configDir(configFile)
 	if err := os.MkdirAll(o.Kernel.CacheDir, 0o755); err != nil {
 		return err
 	}

@@ -756,6 +756,16 @@ func TestRebuild(t *testing.T) {
 	if p, err := Rebuild(t.Context(), dir, m, o, t.TempDir()); err == nil || !strings.Contains(err.Error(), "services.hello (build: ../testdata/hello)") || !strings.Contains(err.Error(), "with --config") {
 		t.Errorf("Rebuild without a service's sources = %v, %v", p, err)
 	}
+	for build, want := range map[string]string{
+		"/nonexistent/hello":   "there is no /nonexistent/hello; put them there",
+		"..":                   "", // it is there
+		"example.org/x@v1.0.0": "",
+	} {
+		yaml := strings.Replace(withService, "build: ../testdata/hello", "build: "+build, 1)
+		if err := needSources([]byte(yaml), "."); want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("needSources of %s = %v; want %q", build, err, want)
+		}
+	}
 	changed := *m
 	changed.Inputs = slices.Clone(m.Inputs)
 	i := slices.IndexFunc(changed.Inputs, func(f image.File) bool { return f.Name == "source/cmd/node/main.go" })

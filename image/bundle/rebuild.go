@@ -65,12 +65,15 @@ func needSources(yaml []byte, dir string) error {
 		return fmt.Errorf("%s: %w", ConfigName, err)
 	}
 	for _, s := range c.Services {
-		if !strings.HasPrefix(s.Build, ".") {
+		if !config.IsPath(s.Build) {
 			continue
 		}
-		if _, err := os.Stat(filepath.Join(dir, s.Build)); errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("building again needs the sources of services.%s (build: %s), and there is no %s; give the build's cluster.yaml, beside which they are, with --config",
-				s.Name, s.Build, filepath.Join(dir, s.Build))
+		source, fix := s.Build, "put them there"
+		if !filepath.IsAbs(source) {
+			source, fix = filepath.Join(dir, source), "give the build's cluster.yaml, beside which they are, with --config"
+		}
+		if _, err := os.Stat(source); errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("building again needs the sources of services.%s (build: %s), and there is no %s; %s", s.Name, s.Build, source, fix)
 		}
 	}
 	return nil
