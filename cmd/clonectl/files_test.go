@@ -183,10 +183,31 @@ func flip(t *testing.T, path string) {
 func TestOfAnotherUser(t *testing.T) {
 	dir := builtFolder(t)
 	img := filepath.Join(dir, bundle.StickName)
+	signed := builtFolder(t)
+	public := sign(t, signed)
+	target := filepath.Join(openTemp(t), "target")
+	if err := errors.Join(os.WriteFile(target, nil, 0o600), os.Truncate(target, 128<<20)); err != nil {
+		t.Fatal(err)
+	}
+	for path, perm := range map[string]os.FileMode{
+		filepath.Join(signed, bundle.StickName): 0o644, filepath.Join(signed, bundle.SignatureName): 0o600, target: 0o666,
+		filepath.Dir(public): 0o755, filepath.Dir(filepath.Dir(public)): 0o755, public: 0o600,
+	} {
+		if err := os.Chmod(path, perm); err != nil {
+			t.Fatal(err)
+		}
+	}
+	differs := builtFolder(t)
+	flip(t, filepath.Join(differs, kernelName))
+	if err := os.Chmod(filepath.Join(differs, kernelName), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		args []string
 		want string
 	}{
+		{[]string{"verify", dir, "--public-key", public}, "permission denied; give a file that you can read, the FILE.pub of"},
+		{[]string{"flash", target, "--yes", "--image", filepath.Join(signed, bundle.StickName)}, "manifest.json.minisig: permission denied; what holds the cluster's key has mode 0600"},
 		{[]string{"verify", dir}, "4 files could not be compared; what holds the cluster's key has mode 0600, and devices are root's: run this as"},
 		{[]string{"verify", img}, "permission denied; what holds the cluster's key has mode 0600"},
 		{[]string{"flash", "/dev/null", "--yes", "--image", img}, "permission denied; what holds the cluster's key has mode 0600"},
@@ -196,6 +217,10 @@ func TestOfAnotherUser(t *testing.T) {
 		if code != exitFailure || !strings.Contains(out, tt.want) {
 			t.Errorf("clonectl %q ends with %d and says %q; want %q", tt.args, code, out, tt.want)
 		}
+	}
+	want := "is not as the manifest says: 1 problem; 4 files could not be compared: what holds the cluster's key has mode 0600"
+	if out, code := saysToNobody(t, "verify", differs); code != exitDiffers || !strings.Contains(out, want) {
+		t.Errorf("clonectl verify of a changed file ends with %d and says %q; want %q", code, out, want)
 	}
 }
 

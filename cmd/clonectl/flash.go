@@ -185,7 +185,10 @@ func compareImage(ctx context.Context, img flash.Image, public string, p *progre
 	}
 	manifest := manifestOf(file)
 	m, err := image.ReadManifest(manifest)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return img, explainRights(err)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return img, fmt.Errorf("%w; build or fetch it again, or take it away to write the image without comparing it", err)
 	}
 	var want image.File

@@ -145,6 +145,8 @@ func explainRights(err error) error {
 // ends with a code of its own; what could not be read is none.
 func reportError(what string, r *bundle.Report) error {
 	switch {
+	case len(r.Problems) > 0 && r.Denied:
+		return fmt.Errorf("%s is %w: %s; %s could not be compared: %s", what, errDiffers, plural(len(r.Problems), "problem"), plural(len(r.Unread), "file"), rightsFix)
 	case len(r.Problems) > 0:
 		return fmt.Errorf("%s is %w: %s", what, errDiffers, plural(len(r.Problems), "problem"))
 	case r.Denied:
@@ -174,7 +176,11 @@ func verifyAny(ctx context.Context, what, manifest string, o bundle.VerifyOption
 	case manifest != "" && (isURL || err == nil && fi.IsDir()):
 		return nil, nil, usageError{errString("--manifest is for a device or a disk image: a folder is compared with the manifest in it")}
 	case isURL:
-		return bundle.VerifyURL(ctx, what, o)
+		r, m, err := bundle.VerifyURL(ctx, what, o)
+		if errors.Is(err, bundle.ErrURL) {
+			err = usageError{err}
+		}
+		return r, m, err
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil, fmt.Errorf("there is no %s: give the folder of a build, a device, a disk image or a URL", what)
 	case err != nil:
@@ -217,9 +223,6 @@ func verifyRebuild(ctx context.Context, flags kernelFlags, dir, configFile strin
 		return err
 	}
 	o.ConfigDir = configDir(configFile)
-	if err := os.MkdirAll(o.Kernel.CacheDir, 0o755); err != nil {
-		return err
-	}
 	problem, err := bundle.Rebuild(ctx, dir, m, o, o.Kernel.CacheDir)
 	if err != nil {
 		return err

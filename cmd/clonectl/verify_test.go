@@ -46,6 +46,7 @@ func TestVerifyExitCodes(t *testing.T) {
 		{exitFailure, []string{"verify", t.TempDir()}},
 		{exitUsage, []string{"verify"}},
 		{exitUsage, []string{"verify", os.DevNull}},
+		{exitUsage, []string{"verify", "ftp://example.com/pc-x86_64/"}},
 		{exitUsage, []string{"verify", filepath.Join(dir, bundle.KernelName)}},
 		{exitFailure, []string{"verify", filepath.Join(dir, bundle.KernelName), "--manifest", dir}}, // the build has no USB image
 		{exitUsage, []string{"verify", dir, "--board", "none"}},
@@ -78,6 +79,7 @@ func TestVerifyExitCodes(t *testing.T) {
 		{key + ".none: no such file", []string{"verify", dir, "--rebuild", "--config", key + ".none"}},
 		{"the configuration is not right", []string{"verify", dir, "--rebuild", "--config", key}},
 		{other + ` is of the cluster "demo", and ` + dir + ` of "shop"`, []string{"verify", dir, "--rebuild", "--config", other}},
+		{"connection refused; make sure that the server runs, and that the URL is right", []string{"verify", "http://127.0.0.1:1/"}},
 		{"a folder is compared with the manifest in it", []string{"verify", dir, "--manifest", key}},
 	} {
 		if out, code := says(t, tc.args...); code != exitFailure && code != exitUsage || !strings.Contains(out, tc.want) {
