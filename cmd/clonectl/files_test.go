@@ -183,13 +183,14 @@ func flip(t *testing.T, path string) {
 func TestOfAnotherUser(t *testing.T) {
 	dir := builtFolder(t)
 	img := filepath.Join(dir, bundle.StickName)
-	signed := builtFolder(t)
+	signed, hidden := builtFolder(t), builtFolder(t)
 	public := sign(t, signed)
 	target := filepath.Join(openTemp(t), "target")
 	if err := errors.Join(os.WriteFile(target, nil, 0o600), os.Truncate(target, 128<<20)); err != nil {
 		t.Fatal(err)
 	}
 	for path, perm := range map[string]os.FileMode{
+		filepath.Join(hidden, bundle.StickName): 0o644, manifestOf(filepath.Join(hidden, bundle.StickName)): 0o600,
 		filepath.Join(signed, bundle.StickName): 0o644, filepath.Join(signed, bundle.SignatureName): 0o600, target: 0o666,
 		filepath.Dir(public): 0o755, filepath.Dir(filepath.Dir(public)): 0o755, public: 0o600,
 	} {
@@ -207,6 +208,7 @@ func TestOfAnotherUser(t *testing.T) {
 		want string
 	}{
 		{[]string{"verify", dir, "--public-key", public}, "permission denied; give a file that you can read, the FILE.pub of"},
+		{[]string{"flash", target, "--yes", "--image", filepath.Join(hidden, bundle.StickName)}, "manifest.json: permission denied; what holds the cluster's key has mode 0600"},
 		{[]string{"flash", target, "--yes", "--image", filepath.Join(signed, bundle.StickName)}, "manifest.json.minisig: permission denied; what holds the cluster's key has mode 0600"},
 		{[]string{"verify", dir}, "4 files could not be compared; what holds the cluster's key has mode 0600, and devices are root's: run this as"},
 		{[]string{"verify", img}, "permission denied; what holds the cluster's key has mode 0600"},
