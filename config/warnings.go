@@ -38,7 +38,7 @@ func (c *Config) Warnings() []string {
 // portWarnings compares the ports of the image's own web service, which are said in up
 // to three places. What other programs listen on is not known.
 func (s *Service) portWarnings() []string {
-	if len(s.Run) == 0 || s.Run[0] != webd {
+	if len(s.Run) == 0 || s.Run[0] != Webd {
 		return nil
 	}
 	var w []string
@@ -78,8 +78,8 @@ func hostPort(raw string) string {
 	return net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "80"))
 }
 
-// webd is the web service that every image has; it listens on port 80 unless told otherwise.
-const webd = "/bin/webd"
+// Webd is the web service that every image has; it listens on port 80 unless told otherwise.
+const Webd = "/bin/webd"
 
 // The kernel's ip_local_port_range, unless somebody has changed it.
 const firstLocalPort, lastLocalPort = 32768, 60999

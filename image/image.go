@@ -76,7 +76,9 @@ func ConfigMember(yaml []byte, content map[string]string, mtime time.Time) (memb
 		cpio.StaticRecord(yaml, cpio.Info{Name: ConfigFile, Mode: cpio.S_IFREG | 0o600}))
 	for _, place := range places {
 		more, in, err := contentRecords(place, content[place])
-		if err != nil {
+		if errors.Is(err, fs.ErrPermission) {
+			return nil, nil, fmt.Errorf("packing the content of %s: %w; every file of it goes into the image: let the user who builds read it, or take it away", content[place], err)
+		} else if err != nil {
 			return nil, nil, fmt.Errorf("packing the content: %w", err)
 		}
 		records, files = append(records, more...), append(files, in...)
@@ -105,7 +107,7 @@ func contentRecords(place, dir string) (records []cpio.Record, files []File, err
 			records = append(records, cpio.Directory(path.Join(place, name), 0o755))
 			return nil
 		case !d.Type().IsRegular():
-			return fmt.Errorf("%s: neither a regular file nor a directory; put a copy of what it points to in its place", filepath.Join(dir, name))
+			return fmt.Errorf("%s: neither a regular file nor a directory%s", filepath.Join(dir, name), special(d.Type()))
 		}
 		fi, err := d.Info()
 		if err != nil {
@@ -123,6 +125,19 @@ func contentRecords(place, dir string) (records []cpio.Record, files []File, err
 		return nil
 	})
 	return records, files, err
+}
+
+// special says what a file is that content cannot have, and what to do.
+func special(mode fs.FileMode) string {
+	switch {
+	case mode&fs.ModeSymlink != 0:
+		return " but a link; put a copy of what it points to in its place"
+	case mode&fs.ModeNamedPipe != 0:
+		return " but a named pipe; take it away"
+	case mode&fs.ModeSocket != 0:
+		return " but a socket, which a running program has made; take it away"
+	}
+	return " but a device; take it away"
 }
 
 // directories gives records for the named directories and those above them.

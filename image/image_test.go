@@ -2,10 +2,14 @@ package image
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -15,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/klauspost/compress/zstd"
 	"github.com/u-root/u-root/pkg/cpio"
+	"golang.org/x/sys/unix"
 
 	"clonecluster/config"
 )
@@ -217,6 +222,12 @@ func TestConfigCPIOErrors(t *testing.T) {
 	if err := syscall.Mkfifo(filepath.Join(fifo, "pipe"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	socket := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(socket, "sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
 	if err := os.Symlink("/etc/shadow", filepath.Join(link, "shadow")); err != nil {
 		t.Fatal(err)
 	}
@@ -237,8 +248,9 @@ func TestConfigCPIOErrors(t *testing.T) {
 	}{
 		{"unknown key", "cluster: {nam: x}\n", "", time.Time{}, "cluster.yaml:1:11"},
 		{"no such directory", string(config.DemoYAML), filepath.Join(fifo, "none"), time.Time{}, "none"},
-		{"fifo", string(config.DemoYAML), fifo, time.Time{}, "pipe: neither"},
-		{"link", string(config.DemoYAML), link, time.Time{}, "shadow: neither"},
+		{"fifo", string(config.DemoYAML), fifo, time.Time{}, "pipe: neither a regular file nor a directory but a named pipe; take it away"},
+		{"socket", string(config.DemoYAML), socket, time.Time{}, "sock: neither a regular file nor a directory but a socket, which"},
+		{"link", string(config.DemoYAML), link, time.Time{}, "shadow: neither a regular file nor a directory but a link; put a copy of what it points to"},
 		{"newline", string(config.DemoYAML), newline, time.Time{}, "control character"},
 		{"too much", string(config.DemoYAML), huge, time.Time{}, "1024 MiB"},
 		{"time", string(config.DemoYAML), "", time.Unix(-1, 0), "1970 to 2106"},
@@ -249,6 +261,26 @@ func TestConfigCPIOErrors(t *testing.T) {
 				t.Errorf("ConfigCPIO = %v; want an error with %q", err, tc.want)
 			}
 		})
+	}
+}
+
+// A file that another user keeps to himself is named, with what to do.
+func TestUnreadableContent(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("becoming another user needs root")
+	}
+	dir := contentDir(t)
+	if err := os.Chmod(filepath.Join(dir, "docs"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	runtime.LockOSThread() // of this thread alone, which ends with the goroutine
+	if err := unix.Setfsuid(65534); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Setfsuid(0)
+	_, err := ConfigCPIO(config.DemoYAML, dir, time.Time{})
+	if want := "packing the content of " + dir + ": "; !errors.Is(err, fs.ErrPermission) || !strings.HasPrefix(err.Error(), want) || !strings.Contains(err.Error(), "let the user who builds read it") {
+		t.Errorf("ConfigCPIO = %v; want an error that begins with %q and says what to do", err, want)
 	}
 }
 

@@ -239,16 +239,34 @@ func (o ServiceOptions) programs() ([]*serviceProgram, error) {
 		}
 		todo = append(todo, p)
 	}
-	for _, s := range o.Config.Services {
-		for key, command := range map[string][]string{"run": s.Run, "health.exec": s.Health.Exec} {
-			if len(command) > 0 && !slices.Contains(have, command[0]) {
-				return nil, fmt.Errorf("services.%s.%s: the image has no program %s; it has %s; say with build where it comes from",
-					s.Name, key, command[0], strings.Join(have, ", "))
-			}
-		}
+	if missing := MissingPrograms(o.Config, o.Debug); len(missing) > 0 {
+		return nil, missing[0]
 	}
 	slices.SortFunc(todo, func(a, b *serviceProgram) int { return strings.Compare(a.name, b.name) })
 	return todo, nil
+}
+
+// MissingPrograms gives an error for each program that a service would run, or be checked
+// with, and that an image of the configuration would not have.
+func MissingPrograms(c *config.Config, debug bool) (missing []error) {
+	have := Programs(debug)
+	for _, s := range c.Services {
+		if s.Build != "" && !slices.Contains(have, s.Run[0]) {
+			have = append(have, s.Run[0])
+		}
+	}
+	for _, s := range c.Services {
+		for _, p := range []struct {
+			key     string
+			command []string
+		}{{"run", s.Run}, {"health.exec", s.Health.Exec}} {
+			if len(p.command) > 0 && !slices.Contains(have, p.command[0]) {
+				missing = append(missing, fmt.Errorf("services.%s.%s: the image has no program %s; it has %s; say with build where it comes from",
+					s.Name, p.key, p.command[0], strings.Join(have, ", ")))
+			}
+		}
+	}
+	return missing
 }
 
 // inspect finds out what the program is made from.

@@ -8,13 +8,23 @@ import (
 	"testing"
 
 	"clonecluster/config"
+	"clonecluster/image"
+	"clonecluster/image/keys"
 )
 
 // What somebody may give by mistake to the commands that build and configure: the
 // message says what to do, wrong usage is told from failure, and nothing is left.
 func TestBadInput(t *testing.T) {
 	dir := t.TempDir()
+	checkout, err := image.FindSource(".")
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Chdir(dir)
+	home, err := os.UserHomeDir()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, text := range map[string]string{
 		"empty": "", "text": "x\n", "nul": "a\x00b", "latin1": "cl\xfcster:\n", "huge": strings.Repeat("a", 2<<20), "good.yaml": string(config.DemoYAML),
 		"image/manifest.json": `{"format":1,"board":"qemu-x86_64"}`, "image/config.cpio": strings.Repeat("\x00", 1000), "half/manifest.json": "{",
@@ -26,10 +36,13 @@ func TestBadInput(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for a, b := range map[string]string{"loop1": "loop2", "loop2": "loop1"} {
+	for a, b := range map[string]string{"loop1": "loop2", "loop2": "loop1", "root": "/"} {
 		if err := os.Symlink(b, a); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if _, err := keys.New("plain", ""); err != nil {
+		t.Fatal(err)
 	}
 	before, err := os.ReadDir(".")
 	if err != nil {
@@ -42,7 +55,7 @@ func TestBadInput(t *testing.T) {
 		want  string
 	}{
 		{"config|check|none", false, "open none: no such file or directory; \"clonectl config example > cluster.yaml\" writes one"},
-		{"config|check|image", false, "read image: is a directory"},
+		{"config|check|image", false, "read image: is a directory; give the file: image/cluster.yaml"},
 		{"config|check|empty", false, "empty is empty; "},
 		{"config|check|nul", false, "nul:1:2: is not plain UTF-8 text from here on; save it as UTF-8"},
 		{"config|check|latin1", false, "latin1:1:3: is not plain UTF-8 text"},
@@ -59,8 +72,16 @@ func TestBadInput(t *testing.T) {
 		{"build|--content|loop1", false, "there is no folder loop1"},
 		{"build|--key|good.yaml", false, "good.yaml is no minisign secret key; make one with: clonectl key new"},
 		{"build|--key|huge", false, "huge is larger than any key"},
+		{"build|--password-file|empty", true, "--password-file is for the key that signs: give that with --key"},
+		{"build|--key|plain|--password-file|none", false, "reading the password: open none: no such file"},
+		{"build|--key|plain|--password-file|image", false, "reading the password: read image: is a directory"},
+		{"build|--key|plain|--password-file|empty", false, "no checkout of clonecluster at or above"},
 		{"build|--secure-boot-key|text|--secure-boot-cert|text", false, "text has no CERTIFICATE in PEM form; clonectl key secure-boot makes one"},
 		{"build|--secure-boot-key|text", true, "belong together"},
+		{"build|--out|/", true, "--out / is the root of the file system, which a build would fill with its files: give a folder of its own, such as /boot"},
+		{"image|--out|root", true, "--out root is the root of the file system"},
+		{"image|--out|" + home, true, "--out " + home + " is your home folder, which"},
+		{"kernel|--out|" + checkout, true, " is the checkout itself, which"},
 		{"build|--out|text", false, "text cannot be written to; give another folder with --out"},
 		{"image|--out|/proc/none", false, "/proc/none cannot be written to; give another folder with --out"},
 		{"kernel|--out|text/out", false, "text/out cannot be written to; give another folder with --out"},

@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 
+	"aead.dev/minisign"
 	"github.com/spf13/cobra"
 
 	"clonecluster/image/bundle"
@@ -49,21 +50,22 @@ Run it inside a checkout: the programs are compiled from source.`,
 			if (secureKey == "") != (secureCert == "") {
 				return usageError{errString("--secure-boot-key and --secure-boot-cert belong together: clonectl key secure-boot makes both")}
 			}
+			if passwordFile != "" && keyFile == "" {
+				return usageError{errString("--password-file is for the key that signs: give that with --key, or leave both out")}
+			}
 			o, err := flags.bundleOptions(p)
 			if err != nil {
 				return err
 			}
 			if keyFile != "" {
-				key, err := keys.Load(keyFile, func() (string, error) { return password(passwordFile, false) })
-				if err != nil {
-					return err
+				if o.Key, err = signingKey(keyFile, passwordFile); err != nil {
+					return explainRights(err)
 				}
-				o.Key = &key
 			}
 			if secureKey != "" {
 				o.SecureBoot = &bundle.SecureBoot{}
 				if o.SecureBoot.Key, o.SecureBoot.Cert, err = keys.LoadSecureBoot(secureKey, secureCert); err != nil {
-					return err
+					return explainRights(err)
 				}
 			}
 			m, err := buildBundle(cmd.Context(), o, p)
@@ -84,6 +86,24 @@ Run it inside a checkout: the programs are compiled from source.`,
 	f.StringVar(&secureCert, "secure-boot-cert", "", "its certificate, a PEM `FILE`")
 	f.BoolVar(&asJSON, "json", false, "print the manifest")
 	return cmd
+}
+
+// signingKey reads a minisign key. A file for its password has to be there, even if the key
+// is not encrypted: who names one means one that is.
+func signingKey(file, passwordFile string) (*minisign.PrivateKey, error) {
+	ask := func() (string, error) { return password("", false) }
+	if passwordFile != "" {
+		word, err := password(passwordFile, false)
+		if err != nil {
+			return nil, err
+		}
+		ask = func() (string, error) { return word, nil }
+	}
+	key, err := keys.Load(file, ask)
+	if err != nil {
+		return nil, err
+	}
+	return &key, nil
 }
 
 // errString is an error that is only a text.

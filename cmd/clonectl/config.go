@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -82,7 +83,7 @@ func checkSources(c *config.Config, dir string) error {
 			source = filepath.Join(dir, source)
 		}
 		if err := f(source); err != nil {
-			problems = append(problems, &config.Problem{Where: c.Where(path), Path: path, Message: err.Error()})
+			problems = append(problems, &config.Problem{Where: c.Where(path), Path: path, Message: explainRights(err).Error()})
 		}
 	}
 	for _, s := range c.Services {
@@ -105,13 +106,16 @@ func readConfigFile(stdin io.Reader, path string) (data []byte, name string, err
 		return data, "standard input", err
 	}
 	data, err = config.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
+	switch {
+	case errors.Is(err, os.ErrNotExist):
 		err = fmt.Errorf("%w; %q writes one to start from", err, "clonectl config example > cluster.yaml")
+	case errors.Is(err, syscall.EISDIR):
+		err = fmt.Errorf("%w; give the file: %s", err, filepath.Join(path, "cluster.yaml"))
 	}
 	if err == nil && len(bytes.TrimSpace(data)) == 0 {
 		err = fmt.Errorf("%s is empty; %q writes one to start from", path, "clonectl config example > cluster.yaml")
 	}
-	return data, path, err
+	return data, path, explainRights(err)
 }
 
 func loadConfigFile(stdin io.Reader, path string) (*config.Config, error) {
@@ -141,7 +145,8 @@ func newConfigCheckCmd() *cobra.Command {
 		Short: "Say whether a configuration is right, and if not, where",
 		Long: `Check reads a configuration (cluster.yaml, or FILE; - for standard input) as a
 node will, and looks for the programs and the content that services are built
-from. Every problem is printed with line, column and what is allowed.`,
+from. Every problem is printed with line, column and what is allowed. What is
+allowed and likely a mistake is a warning, as is a program that no image has.`,
 		Example: `  clonectl config check cluster.yaml
   clonectl config check --set system.log-level=debug`,
 		Args:              usageArgs(cobra.MaximumNArgs(1)),
@@ -158,6 +163,9 @@ from. Every problem is printed with line, column and what is allowed.`,
 			}
 			for _, w := range c.Warnings() {
 				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w)
+			}
+			for _, err := range image.MissingPrograms(c, false) {
+				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %v (of no matter on hosts, which start their programs themselves; build --debug adds tools)\n", err)
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "ok: cluster %q, VIP %s, clone MAC %s, %d service(s)\n",
 				c.Cluster.Name, strings.Join(vips(c), " and "), c.VIP.CloneMAC, len(c.Services))

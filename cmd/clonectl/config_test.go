@@ -73,6 +73,31 @@ func TestConfigCheckWarns(t *testing.T) {
 	}
 }
 
+// A program that the image would not have is no fault: on hosts it is theirs.
+func TestConfigCheckPrograms(t *testing.T) {
+	head, _, _ := strings.Cut(string(config.DemoYAML), "\nservices:\n")
+	for _, tt := range []struct{ services, want string }{
+		{"{name: web, run: [/bin/webd], ports: [80/tcp]}", ""},
+		{"{name: web, run: [/bin/nosuch], ports: [80/tcp]}", "warning: services.web.run: the image has no program /bin/nosuch; it has /bin/cloned, /bin/webd; say with build where it comes from (of no matter on hosts"},
+		{"{name: web, run: [/bin/webd], ports: [80/tcp], health: {exec: [/bin/check]}}", "warning: services.web.health.exec: the image has no program /bin/check;"},
+		{"{name: shop, run: [/bin/shop], build: example.com/shop@v1.2.3, ports: [81/tcp]}, {name: web, run: [/bin/webd], ports: [80/tcp], health: {exec: [/bin/shop]}}", ""},
+		{"{name: shop, run: [/bin/shop], build: example.com/shop@v1.2.3, ports: [81/tcp]}, {name: web, run: [/w], ports: [80/tcp]}", "it has /bin/cloned, /bin/webd, /bin/shop; say"},
+	} {
+		cmd := newConfigCheckCmd()
+		cmd.SetIn(strings.NewReader(head + "\nservices: [" + tt.services + "]\n"))
+		cmd.SetArgs([]string{"-"})
+		var out, warnings bytes.Buffer
+		cmd.SetOut(&out)
+		cmd.SetErr(&warnings)
+		if err := cmd.Execute(); err != nil || !strings.HasPrefix(out.String(), "ok: ") {
+			t.Errorf("%s: %v, %q", tt.services, err, out.String())
+		}
+		if got := warnings.String(); !strings.Contains(got, tt.want) || tt.want == "" && strings.Contains(got, "no program") {
+			t.Errorf("%s: warnings %q; want %q", tt.services, got, tt.want)
+		}
+	}
+}
+
 // What services are built from is looked for beside the file, which is named as it
 // was given.
 func TestConfigCheckSources(t *testing.T) {

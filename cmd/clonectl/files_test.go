@@ -226,6 +226,43 @@ func TestOfAnotherUser(t *testing.T) {
 	}
 }
 
+// What a build is made of has owners, too.
+func TestInputOfAnotherUser(t *testing.T) {
+	dir := openTemp(t)
+	secret := filepath.Join(dir, "secret")
+	if err := os.WriteFile(secret, config.DemoYAML, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	folder, www := filepath.Join(dir, "folder"), filepath.Join(dir, "www")
+	for path, perm := range map[string]os.FileMode{folder: 0o700, www: 0o755} {
+		if err := os.Mkdir(path, perm); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(www, "index.html"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	public := filepath.Join(dir, "sb")
+	if _, err := keys.NewSecureBoot(public, "test"); err != nil {
+		t.Fatal(err)
+	}
+	shop := filepath.Join(dir, "shop.yaml")
+	text := strings.Replace(string(config.DemoYAML), "\nservices:\n", "\nservices:\n  - {name: shop, run: [/bin/webd], content: ./folder, ports: [8082/tcp]}\n", 1)
+	if err := os.WriteFile(shop, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{
+		{"config", "check", secret}, {"config", "check", shop}, {"build", "--config", secret}, {"image", "--config", secret}, {"build", "--key", secret},
+		{"build", "--content", folder}, {"build", "--content", filepath.Join(folder, "www")},
+		{"build", "--secure-boot-key", filepath.Join(public, keys.SecureBootKey), "--secure-boot-cert", filepath.Join(public, keys.SecureBootCert)},
+	} {
+		out, code := saysToNobody(t, args...)
+		if code != exitFailure || !strings.Contains(out, "permission denied") || !strings.Contains(out, "; "+rightsFix+"\n") || strings.Contains(out, "there is no") || strings.Contains(out, "makes it") {
+			t.Errorf("clonectl %q ends with %d and says %q; want permission denied, and %q", args, code, out, rightsFix)
+		}
+	}
+}
+
 // Before anything is written, the image is compared with the manifest beside it.
 func TestFlashCompares(t *testing.T) {
 	key := filepath.Join(t.TempDir(), "key")

@@ -110,14 +110,16 @@ func (f *imageFlags) bundleOptions(p *progress) (o bundle.Options, err error) {
 	if cfg.PublishedKey() && o.Board.Name != demoBoard {
 		p.Done("warning: %s", publishedKey)
 	}
-	o.Content, err = bundle.Content(cfg, o.ConfigDir, f.content)
+	if o.Content, err = bundle.Content(cfg, o.ConfigDir, f.content); err != nil {
+		return o, explainRights(err)
+	}
 	o.Progress = bundle.Progress{
 		Status: func(s string) { p.Status("%s", s) },
 		Step: func(s bundle.Step) {
 			p.Done("[%d/%d] %-10s %s (%.1f s)", s.N, s.Of, s.Name, s.Text, s.Took.Seconds())
 		},
 	}
-	return o, err
+	return o, nil
 }
 
 func buildBundle(ctx context.Context, o bundle.Options, p *progress) (*image.Manifest, error) {

@@ -64,6 +64,9 @@ func (k *kernelFlags) options(p *progress) (opts kernel.Options, out string, err
 	if out == "" {
 		out = filepath.Join("build", board.Name)
 	}
+	if err := checkOut(out); err != nil {
+		return opts, "", err
+	}
 	return kernel.Options{
 		Board: board, Source: k.source, Locked: k.locked, CacheDir: cache, Jobs: k.jobs,
 		Status: func(s string) { p.Status("%s", s) },
@@ -78,6 +81,29 @@ func getBoard(name string) (boards.Board, error) {
 		err = usageError{fmt.Errorf("%w (a new one is in clonectl once that is built again: make build/bin/clonectl)", err)}
 	}
 	return b, err
+}
+
+// checkOut refuses the folders in which what a build writes, and removes, would lie among
+// other files.
+func checkOut(out string) error {
+	at, err := os.Stat(out)
+	if err != nil {
+		return nil // not there yet, or what writes to it says so
+	}
+	refused := map[string]string{}
+	if home, err := os.UserHomeDir(); err == nil {
+		refused[home] = "your home folder"
+	}
+	if checkout, err := image.FindSource(out); err == nil {
+		refused[checkout] = "the checkout itself"
+	}
+	refused["/"] = "the root of the file system"
+	for dir, what := range refused {
+		if fi, err := os.Stat(dir); err == nil && os.SameFile(at, fi) {
+			return usageError{fmt.Errorf("--out %s is %s, which a build would fill with its files: give a folder of its own, such as %s", out, what, filepath.Join(out, "boot"))}
+		}
+	}
+	return nil
 }
 
 // cacheDir is where results live that are expensive and belong to no checkout.

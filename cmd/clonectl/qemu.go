@@ -291,7 +291,7 @@ func webAddress(c *config.Config) (target, error) {
 	}
 	for _, s := range c.Services {
 		i := slices.IndexFunc(s.Ports, func(p config.PortRange) bool { return p.Protocol == "tcp" })
-		if i >= 0 && s.Run[0] == "/bin/webd" {
+		if i >= 0 && s.Run[0] == config.Webd {
 			return target{netip.AddrPortFrom(vip, s.Ports[i].First), s.Affinity}, nil
 		}
 	}

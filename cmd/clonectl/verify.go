@@ -131,8 +131,8 @@ func verifyOptions(public string, p *progress) (bundle.VerifyOptions, error) {
 	return o, nil
 }
 
-// rightsFix is for who may not read what a build has made, or a device.
-const rightsFix = "what holds the cluster's key has mode 0600, and devices are root's: run this as the user who has built it, or as root"
+// rightsFix is for who may not read what a build is made of or has made, or a device.
+const rightsFix = "what holds the cluster's key has mode 0600, and devices are root's: run this as the user whose it is, or as root"
 
 func explainRights(err error) error {
 	if errors.Is(err, fs.ErrPermission) {

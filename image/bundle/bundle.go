@@ -116,6 +116,9 @@ func Content(c *config.Config, dir, www string) (map[string]string, error) {
 		if err := CheckFolder(www); err != nil {
 			return nil, fmt.Errorf("the web service's content: %w", err)
 		}
+		if !slices.ContainsFunc(c.Services, servesWWW) {
+			return nil, fmt.Errorf("the web service's content: no service would serve %s: it is for one that runs %s and has no content of its own; give the folder to another service with content: in its part of cluster.yaml, or leave it out", www, config.Webd)
+		}
 		all[image.ContentDir] = www
 	}
 	for _, s := range c.Services {
@@ -136,9 +139,18 @@ func Content(c *config.Config, dir, www string) (map[string]string, error) {
 	return all, nil
 }
 
+// servesWWW tells whether a service has to do with the folder image.ContentDir.
+func servesWWW(s config.Service) bool {
+	const www = "/" + image.ContentDir
+	return s.ContentDir() == www || s.Content == "" && s.Run[0] == config.Webd ||
+		slices.ContainsFunc(s.Run, func(arg string) bool { return strings.Contains(arg, www) })
+}
+
 // CheckFolder tells whether a path of content is a folder that can be read.
 func CheckFolder(dir string) error {
-	if fi, err := os.Stat(dir); err != nil {
+	if fi, err := os.Stat(dir); errors.Is(err, fs.ErrPermission) {
+		return err
+	} else if err != nil {
 		return fmt.Errorf("there is no folder %s: %w", dir, err)
 	} else if !fi.IsDir() {
 		return fmt.Errorf("%s is a file; content is a folder of files", dir)
@@ -287,13 +299,14 @@ func (b *builder) keepSigned() error {
 	} else if err != nil {
 		return err
 	}
-	return fmt.Errorf("%s holds a signed build, of which this would remove %s and what it is of: give another folder with --out, or make all of it anew with clonectl build",
+	return fmt.Errorf("%s holds a signed build, of which this would remove %s and what it is of: give another folder with --out (make: OUT=FOLDER), or make all of it anew with clonectl build",
 		b.OutDir, SignatureName)
 }
 
 // explain adds what helps to the errors of the folder.
 func (b *builder) explain(err error) error {
 	switch {
+	case errors.Is(err, kernel.ErrNoSpace): // says so itself, of the cache
 	case errors.Is(err, unix.ENOSPC), strings.Contains(err.Error(), unix.ENOSPC.Error()): // the second from the Go command
 		return fmt.Errorf("no space left for the build: free some 300 MB in %s, or give another folder with --out: %w", b.OutDir, err)
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):

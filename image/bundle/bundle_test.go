@@ -411,6 +411,35 @@ func TestBuildErrors(t *testing.T) {
 	}
 }
 
+// Content that no service would serve is not packed.
+func TestContentOfNobody(t *testing.T) {
+	www := t.TempDir()
+	for _, tt := range []struct {
+		services string
+		serves   bool
+	}{
+		{"{name: web, run: [/bin/webd]}", true},
+		{"{name: web, run: [/bin/webd], content: .}", false},
+		{"{name: shop, run: [/bin/shop], build: ./shop}", false},
+		{"{name: shop, run: [/bin/shop, --root=/srv/www], build: ./shop}", true},
+		{"{name: shop, run: [/bin/shop], build: ./shop}, {name: web, run: [/bin/webd]}", true},
+		{"", false},
+	} {
+		head, _, _ := strings.Cut(string(config.DemoYAML), "\nservices:\n")
+		c, err := config.Load([]byte(head+"\nservices: ["+tt.services+"]\n"), "cluster.yaml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := Content(c, t.TempDir(), www)
+		if tt.serves && (err != nil || all[image.ContentDir] != www) {
+			t.Errorf("%s: Content = %v, %v; want the folder", tt.services, all, err)
+		}
+		if !tt.serves && (err == nil || !strings.Contains(err.Error(), "no service would serve "+www+": it is for one that runs /bin/webd")) {
+			t.Errorf("%s: Content = %v, %v; want to be told", tt.services, all, err)
+		}
+	}
+}
+
 // A folder has the kernel by the name that its own build, and boot loaders, know.
 func TestKernelFile(t *testing.T) {
 	for board, want := range map[string]string{"qemu-x86_64": "bzImage", "pc-x86_64": "bzImage", "generic-arm64": "Image"} {
@@ -489,6 +518,14 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
+// A full cache is not mended by another output folder.
+func TestFullCache(t *testing.T) {
+	full := fmt.Errorf("%w in the cache: %w", kernel.ErrNoSpace, unix.ENOSPC)
+	if err := (&builder{}).explain(full); strings.Contains(err.Error(), "--out") {
+		t.Errorf("%v becomes %v", full, err)
+	}
+}
+
 func TestReadOnly(t *testing.T) {
 	o := options(t, "")
 	dir := mount(t, "")
@@ -541,7 +578,7 @@ func TestSigned(t *testing.T) {
 	// The short form has no key, and does not take the signature away.
 	o := options(t, dir)
 	o.Minimal = true
-	if _, err := Build(t.Context(), o); err == nil || !strings.Contains(err.Error(), SignatureName) {
+	if _, err := Build(t.Context(), o); err == nil || !strings.Contains(err.Error(), SignatureName) || !strings.Contains(err.Error(), "with --out (make: OUT=FOLDER)") {
 		t.Errorf("a minimal build over a signed one: %v", err)
 	}
 	// Without a key, no signature of before stays.

@@ -133,8 +133,38 @@ func (c cache) keepLog(board, log string) (string, bool) {
 	return kept, log != "" && os.Rename(log, kept) == nil
 }
 
+// treeBytes is what Linux 6.12 takes when it is unpacked, in bytes (du of 6.12.117).
+const treeBytes = 1640 << 20
+
+// ErrNoSpace is what Build's error wraps if the cache's file system is full, or would be.
+var ErrNoSpace = errors.New("no space left")
+
+// room tells whether the file system has those bytes free. One that does not say is no error.
+func (c cache) room(bytes int64) error {
+	var s unix.Statfs_t
+	if err := unix.Statfs(c.dir, &s); err != nil || s.Blocks == 0 {
+		return nil
+	}
+	if free := int64(s.Bavail) * s.Bsize; free < bytes {
+		return fmt.Errorf("%w for the kernel in the cache %s: its source takes %d MB there and %d are free; free %d MB, or give another folder with --cache or $CLONECLUSTER_CACHE",
+			ErrNoSpace, filepath.Dir(c.dir), bytes/1e6, free/1e6, (bytes-free)/1e6+1)
+	}
+	return nil
+}
+
+// explainSpace adds what helps to an error of a full cache: ours, or what a tool has said.
+func explainSpace(cacheDir string, err error) error {
+	if errors.Is(err, ErrNoSpace) || !errors.Is(err, unix.ENOSPC) && !strings.Contains(strings.ToLower(err.Error()), unix.ENOSPC.Error()) {
+		return err
+	}
+	return fmt.Errorf("%w for the kernel in the cache %s: free some 2 GB there, or give another folder with --cache or $CLONECLUSTER_CACHE: %w", ErrNoSpace, cacheDir, err)
+}
+
 // explain adds what helps to an error of a cache that cannot be written to.
 func (c cache) explain(err error) error {
+	if err := explainSpace(filepath.Dir(c.dir), err); errors.Is(err, ErrNoSpace) {
+		return err
+	}
 	var at *fs.PathError
 	if errors.As(err, &at) && at.Op != "stat" && (strings.HasPrefix(at.Path, c.dir) || strings.HasPrefix(c.dir, at.Path)) {
 		return fmt.Errorf("the cache %s cannot be written to; give another folder with --cache or $CLONECLUSTER_CACHE: %w", filepath.Dir(c.dir), err)

@@ -10,6 +10,7 @@
 package kernel
 
 import (
+	"cmp"
 	"context"
 	"embed"
 	"errors"
@@ -51,6 +52,7 @@ type Options struct {
 	lock     *lock    // instead of source.lock, for tests
 	patches  []patch  // instead of patches/, for tests
 	path     []string // instead of the environment's PATH, for tests
+	space    int64    // instead of treeBytes, for tests
 }
 
 // Result is a built kernel. It is stored as result.json beside the image.
@@ -93,13 +95,13 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 	}
 	r, err := b.build(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("kernel for %s: %w", o.Board.Name, err)
+		return nil, fmt.Errorf("kernel for %s: %w", o.Board.Name, explainSpace(o.CacheDir, err))
 	}
 	return r, nil
 }
 
 // Check finds what would keep Build from building: a tool, a header or the source
-// that is not there, a source that is none, a cache that cannot be written to. It
+// that is not there, a source that is none, a cache that cannot be written to or is full. It
 // takes a second or two; if Build's result is in the cache, less.
 func Check(ctx context.Context, o Options) error {
 	b, err := prepare(ctx, o)
@@ -124,6 +126,12 @@ func (b *builder) check(ctx context.Context) error {
 		return b.cache.explain(err)
 	}
 	os.Remove(scratch)
+	// A tree that is there, of this source or another, makes room for the one that is needed.
+	if trees, _ := filepath.Glob(filepath.Join(b.cache.dir, "source-*")); len(trees) == 0 {
+		if err := b.cache.room(cmp.Or(b.o.space, treeBytes)); err != nil {
+			return err
+		}
+	}
 	return b.checkSource(ctx)
 }
 
@@ -140,7 +148,7 @@ func Reproduce(ctx context.Context, o Options) (*Result, error) {
 		return nil, err
 	}
 	if err := reproduce(ctx, o, r); err != nil {
-		return nil, fmt.Errorf("kernel for %s, second build: %w", o.Board.Name, err)
+		return nil, fmt.Errorf("kernel for %s, second build: %w", o.Board.Name, explainSpace(o.CacheDir, err))
 	}
 	return r, nil
 }

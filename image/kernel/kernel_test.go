@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"clonecluster/boards"
 )
 
@@ -313,6 +315,42 @@ func TestCheck(t *testing.T) {
 		}
 		if after := trees(); !slices.Equal(before, after) {
 			t.Errorf("%s: in the cache are %v; want %v", tt.name, after, before)
+		}
+	}
+}
+
+// What does not fit into the cache is said before it is unpacked, or leaves nothing there.
+func TestFullCache(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounts a file system: needs root")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=2m"); err != nil {
+		t.Skipf("mounting a tmpfs: %v (needs root and CAP_SYS_ADMIN)", err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	files := fake()
+	files["large"] = strings.Repeat("x", 4<<20)
+	tree := fakeOptions(t, files)
+	tree.CacheDir = dir
+	packed := tree
+	packed.Source = tarball(t, files)
+	const fix = ", or give another folder with --cache or $CLONECLUSTER_CACHE"
+	for _, o := range []Options{tree, packed} {
+		check := Check(t.Context(), o)
+		if want := "no space left for the kernel in the cache " + dir + ": its source takes 1719 MB there and 2 are free; free 1718 MB" + fix; !errors.Is(check, ErrNoSpace) || !strings.HasSuffix(check.Error(), want) {
+			t.Errorf("Check = %v; want %q", check, want)
+		}
+		if _, err := Build(t.Context(), o); err == nil || check == nil || err.Error() != check.Error() {
+			t.Errorf("Build = %v; want the error of Check", err)
+		}
+		o.space = 1
+		_, err := Build(t.Context(), o)
+		if want := "no space left for the kernel in the cache " + dir + ": free some 2 GB there" + fix; !errors.Is(err, ErrNoSpace) || !strings.Contains(err.Error(), want) {
+			t.Errorf("Build = %v; want %q", err, want)
+		}
+		if left, _ := filepath.Glob(filepath.Join(dir, "kernel", "s[oc]*-*")); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
 		}
 	}
 }

@@ -274,8 +274,10 @@ func LoadSecureBoot(keyFile, certFile string) (crypto.Signer, *x509.Certificate,
 
 func readPEM(path string, types ...string) ([]byte, error) {
 	data, err := readFile(path)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("reading what signs for Secure Boot: %w; clonectl key secure-boot makes it", err)
+	} else if err != nil {
+		return nil, fmt.Errorf("reading what signs for Secure Boot: %w", err)
 	}
 	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
 		for _, t := range types {
