@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
+	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
@@ -212,6 +215,13 @@ func takeTour(t *testing.T, img bootable, l *lab.Lab, all api.Cluster) {
 	if err := json.Unmarshal([]byte(o.run("which", "10.77.0.1:40000", "80", "--json")), &w); err != nil || w.Bucket == nil || len(w.Nodes) != 3 {
 		t.Errorf("which: %+v, %v", w, err)
 	}
+	target, err := webAddress(img.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 6 {
+		o.which(target.AddrPort)
+	}
 	o.run("drain", second, "--wait", "30s", "--reason", "a look inside")
 	o.until("status", "draining")
 	o.run("resume", second)
@@ -225,10 +235,6 @@ func takeTour(t *testing.T, img bootable, l *lab.Lab, all api.Cluster) {
 		}
 	}
 
-	target, err := webAddress(img.config)
-	if err != nil {
-		t.Fatal(err)
-	}
 	clients := crowd.New(crowd.Config{Host: l.Client(), Switch: l.Switch(), Target: target.AddrPort})
 	defer clients.Close()
 	begin := time.Now()
@@ -284,6 +290,33 @@ func (o *tour) until(command string, want ...string) {
 		}
 	}
 	o.t.Fatalf("clonectl %s does not come to say all of %q; but\n%s", command, want, out)
+}
+
+// which asks who takes a connection that is there, and compares that with who answers it.
+func (o *tour) which(target netip.AddrPort) {
+	o.t.Helper()
+	conn, err := o.lab.Client().DialContext(o.t.Context(), "tcp", target.String())
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
+	if _, err := fmt.Fprintf(conn, "GET /whoami HTTP/1.1\r\nHost: %v\r\n\r\n", target); err != nil {
+		o.t.Fatal(err)
+	}
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	var who struct{ Node string }
+	if err := json.NewDecoder(res.Body).Decode(&who); err != nil || who.Node == "" {
+		o.t.Fatalf("who answers: %+v, %v", who, err)
+	}
+	var w api.Which
+	if err := json.Unmarshal([]byte(o.run("which", conn.LocalAddr().String(), "80", "--json")), &w); err != nil || w.Owner != who.Node || w.Holder != who.Node {
+		o.t.Errorf("%s answers %v; which says %+v, %v", who.Node, conn.LocalAddr(), w, err)
+	}
 }
 
 // capture looks, with tshark, at what all nodes make of the clients' connections.

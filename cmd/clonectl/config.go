@@ -118,6 +118,18 @@ func readConfigFile(stdin io.Reader, path string) (data []byte, name string, err
 	return data, path, explainRights(err)
 }
 
+func loadConfigFile(stdin io.Reader, path string) (*config.Config, error) {
+	data, name, err := readConfigFile(stdin, path)
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := config.Load(data, name)
+	if err != nil {
+		return nil, fmt.Errorf("the configuration is not right:\n%w", err)
+	}
+	return cfg, nil
+}
+
 func completeYAML(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 	return []string{"yaml", "yml"}, cobra.ShellCompDirectiveFilterFileExt
 }

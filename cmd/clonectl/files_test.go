@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"aead.dev/minisign"
+
 	"clonecluster/config"
 	"clonecluster/image"
 	"clonecluster/image/bundle"
@@ -100,6 +102,27 @@ func builtFolder(t *testing.T) string {
 	return dir
 }
 
+// sign signs the manifest of a folder, and gives the public key.
+func sign(t *testing.T, dir string) (public string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "key")
+	if _, err := keys.New(file, ""); err != nil {
+		t.Fatal(err)
+	}
+	key, err := keys.Load(file, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, manifestName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, bundle.SignatureName), minisign.Sign(key, text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return file + ".pub"
+}
+
 // says runs clonectl as a process of its own, and gives what it says and its exit
 // code.
 func says(t *testing.T, args ...string) (string, int) {
@@ -160,10 +183,33 @@ func flip(t *testing.T, path string) {
 func TestOfAnotherUser(t *testing.T) {
 	dir := builtFolder(t)
 	img := filepath.Join(dir, bundle.StickName)
+	signed, hidden := builtFolder(t), builtFolder(t)
+	public := sign(t, signed)
+	target := filepath.Join(openTemp(t), "target")
+	if err := errors.Join(os.WriteFile(target, nil, 0o600), os.Truncate(target, 128<<20)); err != nil {
+		t.Fatal(err)
+	}
+	for path, perm := range map[string]os.FileMode{
+		filepath.Join(hidden, bundle.StickName): 0o644, manifestOf(filepath.Join(hidden, bundle.StickName)): 0o600,
+		filepath.Join(signed, bundle.StickName): 0o644, filepath.Join(signed, bundle.SignatureName): 0o600, target: 0o666,
+		filepath.Dir(public): 0o755, filepath.Dir(filepath.Dir(public)): 0o755, public: 0o600,
+	} {
+		if err := os.Chmod(path, perm); err != nil {
+			t.Fatal(err)
+		}
+	}
+	differs := builtFolder(t)
+	flip(t, filepath.Join(differs, kernelName))
+	if err := os.Chmod(filepath.Join(differs, kernelName), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		args []string
 		want string
 	}{
+		{[]string{"verify", dir, "--public-key", public}, "permission denied; give a file that you can read, the FILE.pub of"},
+		{[]string{"flash", target, "--yes", "--image", filepath.Join(hidden, bundle.StickName)}, "manifest.json: permission denied; what holds the cluster's key has mode 0600"},
+		{[]string{"flash", target, "--yes", "--image", filepath.Join(signed, bundle.StickName)}, "manifest.json.minisig: permission denied; what holds the cluster's key has mode 0600"},
 		{[]string{"verify", dir}, "4 files could not be compared; what holds the cluster's key has mode 0600, and devices are root's: run this as"},
 		{[]string{"verify", img}, "permission denied; what holds the cluster's key has mode 0600"},
 		{[]string{"flash", "/dev/null", "--yes", "--image", img}, "permission denied; what holds the cluster's key has mode 0600"},
@@ -173,6 +219,10 @@ func TestOfAnotherUser(t *testing.T) {
 		if code != exitFailure || !strings.Contains(out, tt.want) {
 			t.Errorf("clonectl %q ends with %d and says %q; want %q", tt.args, code, out, tt.want)
 		}
+	}
+	want := "is not as the manifest says: 1 problem; 4 files could not be compared: what holds the cluster's key has mode 0600"
+	if out, code := saysToNobody(t, "verify", differs); code != exitDiffers || !strings.Contains(out, want) {
+		t.Errorf("clonectl verify of a changed file ends with %d and says %q; want %q", code, out, want)
 	}
 }
 
@@ -223,9 +273,14 @@ func TestFlashCompares(t *testing.T) {
 		name   string
 		change func(t *testing.T, img string)
 		args   []string
+		signed bool // and the key of it given
 		want   string
 		code   int
 	}{
+		{name: "signed", signed: true, want: `board pc-x86_64; signature: good`},
+		{name: "signed, a flipped byte", change: flip, signed: true, want: "and nothing was written: build it with clonectl build, or fetch it, again\nEFI/", code: exitFailure},
+		{name: "signed by another key", change: func(t *testing.T, img string) { sign(t, filepath.Dir(img)) }, args: []string{"--public-key", key + ".pub"},
+			want: "usb.img is not signed by the public key of --public-key, and nothing was written: manifest.json.minisig: is by another key, ", code: exitFailure},
 		{name: "as it was built", want: `usb.img with manifest.json: cluster "demo", board pc-x86_64; signature: none`},
 		{name: "a flipped byte", change: flip, want: "and nothing was written: build it with clonectl build, or fetch it, again\nEFI/BOOT/BOOTX64.EFI: has been changed on ", code: exitFailure},
 		{name: "no manifest", change: func(t *testing.T, img string) {
@@ -238,7 +293,7 @@ func TestFlashCompares(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, args: []string{"--public-key", key + ".pub"}, want: "so nothing says that the key has signed it: copy manifest.json and manifest.json.minisig", code: exitFailure},
-		{name: "not signed", args: []string{"--public-key", key + ".pub"}, want: "the manifest is not signed", code: exitFailure},
+		{name: "not signed", args: []string{"--public-key", key + ".pub"}, want: "usb.img is not signed by the public key of --public-key, and nothing was written: manifest.json.minisig: is missing: the manifest is not signed; build with --key", code: exitFailure},
 		{name: "the secret key", args: []string{"--public-key", key}, want: "is a secret key", code: exitFailure},
 		{name: "half a manifest", change: func(t *testing.T, img string) {
 			if err := os.Truncate(manifestOf(img), 100); err != nil {
@@ -259,6 +314,9 @@ func TestFlashCompares(t *testing.T) {
 			img := filepath.Join(builtFolder(t), bundle.StickName)
 			if tt.change != nil {
 				tt.change(t, img)
+			}
+			if tt.signed {
+				tt.args = []string{"--public-key", sign(t, filepath.Dir(img))}
 			}
 			target := filepath.Join(t.TempDir(), "target")
 			if err := os.WriteFile(target, bytes.Repeat([]byte{0xaa}, 80<<20), 0o600); err != nil {
@@ -293,6 +351,14 @@ func TestServeCompares(t *testing.T) {
 		change func(t *testing.T, dir string)
 		want   string
 	}{
+		{"signed by that key", nil, `no network interface "nonexistent"`}, // nothing else is wrong
+		{"signed by another key", func(t *testing.T, dir string) { sign(t, dir) },
+			"is not signed by the public key of --public-key, and is not handed out: manifest.json.minisig: is by another key, "},
+		{"not signed", func(t *testing.T, dir string) {
+			if err := os.Remove(filepath.Join(dir, bundle.SignatureName)); err != nil {
+				t.Fatal(err)
+			}
+		}, "is not signed by the public key of --public-key, and is not handed out: manifest.json.minisig: is missing"},
 		{"a flipped byte", func(t *testing.T, dir string) { flip(t, filepath.Join(dir, initrdName)) },
 			"is not what its manifest says, and is not handed out: build it again with \"clonectl build --config cluster.yaml --board pc-x86_64 --out "},
 		{"names the file", func(t *testing.T, dir string) { flip(t, filepath.Join(dir, initrdName)) }, "\ninitrd.img: has been changed: "},
@@ -323,8 +389,10 @@ func TestServeCompares(t *testing.T) {
 		}, "holds no image; build one with \"clonectl build --config cluster.yaml --board pc-x86_64 --out "},
 	} {
 		dir := builtFolder(t)
-		tt.change(t, dir)
-		o := serveOptions{httpPort: 1, folders: []string{dir}, iface: "nonexistent"}
+		o := serveOptions{httpPort: 1, folders: []string{dir}, iface: "nonexistent", public: sign(t, dir)}
+		if tt.change != nil {
+			tt.change(t, dir)
+		}
 		if _, err := o.options(t.Context(), newProgress(os.Stderr)); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v; want %q", tt.name, err, tt.want)
 		}

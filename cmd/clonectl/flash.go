@@ -185,7 +185,10 @@ func compareImage(ctx context.Context, img flash.Image, public string, p *progre
 	}
 	manifest := manifestOf(file)
 	m, err := image.ReadManifest(manifest)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return img, explainRights(err)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return img, fmt.Errorf("%w; build or fetch it again, or take it away to write the image without comparing it", err)
 	}
 	var want image.File
@@ -203,18 +206,17 @@ func compareImage(ctx context.Context, img flash.Image, public string, p *progre
 	}
 	r, _, err := bundle.VerifyDisk(ctx, file, manifest, o)
 	if err != nil {
-		return img, err
+		return img, explainRights(err)
 	}
 	problems := r.Problems
 	if img.Size > want.Bytes {
 		problems = append(problems, bundle.Problem{File: want.Name, Message: fmt.Sprintf("has %d bytes; the manifest says %d", img.Size, want.Bytes)})
 	}
+	if r.Unsigned(o) {
+		return img, fmt.Errorf("%s is not signed by the public key of --public-key, and nothing was written: %w", img.Path, problemsError(problems))
+	}
 	if len(problems) > 0 {
-		lines := make([]string, len(problems))
-		for i, problem := range problems {
-			lines[i] = problem.String()
-		}
-		return img, fmt.Errorf("%s is not what %s says, and nothing was written: build it with clonectl build, or fetch it, again\n%s", img.Path, manifest, strings.Join(lines, "\n"))
+		return img, fmt.Errorf("%s is not what %s says, and nothing was written: build it with clonectl build, or fetch it, again\n%w", img.Path, manifest, problemsError(problems))
 	}
 	p.Done("compared   %s with %s: cluster %q, board %s; signature: %s", img.Path, bundle.ManifestName, r.Cluster, r.Board, r.Signature)
 	for _, n := range r.Notes {

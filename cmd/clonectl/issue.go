@@ -47,13 +47,9 @@ key is changed, which makes all of them void.`,
 			if err := checkName(name); err != nil {
 				return err
 			}
-			data, file, err := readConfigFile(cmd.InOrStdin(), cluster)
+			cfg, err := loadConfigFile(cmd.InOrStdin(), cluster)
 			if err != nil {
 				return err
-			}
-			cfg, err := config.Load(data, file)
-			if err != nil {
-				return fmt.Errorf("the configuration is not right:\n%w", err)
 			}
 			role := api.RoleControl
 			if readOnly {

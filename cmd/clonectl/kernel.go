@@ -47,9 +47,9 @@ const maxJobs = 1024
 
 // options gives the board, the output folder and what the kernel is built with.
 func (k *kernelFlags) options(p *progress) (opts kernel.Options, out string, err error) {
-	board, err := boards.Get(k.board)
+	board, err := getBoard(k.board)
 	if err != nil {
-		return opts, "", usageError{fmt.Errorf("%w (a new one is in clonectl once that is built again: make build/bin/clonectl)", err)}
+		return opts, "", err
 	}
 	if k.jobs < 0 || k.jobs > maxJobs {
 		return opts, "", usageError{fmt.Errorf("--jobs %d: want 1 to %d, or 0 for one per processor", k.jobs, maxJobs)}
@@ -72,6 +72,15 @@ func (k *kernelFlags) options(p *progress) (opts kernel.Options, out string, err
 		Status: func(s string) { p.Status("%s", s) },
 		Notice: func(s string) { p.Done("%s", s) },
 	}, out, nil
+}
+
+// getBoard is the board of a flag.
+func getBoard(name string) (boards.Board, error) {
+	b, err := boards.Get(name)
+	if err != nil {
+		err = usageError{fmt.Errorf("%w (a new one is in clonectl once that is built again: make build/bin/clonectl)", err)}
+	}
+	return b, err
 }
 
 // checkOut refuses the folders in which what a build writes, and removes, would lie among

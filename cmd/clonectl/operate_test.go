@@ -51,7 +51,7 @@ func (n *oneNode) Status() api.Status {
 		State: "serving", Agreed: true, Leader: oneNodeID, Map: 7, Policy: "byRandom", Balance: n.policy.Balance, PolicyVersion: n.policy.Version, UptimeSec: 3700,
 		Members:  []api.Member{{Node: oneNodeID, Self: true, State: "serving", Live: true, Weight: 100, Busy: 0.12, Flows: n.flows, Buckets: 1024}},
 		Findings: []finding.Finding{{Code: "service-unwell", Level: finding.Critical, Node: oneNodeID, What: "a service does not pass its check: web: the answer is 503", Fix: "look at the service's log, and so on, so that this is a line that has to be broken"}},
-		Offered:  api.Offered{FramesPerSecond: 1234.4, SYNsPerSecond: 58.5, SYNsAgainPerSecond: 2.5, UnownedPerSecond: 0.4},
+		Offered:  api.Offered{FramesPerSecond: 1234.4, SYNsPerSecond: 58.5, SYNsAgainPerSecond: 2.5, UnownedPerSecond: 0.4, LeaselessPerSecond: 1.5},
 		Drain:    api.Drain{Draining: n.drained, Flows: n.flows},
 	}
 	if n.drained {
@@ -219,7 +219,7 @@ func TestOperate(t *testing.T) {
 		args string
 		says []string
 	}{
-		{"status", []string{"cluster demo at 10.77.0.10 and fd77::10", "map 7 made by web-1, agreed", "web-1 ", "serving", "1024", " 12%", "1h01m", "native tcx", "offered: 1234 frames/s, 56 connections/s; SYNs again: 2.5/s; for nobody: 0.4/s", "gone 12s ago: lost", "program 0123456789ab on all nodes", "!! web-1: service-unwell: a service does not pass", "-> look at the service's log"}},
+		{"status", []string{"cluster demo at 10.77.0.10 and fd77::10", "map 7 made by web-1, agreed", "web-1 ", "serving", "1024", " 12%", "1h01m", "native tcx", "offered: 1234 frames/s, 56 connections/s; SYNs again: 2.5/s; for nobody: 1.9/s", "gone 12s ago: lost", "program 0123456789ab on all nodes", "!! web-1: service-unwell: a service does not pass", "-> look at the service's log"}},
 		{"status --json", []string{`"wire_mac": "52:54:00:77:00:01"`}},
 		{"which 192.0.2.7:40312 80", []string{"192.0.2.7:40312 to 10.77.0.10 port 80/tcp: web-1\n", "gives bucket 313 of\n1024", "has this connection"}},
 		{"which 192.0.2.7 53/udp --json", []string{`"protocol": "udp"`}},

@@ -52,7 +52,8 @@ func newRebootCmd() *cobra.Command {
 		Long: `Reboot gives a node's share to the others, waits for its connections to end, has its
 machine restart, and waits until it serves again and has its share back. If
 connections are left after --wait, it takes part again and is not restarted (exit
-code 3), unless --force says otherwise.
+code 3), unless --force says otherwise. One that was drained before stays so then; a
+restart ends that.
 
 What it boots is what its disk or its boot server has by then. An ordinary host is
 not restarted: that is for its own tools.`,
@@ -384,6 +385,13 @@ func breathe(ctx context.Context) {
 	}
 }
 
+// unknownFor is how long a node goes on as before of which it is not known whether it
+// was told to restart, until that counts as no.
+const unknownFor = 10 * time.Second
+
+// errNotRestarted says that a node goes on as before.
+var errNotRestarted = errors.New("it goes on as before")
+
 // node drains a node, restarts it, and waits until it is back. What has been given up
 // before the restart is undone.
 func (r *rollout) node(ctx context.Context, s api.Status) error {
@@ -397,6 +405,10 @@ func (r *rollout) node(ctx context.Context, s api.Status) error {
 		}
 		return notReached(err)
 	}
+	// What is undone goes by what it is now, and not when the rollout was planned.
+	if err := r.c.Get(ctx, "/v1/status", of, &s); err != nil {
+		return notReached(err)
+	}
 	r.say(s, "drain", "drains, %s", plural(s.Drain.Flows, "connection"))
 	begin := time.Now()
 	var draining api.Status
@@ -408,24 +420,43 @@ func (r *rollout) node(ctx context.Context, s api.Status) error {
 			err = nil
 		}
 	}
-	ordered := time.Now()
-	if err == nil {
-		err = r.c.Post(ctx, "/v1/reboot", of, order, &draining)
-	}
 	if err != nil {
 		return r.undo(ctx, s, err)
 	}
-	r.say(s, "reboot", "restarts, after %v", time.Since(begin).Round(100*time.Millisecond))
-	back, err := r.await(ctx, s, ordered)
-	if err != nil {
+	ordered := time.Now()
+	lost := r.c.Post(ctx, "/v1/reboot", of, order, &draining)
+	switch {
+	case lost == nil:
+		r.say(s, "reboot", "restarts, after %v", time.Since(begin).Round(100*time.Millisecond))
+	case refused(lost):
+		return r.undo(ctx, s, lost)
+	default:
+		r.say(s, "reboot", "may restart, which is looked at: %v", lost)
+	}
+	back, err := r.await(ctx, s, ordered, lost != nil)
+	if errors.Is(err, errNotRestarted) {
+		return r.undo(ctx, s, fmt.Errorf("%s: %w, after the order to restart got no answer: %w", nodeName(s), err, lost))
+	} else if err != nil {
 		return err
 	}
 	r.say(s, "done", "is back after %v, with %s and program %s", time.Since(ordered).Round(100*time.Millisecond), plural(selfIn(&back).Buckets, "bucket"), back.Build)
 	return nil
 }
 
-// undo has a node take part again whose restart was not ordered.
+// refused reports whether an error of an order says that it is not followed. Without an
+// answer, or with one that only says that there was none, it may be.
+func refused(err error) bool {
+	e := (*api.Error)(nil)
+	return errors.As(err, &e) && (e.Code < 500 || e.Code == http.StatusServiceUnavailable)
+}
+
+// undo has a node take part again whose restart was not ordered, unless it was drained
+// before.
 func (r *rollout) undo(ctx context.Context, s api.Status, why error) error {
+	if s.Drain.Draining {
+		r.say(s, "failed", "stays drained, as it was before, and was not restarted")
+		return why
+	}
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
 	var now api.Status
@@ -437,21 +468,32 @@ func (r *rollout) undo(ctx context.Context, s api.Status, why error) error {
 	return why
 }
 
-// await waits until a node that was told to restart serves again as it should.
-func (r *rollout) await(ctx context.Context, s api.Status, ordered time.Time) (api.Status, error) {
-	lack := "it has not answered since"
+// await waits until a node that was told to restart serves again as it should; if it is
+// unknown whether it was told, until it is clear that it does not (errNotRestarted).
+func (r *rollout) await(ctx context.Context, s api.Status, ordered time.Time, unknown bool) (api.Status, error) {
+	lack, silent := "it has not answered since", ordered
 	for time.Since(ordered) < r.timeout {
 		var now api.Status
 		ask, cancel := context.WithTimeout(ctx, 5*time.Second)
 		err := r.c.Get(ask, "/v1/status", url.Values{"node": {s.WireMAC}}, &now)
 		cancel()
 		switch {
+		case ctx.Err() != nil && unknown:
+			r.say(s, "failed", "restarts, or stays drained: clonectl status; clonectl resume %s", nodeName(s))
+			return now, ctx.Err()
 		case ctx.Err() != nil:
 			r.say(s, "failed", "restarts, and takes part by itself when it is up: clonectl status")
 			return now, ctx.Err()
 		case err != nil:
+			silent = time.Now()
 		case now.UptimeSec >= time.Since(ordered).Seconds():
 			lack = "its machine has not restarted yet"
+			if goesOn := now.State == "serving" || now.State == "draining"; !goesOn {
+				silent = time.Now() // on its way down
+			}
+			if unknown && time.Since(silent) > min(unknownFor, r.timeout/2) {
+				return now, errNotRestarted
+			}
 		default:
 			if lack = lacks(now); lack == "" && now.Build == "" {
 				lack = "it does not say yet what program it runs"

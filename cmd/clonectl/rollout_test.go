@@ -82,10 +82,15 @@ func (n *rollNode) Reboot(_ context.Context, o api.Order, who string) error {
 			return err
 		}
 	}
+	n.restart(o, who)
+	return nil
+}
+
+// restart restarts it; c.mu is held.
+func (n *rollNode) restart(o api.Order, who string) {
 	n.c.reboots = append(n.c.reboots, n.name)
 	n.born, n.build = time.Now(), n.next
 	n.oneNode.order(false, o, who)
-	return nil
 }
 
 func serveRollout(t *testing.T) (c *rollCluster, at []string) {
@@ -175,6 +180,56 @@ func TestRollout(t *testing.T) {
 		t.Errorf("reboot --force: %v\n%s", err, out)
 	}
 	c.nodes[1].flows = 0
+}
+
+// TestRebootDrained: who drained a node before finds it drained if it is not restarted.
+func TestRebootDrained(t *testing.T) {
+	c, at := serveRollout(t)
+	c.nodes[1].flows = 2
+	for _, args := range []string{"drain web-2 --reason disk-broken", "reboot web-2 --wait 300ms"} {
+		out, err := clonectl(t, append(strings.Fields(args), at...)...)
+		if rebooting := strings.HasPrefix(args, "reboot"); err != nil != rebooting || rebooting && !strings.Contains(out, "web-2: stays drained, as it was before, and was not restarted") {
+			t.Errorf("clonectl %s: %v\n%s", args, err, out)
+		}
+	}
+	if !c.nodes[1].isDrained() || c.rebooted() != "" {
+		t.Errorf("drained %v, restarted %q; want web-2 drained, as it was, and nothing restarted", c.nodes[1].isDrained(), c.rebooted())
+	}
+}
+
+// TestRebootUnknown: if the answer to the order is lost, what the node does then counts.
+func TestRebootUnknown(t *testing.T) {
+	for _, tt := range []struct {
+		name, says, fails string
+		restarts, drained bool
+	}{
+		{"it restarts all the same", "web-2: is back after", "", true, false},
+		{"it goes on", "web-2: takes part again, and was not restarted", "web-2: it goes on as before, after the order to restart got no answer: lost", false, false},
+		{"it goes on, and was drained", "web-2: stays drained, as it was before, and was not restarted", "it goes on as before", false, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, at := serveRollout(t)
+			if tt.drained {
+				if out, err := clonectl(t, append([]string{"drain", "web-2"}, at...)...); err != nil {
+					t.Fatalf("%v\n%s", err, out)
+				}
+			}
+			c.ordered = func(n *rollNode) error {
+				if tt.restarts {
+					n.restart(api.Order{}, "test")
+				}
+				return errors.New("lost")
+			}
+			out, err := clonectl(t, append([]string{"reboot", "web-2", "--timeout", "2s"}, at...)...)
+			if (err == nil) != (tt.fails == "") || err != nil && !strings.Contains(err.Error(), tt.fails) || !strings.Contains(out, tt.says) {
+				t.Errorf("%v; want %q\n%s", err, tt.fails, out)
+			}
+			resumed := strings.Contains(strings.Join(c.nodes[1].orders, "\n"), "not restarted after all")
+			if c.nodes[1].isDrained() != tt.drained || resumed != (!tt.restarts && !tt.drained) {
+				t.Errorf("drained %v, orders %q", c.nodes[1].isDrained(), c.nodes[1].orders)
+			}
+		})
+	}
 }
 
 // TestRolloutInterrupted: who ends it while a node drains finds the node as it was.

@@ -221,14 +221,14 @@ func compareFolder(ctx context.Context, dir, public string, p *progress) (map[st
 		return nil, explainRights(err)
 	}
 	if err := reportError(dir, r); err != nil {
-		var lines strings.Builder
-		for _, problem := range slices.Concat(r.Problems, r.Unread) {
-			fmt.Fprintf(&lines, "\n%v", problem)
+		problems := problemsError(slices.Concat(r.Problems, r.Unread))
+		switch {
+		case r.Unsigned(o):
+			return nil, fmt.Errorf("%s is not signed by the public key of --public-key, and is not handed out: %w", dir, problems)
+		case len(r.Problems) > 0:
+			return nil, fmt.Errorf("%s is not what its manifest says, and is not handed out: build it again with %q, or copy it again\n%w", dir, serveBuild(dir, r.Board), problems)
 		}
-		if len(r.Problems) > 0 {
-			return nil, fmt.Errorf("%s is not what its manifest says, and is not handed out: build it again with %q, or copy it again%s", dir, serveBuild(dir, r.Board), &lines)
-		}
-		return nil, fmt.Errorf("%w%s", err, &lines)
+		return nil, fmt.Errorf("%w\n%w", err, problems)
 	}
 	p.Done("compared   %s: %s as the manifest says; cluster %q, board %s; signature: %s", dir, plural(r.Files, "file"), r.Cluster, r.Board, r.Signature)
 	for _, n := range r.Notes {

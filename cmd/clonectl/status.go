@@ -167,7 +167,13 @@ func printCluster(w io.Writer, c *api.Cluster) {
 			upFor(time.Duration(s.UptimeSec*float64(time.Second))), datapathOf(s))
 	}
 	if asked != nil {
-		printOffered(w, &asked.Offered)
+		nobody := asked.Offered.UnownedPerSecond
+		for _, n := range c.Nodes {
+			if n.Status != nil {
+				nobody += n.Status.Offered.LeaselessPerSecond
+			}
+		}
+		printOffered(w, &asked.Offered, nobody)
 	}
 	switch len(builds) {
 	case 0:
@@ -207,14 +213,15 @@ func printCluster(w io.Writer, c *api.Cluster) {
 	}
 }
 
-// printOffered writes what clients send to all nodes together.
-func printOffered(w io.Writer, o *api.Offered) {
+// printOffered writes what clients send to all nodes together, and how many frames a
+// second of that no node takes.
+func printOffered(w io.Writer, o *api.Offered, nobody float64) {
 	fmt.Fprintf(w, "\noffered: %s frames/s, %s connections/s", perSecond(o.FramesPerSecond), perSecond(max(0, o.SYNsPerSecond-o.SYNsAgainPerSecond)))
 	if o.SYNsAgainPerSecond > 0 {
 		fmt.Fprintf(w, "; SYNs again: %s/s", perSecond(o.SYNsAgainPerSecond))
 	}
-	if o.UnownedPerSecond > 0 {
-		fmt.Fprintf(w, "; for nobody: %s/s", perSecond(o.UnownedPerSecond))
+	if nobody > 0 {
+		fmt.Fprintf(w, "; for nobody: %s/s", perSecond(nobody))
 	}
 	fmt.Fprintln(w)
 }

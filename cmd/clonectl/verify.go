@@ -15,9 +15,12 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"clonecluster/config"
 	"clonecluster/image"
 	"clonecluster/image/bundle"
+	"clonecluster/image/flash"
 	"clonecluster/image/keys"
+	"clonecluster/uinit/stick"
 )
 
 // errDiffers ends verify with its own exit code.
@@ -49,11 +52,24 @@ Exit codes: 0 all is right, 3 a difference was found, 1 it could not be checked,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p := newProgress(os.Stderr)
 			defer p.Clear()
+			var cfg *config.Config
+			if configFile != "" {
+				if !rebuild {
+					return usageError{errString("--config is for --rebuild: without, the manifest says all that is compared")}
+				}
+				var err error
+				if cfg, err = loadConfigFile(cmd.InOrStdin(), configFile); err != nil {
+					return err
+				}
+			}
 			o, err := verifyOptions(public, p)
 			if err != nil {
 				return err
 			}
 			if cmd.Flags().Changed("board") {
+				if _, err := getBoard(flags.board); err != nil {
+					return err
+				}
 				o.Board = flags.board
 			}
 			r, m, err := verifyAny(cmd.Context(), args[0], manifest, o)
@@ -61,6 +77,9 @@ Exit codes: 0 all is right, 3 a difference was found, 1 it could not be checked,
 				return explainRights(err)
 			}
 			if rebuild && m != nil && len(r.Problems)+len(r.Unread) == 0 {
+				if cfg != nil && cfg.Cluster.Name != m.Cluster {
+					return fmt.Errorf("%s is of the cluster %q, and %s of %q: give with --config what it was built with", configFile, cfg.Cluster.Name, args[0], m.Cluster)
+				}
 				if err := verifyRebuild(cmd.Context(), flags, args[0], configFile, m, r, p); err != nil {
 					return err
 				}
@@ -126,6 +145,8 @@ func explainRights(err error) error {
 // ends with a code of its own; what could not be read is none.
 func reportError(what string, r *bundle.Report) error {
 	switch {
+	case len(r.Problems) > 0 && r.Denied:
+		return fmt.Errorf("%s is %w: %s; %s could not be compared: %s", what, errDiffers, plural(len(r.Problems), "problem"), plural(len(r.Unread), "file"), rightsFix)
 	case len(r.Problems) > 0:
 		return fmt.Errorf("%s is %w: %s", what, errDiffers, plural(len(r.Problems), "problem"))
 	case r.Denied:
@@ -136,6 +157,17 @@ func reportError(what string, r *bundle.Report) error {
 	return nil
 }
 
+// problemsError is the problems, a line for each.
+type problemsError []bundle.Problem
+
+func (p problemsError) Error() string {
+	lines := make([]string, len(p))
+	for i, problem := range p {
+		lines[i] = problem.String()
+	}
+	return strings.Join(lines, "\n")
+}
+
 // verifyAny checks what the argument names.
 func verifyAny(ctx context.Context, what, manifest string, o bundle.VerifyOptions) (*bundle.Report, *image.Manifest, error) {
 	fi, err := os.Stat(what)
@@ -144,7 +176,11 @@ func verifyAny(ctx context.Context, what, manifest string, o bundle.VerifyOption
 	case manifest != "" && (isURL || err == nil && fi.IsDir()):
 		return nil, nil, usageError{errString("--manifest is for a device or a disk image: a folder is compared with the manifest in it")}
 	case isURL:
-		return bundle.VerifyURL(ctx, what, o)
+		r, m, err := bundle.VerifyURL(ctx, what, o)
+		if errors.Is(err, bundle.ErrURL) {
+			err = usageError{err}
+		}
+		return r, m, err
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil, fmt.Errorf("there is no %s: give the folder of a build, a device, a disk image or a URL", what)
 	case err != nil:
@@ -166,6 +202,10 @@ func verifyAny(ctx context.Context, what, manifest string, o bundle.VerifyOption
 		}
 		return nil, nil, fmt.Errorf("there is no %s: clonectl build leaves one in the folder that it makes", manifest)
 	}
+	// A usb.img that is no disk image is a damaged one, what is called otherwise another file.
+	if _, err := flash.CheckImage(what); beside && filepath.Base(what) != bundle.StickName && errors.Is(err, stick.ErrNoGPT) {
+		return nil, nil, usageError{fmt.Errorf("%w; give the folder, %s, or its %s", err, filepath.Dir(what), bundle.StickName)}
+	}
 	return bundle.VerifyDisk(ctx, what, manifest, o)
 }
 
@@ -182,10 +222,7 @@ func verifyRebuild(ctx context.Context, flags kernelFlags, dir, configFile strin
 	if err != nil {
 		return err
 	}
-	o.ConfigDir = filepath.Dir(configFile)
-	if err := os.MkdirAll(o.Kernel.CacheDir, 0o755); err != nil {
-		return err
-	}
+	o.ConfigDir = configDir(configFile)
 	problem, err := bundle.Rebuild(ctx, dir, m, o, o.Kernel.CacheDir)
 	if err != nil {
 		return err

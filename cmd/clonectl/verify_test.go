@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"clonecluster/config"
 	"clonecluster/image"
 	"clonecluster/image/bundle"
 )
@@ -15,7 +16,7 @@ import (
 func TestVerifyExitCodes(t *testing.T) {
 	dir := t.TempDir()
 	kernel := []byte("a kernel")
-	m := &image.Manifest{Format: 1, Board: "qemu-x86_64", Outputs: []image.File{image.NewFile(bundle.KernelName, kernel)}}
+	m := &image.Manifest{Format: 1, Cluster: "shop", Board: "qemu-x86_64", Outputs: []image.File{image.NewFile(bundle.KernelName, kernel)}}
 	text, err := m.Bytes()
 	if err != nil {
 		t.Fatal(err)
@@ -31,6 +32,10 @@ func TestVerifyExitCodes(t *testing.T) {
 	write(bundle.ManifestName, text)
 	write(bundle.SumsName, []byte(sums))
 	key := filepath.Join(t.TempDir(), "key")
+	other := key + ".yaml"
+	if err := os.WriteFile(other, config.DemoYAML, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, tc := range []struct {
 		want int
 		args []string
@@ -41,7 +46,11 @@ func TestVerifyExitCodes(t *testing.T) {
 		{exitFailure, []string{"verify", t.TempDir()}},
 		{exitUsage, []string{"verify"}},
 		{exitUsage, []string{"verify", os.DevNull}},
-		{exitFailure, []string{"verify", filepath.Join(dir, bundle.KernelName)}}, // the build has no USB image
+		{exitUsage, []string{"verify", "ftp://example.com/pc-x86_64/"}},
+		{exitUsage, []string{"verify", filepath.Join(dir, bundle.KernelName)}},
+		{exitFailure, []string{"verify", filepath.Join(dir, bundle.KernelName), "--manifest", dir}}, // the build has no USB image
+		{exitUsage, []string{"verify", dir, "--board", "none"}},
+		{exitUsage, []string{"verify", dir, "--config", "cluster.yaml"}}, // without --rebuild
 		{0, []string{"key", "new", key, "--no-password"}},
 		{exitFailure, []string{"key", "new", key, "--no-password"}}, // it exists
 		{exitDiffers, []string{"verify", dir, "--public-key", key + ".pub"}},
@@ -64,6 +73,13 @@ func TestVerifyExitCodes(t *testing.T) {
 		{"there is no " + dir + "/none: give the folder of a build, a device", []string{"verify", dir + "/none"}},
 		{"give that of its build with --manifest FOLDER/manifest.json", []string{"verify", key}},
 		{"there is no " + key + ".none: clonectl build leaves one", []string{"verify", key, "--manifest", key + ".none"}},
+		{dir + "/bzImage is no disk image: no GUID partition table; give the folder, " + dir + ", or its usb.img", []string{"verify", dir + "/bzImage"}},
+		{"manifest.json is no disk image: no GUID partition table; give the folder, ", []string{"verify", dir + "/manifest.json"}},
+		{`board "none": unknown board; there are generic-arm64, `, []string{"verify", dir, "--board", "none"}},
+		{key + ".none: no such file", []string{"verify", dir, "--rebuild", "--config", key + ".none"}},
+		{"the configuration is not right", []string{"verify", dir, "--rebuild", "--config", key}},
+		{other + ` is of the cluster "demo", and ` + dir + ` of "shop"`, []string{"verify", dir, "--rebuild", "--config", other}},
+		{"connection refused; make sure that the server runs, and that the URL is right", []string{"verify", "http://127.0.0.1:1/"}},
 		{"a folder is compared with the manifest in it", []string{"verify", dir, "--manifest", key}},
 	} {
 		if out, code := says(t, tc.args...); code != exitFailure && code != exitUsage || !strings.Contains(out, tc.want) {

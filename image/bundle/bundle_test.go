@@ -654,8 +654,8 @@ func TestVerify(t *testing.T) {
 		{"flipped link", PXEDir + "/" + EFIName, flip, "", "pxe/clonecluster.efi: has been changed"},
 		{"truncated", KernelName, func(b []byte) []byte { return b[:1000] }, "", "bzImage: is truncated: 1000 of "},
 		{"longer", KernelName, func(b []byte) []byte { return append(b, 0) }, "", "bzImage: has "},
-		{"missing", SBOMName, nil, "", "sbom.cdx.json: is missing"},
-		{"no sums", SumsName, nil, "", "SHA256SUMS: is missing"},
+		{"missing", SBOMName, nil, "", "sbom.cdx.json: is missing; copy or download it again"},
+		{"no sums", SumsName, nil, "", "SHA256SUMS: is missing; copy or download it again"},
 		{"sums", SumsName, flip, "", "SHA256SUMS: does not say what the manifest says"},
 		{"manifest", ManifestName, func(b []byte) []byte { return b[:len(b)/2] }, "", "manifest.json: it is no manifest"},
 		{"leads out", ManifestName, func(b []byte) []byte {
@@ -682,6 +682,8 @@ func TestVerify(t *testing.T) {
 			r, _, err := Verify(t.Context(), dir, VerifyOptions{Board: tc.board})
 			if err != nil || len(r.Problems) != 1 || !strings.Contains(r.Problems[0].String(), tc.want) {
 				t.Errorf("Verify = %+v, %v; want only %q", r, err, tc.want)
+			} else if strings.HasPrefix(tc.name, "flipped") && !strings.HasSuffix(r.Problems[0].Message, "; copy or download it again, or build it again") {
+				t.Errorf("Verify names no fix: %v", r.Problems[0])
 			}
 		})
 	}
@@ -717,7 +719,7 @@ func TestVerifyFiles(t *testing.T) {
 
 func TestVerifyURL(t *testing.T) {
 	dir, m := buildOnce(t)
-	var cut, gone, endless, denied string
+	var cut, short, gone, endless, denied, failing string
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		name := strings.TrimPrefix(r.URL.Path, "/boot/")
 		switch name {
@@ -726,8 +728,12 @@ func TestVerifyURL(t *testing.T) {
 			w.Header().Set("Content-Length", fmt.Sprint(len(data)))
 			w.Write(data[:len(data)/2])
 			panic(http.ErrAbortHandler)
+		case short:
+			w.Write(read(t, dir, name)[1000:])
 		case gone:
 			http.NotFound(w, r)
+		case failing:
+			http.Error(w, "no", http.StatusInternalServerError)
 		case denied:
 			http.Error(w, "no", http.StatusForbidden)
 		case endless:
@@ -742,15 +748,15 @@ func TestVerifyURL(t *testing.T) {
 	}))
 	defer web.Close()
 	for _, tc := range []struct {
-		cut, gone, endless string
-		want               string
+		short, gone, endless string
+		want                 string
 	}{
 		{},
-		{cut: InitrdName, want: "initrd.img: is truncated: "},
+		{short: InitrdName, want: "initrd.img: is truncated: "},
 		{gone: EFIName, want: "clonecluster.efi: is missing"},
 		{endless: KernelName, want: "bzImage: has more than the "},
 	} {
-		cut, gone, endless = tc.cut, tc.gone, tc.endless
+		short, gone, endless = tc.short, tc.gone, tc.endless
 		r, _, err := VerifyURL(t.Context(), web.URL+"/boot", VerifyOptions{})
 		switch {
 		case err != nil:
@@ -762,16 +768,23 @@ func TestVerifyURL(t *testing.T) {
 		}
 	}
 	// What could not be read is no difference.
-	cut, gone, endless, denied = "", "", "", InitrdName
-	if r, _, err := VerifyURL(t.Context(), web.URL+"/boot", VerifyOptions{}); err != nil || len(r.Problems) > 0 || len(r.Unread) != 1 || r.Files != r.Of-1 || !strings.Contains(r.Unread[0].String(), "initrd.img: cannot be read: GET ") {
-		t.Errorf("VerifyURL of what is denied = %+v, %v", r, err)
+	short, gone, endless = "", "", ""
+	for _, tc := range []struct{ cut, denied, want string }{
+		{cut: InitrdName, want: "initrd.img: cannot be read: the connection has broken; try again: unexpected EOF"},
+		{denied: InitrdName, want: "initrd.img: cannot be read: GET "},
+	} {
+		cut, denied = tc.cut, tc.denied
+		if r, _, err := VerifyURL(t.Context(), web.URL+"/boot", VerifyOptions{}); err != nil || len(r.Problems) > 0 || len(r.Unread) != 1 || r.Files != r.Of-1 || !strings.Contains(r.Unread[0].String(), tc.want) {
+			t.Errorf("VerifyURL = %+v, %v; want only %q unread", r, err, tc.want)
+		}
 	}
-	denied, endless = "", ManifestName
+	cut, denied, endless = "", "", ManifestName
 	if _, _, err := VerifyURL(t.Context(), web.URL+"/boot/", VerifyOptions{}); err == nil || !strings.Contains(err.Error(), "larger than 16 MiB") {
 		t.Errorf("an endless manifest: %v", err)
 	}
-	if _, _, err := VerifyURL(t.Context(), "ftp://example.com/", VerifyOptions{}); err == nil {
-		t.Error("ftp was taken")
+	endless, failing = "", ManifestName
+	if _, _, err := VerifyURL(t.Context(), web.URL+"/boot/", VerifyOptions{}); err == nil || !strings.HasSuffix(err.Error(), "500 Internal Server Error; the server's log says why, if the URL is that of the build's folder") {
+		t.Errorf("a server that fails: %v", err)
 	}
 }
 
@@ -784,6 +797,19 @@ func TestRebuild(t *testing.T) {
 	o.ConfigDir = t.TempDir() // where nobody has ../testdata/hello
 	if p, err := Rebuild(t.Context(), dir, m, o, t.TempDir()); err == nil || !strings.Contains(err.Error(), "services.hello (build: ../testdata/hello)") || !strings.Contains(err.Error(), "with --config") {
 		t.Errorf("Rebuild without a service's sources = %v, %v", p, err)
+	}
+	if _, err := Rebuild(t.Context(), dir, m, options(t, ""), "/proc/none"); err == nil || !strings.Contains(err.Error(), "give one with --cache") {
+		t.Errorf("Rebuild where nothing can be written = %v", err)
+	}
+	for build, want := range map[string]string{
+		"/nonexistent/hello":   "there is no /nonexistent/hello; put them there",
+		"..":                   "", // it is there
+		"example.org/x@v1.0.0": "",
+	} {
+		yaml := strings.Replace(withService, "build: ../testdata/hello", "build: "+build, 1)
+		if err := needSources([]byte(yaml), "."); want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("needSources of %s = %v; want %q", build, err, want)
+		}
 	}
 	changed := *m
 	changed.Inputs = slices.Clone(m.Inputs)

@@ -21,14 +21,18 @@ import (
 	"clonecluster/image/uki"
 )
 
-// Rebuild builds again, in a folder of its own below temp, what the manifest of
+// Rebuild builds again, in a folder of its own below temp (made if need be), what the manifest of
 // the folder dir says, from the configuration and the content in that folder and
 // the checkout and kernel source of the options. It gives the first thing that
 // is different, nil if nothing is.
 func Rebuild(ctx context.Context, dir string, m *image.Manifest, o Options, temp string) (*Problem, error) {
-	tmp, err := os.MkdirTemp(temp, "verify-")
+	err := os.MkdirAll(temp, 0o755)
+	var tmp string
+	if err == nil {
+		tmp, err = os.MkdirTemp(temp, "verify-")
+	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("building again needs a folder that can be written to; give one with --cache or $CLONECLUSTER_CACHE: %w", err)
 	}
 	defer os.RemoveAll(tmp)
 	packed, err := os.ReadFile(filepath.Join(dir, ConfigName))
@@ -65,12 +69,15 @@ func needSources(yaml []byte, dir string) error {
 		return fmt.Errorf("%s: %w", ConfigName, err)
 	}
 	for _, s := range c.Services {
-		if !strings.HasPrefix(s.Build, ".") {
+		if !config.IsPath(s.Build) {
 			continue
 		}
-		if _, err := os.Stat(filepath.Join(dir, s.Build)); errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("building again needs the sources of services.%s (build: %s), and there is no %s; give the build's cluster.yaml, beside which they are, with --config",
-				s.Name, s.Build, filepath.Join(dir, s.Build))
+		source, fix := s.Build, "put them there"
+		if !filepath.IsAbs(source) {
+			source, fix = filepath.Join(dir, source), "give the build's cluster.yaml, beside which they are, with --config"
+		}
+		if _, err := os.Stat(source); errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("building again needs the sources of services.%s (build: %s), and there is no %s; %s", s.Name, s.Build, source, fix)
 		}
 	}
 	return nil

@@ -191,7 +191,7 @@ func VerifyDisk(ctx context.Context, device, manifest string, o VerifyOptions) (
 		return r, m, nil
 	}
 	if n < want.Bytes {
-		r.problem(device, "is truncated: %d of %d bytes", n, want.Bytes)
+		r.problem(device, "is truncated: %d of %d bytes; write it anew", n, want.Bytes)
 	}
 	files, err := openDisk(f)
 	if err != nil {
@@ -209,7 +209,7 @@ func (r *Report) stick(device string, files *disk.FS, m *image.Manifest) {
 		data, err := files.ReadFile(f.Name, maxStick)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			r.problem(f.Name, "is missing on %s", device)
+			r.problem(f.Name, "is missing on %s; write it anew", device)
 		case err != nil:
 			r.problem(f.Name, "cannot be read from %s: %v", device, err)
 		case image.NewFile(f.Name, data) == f:
@@ -223,7 +223,7 @@ func (r *Report) stick(device string, files *disk.FS, m *image.Manifest) {
 				r.Notes = append(r.Notes, "cluster.yaml was edited on "+device+", and is valid; nodes booted from it use it")
 			}
 		default:
-			r.problem(f.Name, "has been changed on %s", device)
+			r.problem(f.Name, "has been changed on %s; write it anew", device)
 		}
 	}
 	have, err := list(files, "")

@@ -39,10 +39,10 @@ func TestVerifyDisk(t *testing.T) {
 			at := bytes.LastIndex(b, []byte("HdrS")) // of a Linux kernel, Documentation/arch/x86/boot.rst
 			b[at+5000] ^= 1
 			return b
-		}, want: "has been changed on "},
+		}, want: "/stick; write it anew"},
 		{name: "boot code", change: func(b []byte) []byte { b[3] ^= 1; return b }, want: "its boot loader or the space between differs"},
 		{name: "nothing", change: func(b []byte) []byte { return make([]byte, len(b)) }, want: "holds no disk of clonectl build"},
-		{name: "truncated", change: func(b []byte) []byte { return b[:len(b)/4] }, want: "is truncated: "},
+		{name: "truncated", change: func(b []byte) []byte { return b[:len(b)/4] }, want: "bytes; write it anew"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "stick")

@@ -58,6 +58,12 @@ func (r *Report) unread(file string, err error) {
 	r.Denied = r.Denied || errors.Is(err, fs.ErrPermission)
 }
 
+// Unsigned tells that the manifest is not signed by the public key of the options;
+// the first of the problems says why.
+func (r *Report) Unsigned(o VerifyOptions) bool {
+	return o.PublicKey != nil && r.Signature != "good"
+}
+
 // VerifyOptions says what is to hold besides the hashes.
 type VerifyOptions struct {
 	PublicKey *minisign.PublicKey // nil: the signature is not checked
@@ -104,6 +110,9 @@ func hash(in io.Reader) (sum string, n int64, err error) {
 	return hex.EncodeToString(h.Sum(nil)), n, err
 }
 
+// again is what mends a file that is not as the manifest says.
+const again = "copy or download it again, or build it again"
+
 // maxMeta bounds the manifest and the files like it.
 const maxMeta = 16 << 20
 
@@ -126,12 +135,15 @@ func Verify(ctx context.Context, dir string, o VerifyOptions) (*Report, *image.M
 	return verify(ctx, dir, folder{root}, o)
 }
 
+// ErrURL is what VerifyURL's error for another address wraps.
+var ErrURL = errors.New("is no http or https URL of a folder")
+
 // VerifyURL is Verify of a folder on an HTTP server. No more is read of a file
 // than the manifest says that it has.
 func VerifyURL(ctx context.Context, address string, o VerifyOptions) (*Report, *image.Manifest, error) {
 	u, err := url.Parse(address)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return nil, nil, fmt.Errorf("%q is no http or https URL of a folder", address)
+		return nil, nil, fmt.Errorf("%q %w", address, ErrURL)
 	}
 	u.Path = strings.TrimSuffix(strings.TrimSuffix(u.Path, ManifestName), "/") + "/"
 	if o.Client == nil {
@@ -210,7 +222,7 @@ func (r *Report) signature(ctx context.Context, s source, manifest []byte, o Ver
 	case errors.Is(err, fs.ErrNotExist):
 		r.Signature = "none"
 		if o.PublicKey != nil {
-			r.problem(SignatureName, "is missing: the manifest is not signed; build with --key")
+			r.problem(SignatureName, "is missing: the manifest is not signed; build with --key, or copy the signature of the build there")
 		}
 	case err != nil:
 		return err
@@ -224,11 +236,11 @@ func (r *Report) signature(ctx context.Context, s source, manifest []byte, o Ver
 		var parsed minisign.Signature
 		switch err := parsed.UnmarshalText(sig); {
 		case err != nil:
-			r.problem(SignatureName, "is no minisign signature")
+			r.problem(SignatureName, "is no minisign signature; build with --key, or copy it again")
 		case parsed.KeyID != o.PublicKey.ID():
-			r.problem(SignatureName, "is by another key, %016X; the public key is %016X", parsed.KeyID, o.PublicKey.ID())
+			r.problem(SignatureName, "is by another key, %016X; the public key is %016X: get the right public key, or build with --key", parsed.KeyID, o.PublicKey.ID())
 		default:
-			r.problem(ManifestName, "has been changed since it was signed")
+			r.problem(ManifestName, "has been changed since it was signed; build it again, or copy manifest and signature again")
 		}
 	}
 	return nil
@@ -239,7 +251,7 @@ func (r *Report) sums(ctx context.Context, s source, m *image.Manifest, manifest
 	got, err := readMeta(ctx, s, SumsName)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		r.problem(SumsName, "is missing")
+		r.problem(SumsName, "is missing; %s", again)
 	case err != nil:
 		return err
 	case !bytes.Equal(got, sums(m, manifest)):
@@ -254,7 +266,7 @@ func (r *Report) file(ctx context.Context, s source, f image.File, o VerifyOptio
 	if err != nil {
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			r.problem(f.Name, "is missing")
+			r.problem(f.Name, "is missing; %s", again)
 		case errors.Is(err, errNotRegular):
 			r.problem(f.Name, "%v", err)
 		default:
@@ -271,14 +283,14 @@ func (r *Report) file(ctx context.Context, s source, f image.File, o VerifyOptio
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case err != nil && !errors.Is(err, io.ErrUnexpectedEOF): // that one: the server has sent less than it had said
+	case err != nil:
 		r.unread(f.Name, err)
 	case n > f.Bytes:
 		r.problem(f.Name, "has more than the %d bytes that the manifest says", f.Bytes)
 	case n < f.Bytes:
-		r.problem(f.Name, "is truncated: %d of %d bytes; copy or download it again", n, f.Bytes)
+		r.problem(f.Name, "is truncated: %d of %d bytes; %s", n, f.Bytes, again)
 	case sum != f.SHA256:
-		r.problem(f.Name, "has been changed: its SHA-256 is %s; the manifest says %s", sum, f.SHA256)
+		r.problem(f.Name, "has been changed: its SHA-256 is %s; the manifest says %s; %s", sum, f.SHA256, again)
 	default:
 		r.Files++
 		r.Bytes += n
@@ -347,20 +359,32 @@ func (s server) open(ctx context.Context, name string) (io.ReadCloser, int64, er
 	}
 	resp, err := s.client.Do(req)
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, fmt.Errorf("%w; make sure that the server runs, and that the URL is right", err)
 	}
 	switch resp.StatusCode {
 	case http.StatusOK:
-		return resp.Body, resp.ContentLength, nil
+		return body{resp.Body}, resp.ContentLength, nil
 	case http.StatusNotFound, http.StatusGone:
 		err = fs.ErrNotExist
 	case http.StatusForbidden:
 		err = fmt.Errorf("%s: the server gives it to nobody, or may not read it, as files of mode 0600 are their owner's", resp.Status)
 	default:
-		err = errors.New(resp.Status)
+		err = fmt.Errorf("%s; the server's log says why, if the URL is that of the build's folder", resp.Status)
 	}
 	resp.Body.Close()
 	return nil, 0, fmt.Errorf("GET %s: %w", req.URL, err)
 }
 
 func (server) list() ([]string, error) { return nil, nil }
+
+// body is one whose connection may break before all is there that the server has
+// promised: what is missing then is not missing on the server.
+type body struct{ io.ReadCloser }
+
+func (b body) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		err = fmt.Errorf("the connection has broken; try again: %w", err)
+	}
+	return n, err
+}

@@ -166,11 +166,11 @@ func LoadPublic(text string) (minisign.PublicKey, error) {
 	if key.UnmarshalText([]byte(text)) == nil {
 		return key, nil
 	}
-	data, err := os.ReadFile(text)
+	data, err := readFile(text)
 	if errors.Is(err, fs.ErrNotExist) {
 		return key, fmt.Errorf("there is no public key %s: who signs makes it, as FILE.pub, with clonectl key new FILE; the line of such a file does as well", text)
 	} else if err != nil {
-		return key, fmt.Errorf("reading the public key: %w", err)
+		return key, fmt.Errorf("reading the public key: %w; give a file that you can read, the FILE.pub of clonectl key new FILE, or the line of it", err)
 	}
 	data = bytes.TrimSpace(data)
 	if err := key.UnmarshalText(data); err != nil {

@@ -159,6 +159,7 @@ func TestLoadPublicErrors(t *testing.T) {
 	}
 	for path, want := range map[string]string{
 		other + ".none": "clonectl key new FILE",
+		t.TempDir():     "is a directory; give a file that you can read, the FILE.pub of",
 		other:           "is no minisign public key, as clonectl key new makes them (FILE.pub)",
 	} {
 		if _, err := LoadPublic(path); err == nil || !strings.Contains(err.Error(), want) {

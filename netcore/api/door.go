@@ -10,23 +10,42 @@ import (
 )
 
 // door is before TLS: it bounds how many connections there are, of whom, and how
-// many come in a second.
+// many come in a second. What strangers share among them takes nothing from those who
+// have shown a certificate lately, nor from the cluster's nodes.
 type door struct {
 	limits  Limits
+	peers   func() []Peer
 	refused atomic.Uint64
 
 	mu        sync.Mutex
 	strangers []*guest // the oldest first
 	clients   int
 	sources   map[netip.Prefix]*source
-	all       bucket
+	all       bucket // of the sources that are not trusted
+	nodes     map[netip.Addr]bool
+	nodesAt   time.Time
 }
 
-// source is an address, or an IPv6 /64, within which a stranger may choose.
+// source is an address, or an IPv6 /64, within which a stranger may choose. A node of
+// the cluster is one by itself.
 type source struct {
 	guests int
 	comes  bucket
+	rarely bucket    // has tokens for a source that seldom comes
+	shown  time.Time // when a certificate was shown last
 }
+
+const (
+	// trustFor is how long a source is trusted that has shown a certificate, and
+	// mostTrusted of how many that is known.
+	trustFor    = time.Hour
+	mostTrusted = 256
+	// Who comes so seldom is let in before the others who are not trusted: an operator
+	// comes for the first time, too, and a flood does so only for a moment.
+	rareRate, rareBurst = 0.1, 3
+	// nodesFor is how long the nodes' addresses hold before they are looked up again.
+	nodesFor = time.Second
+)
 
 // guest is a connection.
 type guest struct {
@@ -35,10 +54,14 @@ type guest struct {
 	from    netip.Prefix
 	isKnown bool
 	gone    bool
-	asked   bucket // of one goroutine
+	trusted bool
+	late    *time.Timer // ends it, as long as it is a stranger's
+	asked   bucket      // of one goroutine
 }
 
-func newDoor(l Limits) *door { return &door{limits: l, sources: map[netip.Prefix]*source{}} }
+func newDoor(l Limits, peers func() []Peer) *door {
+	return &door{limits: l, peers: peers, sources: map[netip.Prefix]*source{}}
+}
 
 // at gives a listener behind the door.
 func (d *door) at(l net.Listener) net.Listener { return &guarded{l, d} }
@@ -66,40 +89,103 @@ func (l *guarded) Accept() (net.Conn, error) {
 // one that has been there the longest goes: a client shows its certificate within
 // milliseconds, and who is slow on purpose does not.
 func (d *door) enter(c net.Conn, now time.Time) *guest {
-	from := sourceOf(c.RemoteAddr())
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	from, isNode := d.sourceOf(c.RemoteAddr(), now)
 	s := d.sources[from]
 	if s == nil {
 		if len(d.sources) >= 4096 {
-			d.forget()
+			d.forget(now)
 		}
 		s = &source{}
 		d.sources[from] = s
 	}
-	rate := d.limits.NewPerSecond
-	if s.guests >= d.limits.PerSource || !s.comes.take(now, rate/5, rate/2) || !d.all.take(now, rate, rate) {
+	trusted := isNode || s.trusted(now)
+	if !d.mayCome(s, trusted, now) {
+		return nil
+	}
+	here := 0
+	for _, g := range d.strangers {
+		if g.from == from {
+			here++
+		}
+	}
+	switch {
+	case here > 0 && (here >= d.limits.PerSource/2 || s.guests >= d.limits.PerSource):
+		d.end(d.strangers[slices.IndexFunc(d.strangers, func(g *guest) bool { return g.from == from })])
+	case s.guests >= d.limits.PerSource:
 		return nil
 	}
 	if len(d.strangers) >= d.limits.Strangers {
-		oldest := d.strangers[0]
-		d.leave(oldest)
-		d.refused.Add(1)
-		_ = oldest.Conn.Close()
+		d.end(d.strangers[max(0, slices.IndexFunc(d.strangers, func(g *guest) bool { return !g.trusted }))])
 	}
-	g := &guest{Conn: c, door: d, from: from}
+	g := &guest{Conn: c, door: d, from: from, trusted: trusted}
+	g.late = time.AfterFunc(d.limits.Show, func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if !g.gone && !g.isKnown {
+			d.end(g)
+		}
+	})
 	s.guests++
 	d.strangers = append(d.strangers, g)
 	return g
 }
 
-// forget drops what is known of sources that have no connection.
-func (d *door) forget() {
+// mayCome says whether one more connection of a source fits into the rates.
+func (d *door) mayCome(s *source, trusted bool, now time.Time) bool {
+	rate := d.limits.NewPerSecond
+	if !s.comes.take(now, rate/5, rate/2) {
+		return false
+	}
+	if trusted {
+		return true
+	}
+	burst := rate / 2 // the rest of it is for those who seldom come
+	if s.rarely.take(now, rareRate, rareBurst) {
+		burst = rate
+	}
+	return d.all.take(now, rate, burst)
+}
+
+func (s *source) trusted(now time.Time) bool {
+	return !s.shown.IsZero() && now.Sub(s.shown) < trustFor
+}
+
+// trust notes that a certificate was shown; if there are too many, the source of which
+// that is the longest ago is a stranger again. d.mu is held.
+func (d *door) trust(s *source, now time.Time) {
+	if !s.trusted(now) {
+		n, oldest := 0, s
+		for _, o := range d.sources {
+			if o.trusted(now) {
+				n++
+				if oldest == s || o.shown.Before(oldest.shown) {
+					oldest = o
+				}
+			}
+		}
+		if n >= mostTrusted {
+			oldest.shown = time.Time{}
+		}
+	}
+	s.shown = now
+}
+
+// forget drops what is known of strangers' sources that have no connection.
+func (d *door) forget(now time.Time) {
 	for from, s := range d.sources {
-		if s.guests == 0 {
+		if s.guests == 0 && !s.trusted(now) {
 			delete(d.sources, from)
 		}
 	}
+}
+
+// end ends a stranger's connection, which has to make place; d.mu is held.
+func (d *door) end(g *guest) {
+	d.leave(g)
+	d.refused.Add(1)
+	_ = g.Conn.Close()
 }
 
 // leave takes a connection off the books; d.mu is held.
@@ -108,6 +194,7 @@ func (d *door) leave(g *guest) {
 		return
 	}
 	g.gone = true
+	g.late.Stop()
 	if s := d.sources[g.from]; s != nil {
 		s.guests--
 	}
@@ -133,7 +220,11 @@ func (g *guest) known() bool {
 		d.strangers = slices.Delete(d.strangers, i, i+1)
 	}
 	g.isKnown = true
+	g.late.Stop()
 	d.clients++
+	if s := d.sources[g.from]; s != nil {
+		d.trust(s, time.Now())
+	}
 	return true
 }
 
@@ -147,21 +238,31 @@ func (g *guest) Close() error {
 	return g.Conn.Close()
 }
 
-func sourceOf(a net.Addr) netip.Prefix {
+// sourceOf gives the source of an address, and whether it is a node's; d.mu is held.
+func (d *door) sourceOf(a net.Addr, now time.Time) (from netip.Prefix, isNode bool) {
 	ap, err := netip.ParseAddrPort(a.String())
 	if err != nil {
-		return netip.Prefix{}
+		return netip.Prefix{}, false
 	}
-	addr, bits := ap.Addr().Unmap().WithZone(""), 32
-	if addr.Is6() {
-		bits = 64
-		if addr.IsLinkLocalUnicast() { // of one segment, and of one node each
-			bits = 128
+	if d.nodes == nil || now.Sub(d.nodesAt) >= nodesFor {
+		d.nodes, d.nodesAt = map[netip.Addr]bool{}, now
+		for _, p := range d.peers() {
+			for _, at := range p.Addresses {
+				d.nodes[plain(at.Addr())] = true
+			}
 		}
 	}
-	p, _ := addr.Prefix(bits)
-	return p
+	addr := plain(ap.Addr())
+	isNode = d.nodes[addr]
+	bits := addr.BitLen()
+	if addr.Is6() && !isNode && !addr.IsLinkLocalUnicast() { // those are of one segment, and of one node each
+		bits = 64
+	}
+	from, _ = addr.Prefix(bits)
+	return from, isNode
 }
+
+func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
 
 // bucket is a token bucket; the zero value is full.
 type bucket struct {

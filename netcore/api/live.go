@@ -95,6 +95,7 @@ type watch struct {
 // hearsay is what a node has said of itself.
 type hearsay struct {
 	asking bool
+	asked  uint64 // the look that first has what came of asking once; 0: that has not come
 	due    time.Time
 	said   *Status
 	saidAt uint64 // the look that had it first
@@ -259,6 +260,9 @@ func (w *watch) told(h *hearsay, note func()) {
 	defer w.mu.Unlock()
 	note()
 	h.asking = false
+	if h.asked == 0 {
+		h.asked = w.seq + 1
+	}
 }
 
 // askPeer asks another node for its status, its events and its boot. Only the
@@ -359,27 +363,36 @@ func (w *watch) since(s *seen, role Role) (l Live, ok bool, more <-chan struct{}
 	return l, true, w.more
 }
 
-// complete reports whether all have been asked, and have answered or failed to; if
+// complete reports whether all have been asked once, and have answered or failed to; if
 // not, more is closed when it may be so.
 func (w *watch) complete() (ok bool, more <-chan struct{}) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, h := range w.heard {
-		if h.asking {
+	for _, n := range w.now.Nodes {
+		if h := w.heard[n.Node]; n.Gone == "" && (h == nil || h.asked == 0 || h.asked > w.seq) {
 			return false, w.more
 		}
 	}
-	return w.seq > 1, w.more
+	return w.seq > 0, w.more
 }
 
 func (s *Server) live(w http.ResponseWriter, r *http.Request) (any, error) {
 	role, had := s.roleOf(r), seen{}
 	if !follows(r) {
+		free, err := s.stream()
+		if err != nil {
+			return nil, err
+		}
+		defer free()
 		all, leave := s.watch()
 		defer leave()
+		// Many nodes that do not answer are not waited for one after the other.
+		enough := time.NewTimer(s.limits.Ask + time.Second)
+		defer enough.Stop()
+		over := false
 		for {
 			ok, more := all.complete()
-			if ok {
+			if ok || over {
 				l, _, _ := all.since(&had, role)
 				return l, nil
 			}
@@ -388,6 +401,8 @@ func (s *Server) live(w http.ResponseWriter, r *http.Request) (any, error) {
 				return nil, r.Context().Err()
 			case <-s.ended:
 				return nil, problem{http.StatusServiceUnavailable, errors.New("this node's engine ends")}
+			case <-enough.C:
+				over = true
 			case <-more:
 			}
 		}

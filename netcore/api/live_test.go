@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
@@ -142,6 +143,39 @@ func TestLiveSilentNode(t *testing.T) {
 	}
 }
 
+// TestLiveOnceSilentNodes: nor does it hold up who does not follow, however many there
+// are.
+func TestLiveOnceSilentNodes(t *testing.T) {
+	for _, silent := range []int{1, askedAtOnce + 8} {
+		nodes := startAll(t, 2, Limits{})
+		nodes[0].mu.Lock()
+		for i := range silent {
+			nodes[0].peers = append(nodes[0].peers, Peer{Node: fmt.Sprintf("02:00:00:00:01:%02x", i), Addresses: deaf(t)})
+		}
+		nodes[0].mu.Unlock()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		begin := time.Now()
+		var l Live
+		if err := nodes[0].client(t, RoleReadOnly).Get(ctx, "/v1/live", nil, &l); err != nil {
+			t.Errorf("with %d that say nothing: %v", silent, err)
+			continue
+		}
+		said, failed := 0, 0
+		for _, n := range l.Nodes {
+			if n.Said != nil {
+				said++
+			}
+			if n.Error != "" {
+				failed++
+			}
+		}
+		if took := time.Since(begin); said != 2 || failed != min(silent, askedAtOnce-1) && failed != min(silent, askedAtOnce) || took > nodes[0].server.limits.Ask+2*time.Second {
+			t.Errorf("with %d that say nothing, after %v: %d said something, %d did not answer", silent, took, said, failed)
+		}
+	}
+}
+
 // TestLiveStreams: those who look are as bounded as those who follow something else.
 func TestLiveStreams(t *testing.T) {
 	n := start(t, "02:00:00:00:00:01", "one", Limits{Streams: 2}, authority(t, testKey))
@@ -158,6 +192,28 @@ func TestLiveStreams(t *testing.T) {
 	}
 	if !slices.Equal(codes, []int{200, 200, 503}) {
 		t.Errorf("three who look: %v; want 200, 200, 503", codes)
+	}
+	once := func() int {
+		resp, err := n.client(t, RoleReadOnly).raw(t.Context(), "GET", "/v1/live", nil, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		return resp.StatusCode
+	}
+	if code := once(); code != 503 {
+		t.Errorf("one more who looks once: %d; want 503", code)
+	}
+	cancel()
+	for deadline := time.Now().Add(5 * time.Second); len(n.server.streams) > 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the places are not free again")
+		}
+	}
+	for range 3 {
+		if code := once(); code != 200 {
+			t.Errorf("one after the other, who look once: %d; want 200", code)
+		}
 	}
 }
 

@@ -82,13 +82,15 @@ type Peer struct {
 type Limits struct {
 	Connections int // of clients with a certificate, 64
 	Strangers   int // connections of which that is not known yet, 32; one more ends the oldest
-	PerSource   int // connections of one address, or of one IPv6 /64, 16
+	PerSource   int // connections of one address, or of one IPv6 /64, 16; half of that of strangers
 	Streams     int // that are followed, 16
 	// NewPerSecond bounds new connections, as the handshake costs processor time:
-	// 100 of all, and a fifth of that of one source.
+	// 100 of all strangers, and a fifth of that of one source. Sources that have shown a
+	// certificate within an hour, and the cluster's nodes, have the fifth for themselves.
 	NewPerSecond float64
 	// Requests bounds the requests of one client's connection in a second, 50.
 	Requests float64
+	Show     time.Duration // for showing a certificate, with the first request, 3 s
 	Header   time.Duration // for the handshake and the request's header, 5 s
 	Answer   time.Duration // for reading the body and writing an answer, 20 s
 	Ask      time.Duration // for another node's answer, 2 s
@@ -104,6 +106,7 @@ func (l Limits) orDefaults() Limits {
 	def(&l.Streams, 16)
 	def(&l.NewPerSecond, 100)
 	def(&l.Requests, 50)
+	def(&l.Show, 3*time.Second)
 	def(&l.Header, 5*time.Second)
 	def(&l.Answer, 20*time.Second)
 	def(&l.Ask, 2*time.Second)
@@ -158,7 +161,7 @@ func NewServer(a *Authority, b Backend, limits Limits, log *slog.Logger) (*Serve
 	}
 	limits = limits.orDefaults()
 	s := &Server{
-		backend: b, log: log, limits: limits, identity: id, door: newDoor(limits), streams: make(chan struct{}, limits.Streams), captures: make(chan struct{}, mostCaptures),
+		backend: b, log: log, limits: limits, identity: id, door: newDoor(limits, b.Peers), streams: make(chan struct{}, limits.Streams), captures: make(chan struct{}, mostCaptures),
 		ended: make(chan struct{}), peers: map[string]*Client{},
 	}
 	s.http = &http.Server{

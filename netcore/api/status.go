@@ -64,11 +64,15 @@ type Offered struct {
 	SYNs      uint64 `json:"syns"`       // to ports of services or with a rule
 	SYNsAgain uint64 `json:"syns_again"` // of these, sent again since nobody answered
 	Unowned   uint64 `json:"unowned"`    // frames to buckets that no live node has
+	// Leaseless are new ones, pings too, to this node's own buckets that it drops, as it
+	// is fenced or has no lease. Each node knows its own: of the cluster it is the sum.
+	Leaseless uint64 `json:"leaseless"`
 
 	FramesPerSecond    float64 `json:"frames_per_second"`
 	SYNsPerSecond      float64 `json:"syns_per_second"`
 	SYNsAgainPerSecond float64 `json:"syns_again_per_second"`
 	UnownedPerSecond   float64 `json:"unowned_per_second"`
+	LeaselessPerSecond float64 `json:"leaseless_per_second"`
 }
 
 // Member is one node as another knows it.

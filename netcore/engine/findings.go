@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"clonecluster/netcore/api"
+	"clonecluster/netcore/filter"
 	"clonecluster/netcore/finding"
 	"clonecluster/netcore/membership"
 )
@@ -48,7 +49,7 @@ func (e *engine) watchFindings(ctx context.Context) {
 			tick.Reset(toBeat(lookInterval))
 		}
 		view := e.node.View()
-		silent := e.offering.look(time.Now(), e.filter.Offered(), view, e.filter.Askers(monotonic()))
+		silent := e.offering.look(time.Now(), e.filter.Offered(), e.filter.Counters()[filter.DropLease], view, e.filter.Askers(monotonic()))
 		e.unanswered.Store(silent)
 		if silent {
 			e.askHealth.Ring() // a service that hangs should not wait for the next check

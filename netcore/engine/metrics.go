@@ -110,7 +110,7 @@ var (
 	offeredFrames  = desc("offered_frames_total", "Segments and datagrams that clients sent to the VIP, whoever took them. Each node sees all: not to be added up.")
 	offeredSYNs    = desc("offered_syns_total", "SYNs that clients sent to services, whoever took them. Each node sees all.")
 	offeredAgain   = desc("offered_syn_retransmissions_total", "SYNs among these that clients sent again, since nobody answered.")
-	offeredUnowned = desc("offered_unowned_frames_total", "Frames to buckets that no live node has.")
+	offeredUnowned = desc("offered_unowned_frames_total", "Frames to buckets that no live node has. What an owner drops without a lease is in clonecluster_frames_total, drop-lease.")
 	pathErrors     = desc("datapath_errors_total", "Frames that the datapath could not handle, by reason.", "reason")
 	guarded        = desc("guarded_frames_total", "Frames that were about to leave with the clone MAC as their source; the guard mended them.")
 	beaconsSent    = desc("beacons_sent_total", "Beacons that this node sent.")

@@ -33,16 +33,18 @@ type offering struct {
 	known bool // the first look is a beginning, and tells nothing
 	// sums are the totals at the last looks.
 	sums []offeredSum
-	// nobody are frames to buckets that have no live owner.
-	nobody uint64
+	// nobody are frames to buckets that have no live owner, and leaseless new ones that
+	// this node did not take though they were to its own; from the first look on.
+	nobody, leaseless uint64
+	leaselessAt       uint64 // the count of the datapath at the last look
 
 	asked    []map[membership.NodeID]askedFor // by owner, at the last looks
 	suspects map[membership.NodeID]suspect
 }
 
 type offeredSum struct {
-	at                          time.Time
-	frames, syns, again, nobody uint64
+	at                                     time.Time
+	frames, syns, again, nobody, leaseless uint64
 }
 
 // askedFor counts SYNs to the buckets of one node.
@@ -56,9 +58,9 @@ type suspect struct {
 	self, reported bool
 }
 
-// look takes what was offered until now, and reports whether this node itself does
-// not answer.
-func (o *offering) look(now time.Time, seen *filter.Offered, view membership.View, askers []filter.Asker) (silent bool) {
+// look takes what was offered until now, and how many of these frames this node has
+// dropped for want of a lease, and reports whether this node itself does not answer.
+func (o *offering) look(now time.Time, seen *filter.Offered, leaseless uint64, view membership.View, askers []filter.Asker) (silent bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	live := map[membership.NodeID]bool{}
@@ -82,8 +84,11 @@ func (o *offering) look(now time.Time, seen *filter.Offered, view membership.Vie
 	if !o.known { // of a time before this engine
 		asked = map[membership.NodeID]askedFor{}
 	}
-	o.total, o.known = *seen, true
-	sum := offeredSum{at: now, nobody: o.nobody}
+	if o.known {
+		o.leaseless += leaseless - o.leaselessAt
+	}
+	o.total, o.leaselessAt, o.known = *seen, leaseless, true
+	sum := offeredSum{at: now, nobody: o.nobody, leaseless: o.leaseless}
 	for b := range filter.Buckets {
 		sum.frames, sum.syns, sum.again = sum.frames+seen.Frames[b], sum.syns+seen.SYNs[b], sum.again+seen.Again[b]
 	}
@@ -171,11 +176,12 @@ func (o *offering) rates() (r api.Offered) {
 		return r
 	}
 	first, now := o.sums[0], o.sums[len(o.sums)-1]
-	r.Frames, r.SYNs, r.SYNsAgain, r.Unowned = now.frames, now.syns, now.again, now.nobody
+	r.Frames, r.SYNs, r.SYNsAgain, r.Unowned, r.Leaseless = now.frames, now.syns, now.again, now.nobody, now.leaseless
 	if span := now.at.Sub(first.at).Seconds(); span > 0 {
 		rate := func(from, to uint64) float64 { return float64(to-from) / span }
 		r.FramesPerSecond, r.SYNsPerSecond = rate(first.frames, now.frames), rate(first.syns, now.syns)
 		r.SYNsAgainPerSecond, r.UnownedPerSecond = rate(first.again, now.again), rate(first.nobody, now.nobody)
+		r.LeaselessPerSecond = rate(first.leaseless, now.leaseless)
 	}
 	return r
 }

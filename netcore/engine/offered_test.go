@@ -52,19 +52,21 @@ func TestOffering(t *testing.T) {
 			var o offering
 			var seen filter.Offered
 			now, silent := time.Unix(1000, 0), false
-			o.look(now, &seen, viewOf(self), nil)
+			dropped := uint64(1000) // by the datapath, before this engine
+			o.look(now, &seen, dropped, viewOf(self), nil)
 			for _, s := range tt.seconds {
 				now = now.Add(time.Second)
 				seen.SYNs[12] += s.anew + s.again
 				seen.Again[12] += s.again
 				seen.Frames[12] += s.anew + s.again
 				seen.Frames[500] += 3
+				dropped += 2
 				var askers []filter.Asker
 				for i := range s.clients {
 					askers = append(askers, filter.Asker{Bucket: 10 + i})
 				}
 				askers = append(askers, filter.Asker{Bucket: 12, Ago: 20 * time.Second}, filter.Asker{Bucket: 3})
-				silent = o.look(now, &seen, viewOf(self), askers)
+				silent = o.look(now, &seen, dropped, viewOf(self), askers)
 			}
 			found := o.finding(membership.NodeID.String)
 			if len(found) > 0 != tt.silent || silent != (tt.silent && self == 1) {
@@ -77,6 +79,9 @@ func TestOffering(t *testing.T) {
 			}
 			if r := o.rates(); r.Unowned != uint64(3*len(tt.seconds)) || r.UnownedPerSecond != 3 {
 				t.Errorf("%s: for nobody %d, %v a second; want 3 a second", tt.name, r.Unowned, r.UnownedPerSecond)
+			}
+			if r := o.rates(); r.Leaseless != uint64(2*len(tt.seconds)) || r.LeaselessPerSecond != 2 {
+				t.Errorf("%s: dropped without a lease %d, %v a second; want 2 a second", tt.name, r.Leaseless, r.LeaselessPerSecond)
 			}
 		}
 		// The third of three does not say what the first does.

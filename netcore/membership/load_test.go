@@ -453,3 +453,18 @@ func TestLoadEven(t *testing.T) {
 		t.Errorf("%d maps were made", n[0].cur.Version)
 	}
 }
+
+// TestLoadSettles: nodes that are about as busy as each other have no new map each second.
+func TestLoadSettles(t *testing.T) {
+	f := newFarm(t, 100, 95)
+	for _, s := range f.servers {
+		s.noise = 0.03
+	}
+	f.clients, f.think = 150, 1
+	f.pass(60 * time.Second)
+	before := f.servers[0].cur.Version
+	f.pass(120 * time.Second)
+	if maps := f.servers[0].cur.Version - before; maps > 15 {
+		t.Errorf("%d maps in 120 s; want 15 at most\n%v", maps, f.trace)
+	}
+}

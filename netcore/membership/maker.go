@@ -212,8 +212,9 @@ func (m *Machine) wanted(chosen []candidate, now int64) (quotas []int, why strin
 	if m.sharesOf != m.cur.MapID || len(m.shares) != len(have) { // two maps may have one id
 		m.shares, m.sharesOf = have, m.cur.MapID
 	}
-	m.shares = rebalance(chosen, m.shares, fair, elapsed)
-	if quotas = towards(m.shares, have, m.cfg.Policy.Moves); quotas == nil {
+	var idle bool
+	m.shares, idle = rebalance(chosen, m.shares, fair, elapsed)
+	if quotas = towards(m.shares, have, m.cfg.Policy.Moves, idle); quotas == nil {
 		return nil, ""
 	}
 	for i, q := range quotas { // what may not move yet is asked for again, if need be
@@ -323,12 +324,14 @@ const (
 	loadMost = 8.0   // a node has at least this part of its static share
 	loadFull = 0.95  // what is busier than that is saturated
 	loadWait = 0.05  // the most that connections count then
-	loadStep = 2.0   // buckets: moving less is not worth a map
+	loadStep = 2.0   // buckets: moving less is not worth a map,
+	loadPart = 64.0  // nor is less than this part of what a node has, unless there is nothing else to do
 )
 
 // rebalance moves shares from nodes that are busier than the mean to those that
-// are less busy, as much as the loads ask for in so many seconds.
-func rebalance(chosen []candidate, shares, fair []float64, elapsed float64) []float64 {
+// are less busy, as much as the loads ask for in so many seconds. Where all are idle they go
+// back to the static ones.
+func rebalance(chosen []candidate, shares, fair []float64, elapsed float64) (_ []float64, idle bool) {
 	load := loads(chosen, shares)
 	mean, sumFair := 0.0, 0.0
 	for i := range chosen {
@@ -353,7 +356,7 @@ func rebalance(chosen []candidate, shares, fair []float64, elapsed float64) []fl
 	for i := range next {
 		next[i] *= filter.Buckets / total
 	}
-	return next
+	return next, mean < loadIdle
 }
 
 // loads gives the busy share of each node's processors. When those of all are
@@ -380,8 +383,9 @@ func loads(chosen []candidate, shares []float64) []float64 {
 }
 
 // towards moves buckets one by one, at most so many, until the quotas are as close
-// to the shares as they can be; nil if that is not worth a map.
-func towards(shares, have []float64, most int) []int {
+// to the shares as they can be; nil if that is not worth a map. A map takes all nodes something:
+// one in each second is more than a balance that is a little better is worth.
+func towards(shares, have []float64, most int, idle bool) []int {
 	quotas := toInts(have)
 	moved := 0.0
 	for range most {
@@ -404,7 +408,12 @@ func towards(shares, have []float64, most int) []int {
 	if moved < min(loadStep, float64(most)) {
 		return nil
 	}
-	return quotas
+	for i, q := range quotas {
+		if idle || moved >= float64(most) || math.Abs(float64(q)-have[i]) >= have[i]/loadPart {
+			return quotas
+		}
+	}
+	return nil
 }
 
 func lack(shares []float64, quotas []int, i int) float64 { return shares[i] - float64(quotas[i]) }

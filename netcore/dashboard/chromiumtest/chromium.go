@@ -81,11 +81,21 @@ func (p *Page) Complaints() []string {
 	return append([]string(nil), p.complaints...)
 }
 
-// NoComplaints fails the test if there are any.
+// NoComplaints fails the test if there are any, and if nobody would have heard of them.
 func (p *Page) NoComplaints() {
 	p.t.Helper()
-	if all := p.Complaints(); len(all) > 0 {
-		p.t.Errorf("the browser complains:\n%s", strings.Join(all, "\n"))
+	const canary = "whoever reads this listens"
+	Eval[bool](p, fmt.Sprintf("console.log(%q), true", canary))
+	is := func(line string) bool { return strings.Contains(line, canary) }
+	for deadline := time.Now().Add(patience); !slices.ContainsFunc(p.Complaints(), is); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			p.t.Fatal("the browser's console is not heard, so that it may have complained")
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.complaints = slices.DeleteFunc(p.complaints, is); len(p.complaints) > 0 {
+		p.t.Errorf("the browser complains:\n%s", strings.Join(p.complaints, "\n"))
 	}
 }
 
