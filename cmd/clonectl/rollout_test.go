@@ -66,6 +66,8 @@ func (n *oneNode) isDrained() bool {
 }
 
 func (n *rollNode) Peers() (peers []api.Peer) {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
 	for _, m := range n.c.nodes {
 		if m != n {
 			peers = append(peers, api.Peer{Node: m.id, Name: m.name, Addresses: []netip.AddrPort{m.at}})
@@ -116,7 +118,9 @@ func serveRollout(t *testing.T) (c *rollCluster, at []string) {
 			t.Fatal(err)
 		}
 		n.at = netip.MustParseAddrPort(l.Addr().String())
+		c.mu.Lock()
 		c.nodes = append(c.nodes, n)
+		c.mu.Unlock()
 		serveFake(t, a, n, l)
 	}
 	return c, []string{"--address", c.nodes[0].at.String()}

@@ -230,11 +230,11 @@ func TestCluster(t *testing.T) {
 	nodes := startAll(t, 3, Limits{Ask: 300 * time.Millisecond})
 	// One that takes connections and says nothing, one that is not reached at all,
 	// one that has gone, and one in whose place another answers.
-	nodes[0].peers = append(nodes[0].peers,
+	nodes[0].setPeers(append(nodes[0].Peers(),
 		Peer{Node: "02:00:00:00:00:0a", Addresses: deaf(t)},
 		Peer{Node: "02:00:00:00:00:0b"},
 		Peer{Node: "02:00:00:00:00:0c", Gone: "12s ago: lost"},
-		Peer{Node: "02:00:00:00:00:0d", Addresses: []netip.AddrPort{nodes[1].at}})
+		Peer{Node: "02:00:00:00:00:0d", Addresses: []netip.AddrPort{nodes[1].at}})...)
 	begin := time.Now()
 	var c Cluster
 	if err := nodes[0].client(t, RoleReadOnly).Get(t.Context(), "/v1/cluster", nil, &c); err != nil {
@@ -260,7 +260,7 @@ func TestFindings(t *testing.T) {
 	nodes := startAll(t, 2, Limits{Ask: 300 * time.Millisecond})
 	nodes[0].found = []finding.Finding{{Code: "loop", Level: finding.Critical, Node: nodes[0].id}, {Code: "mixed-programs", Node: nodes[0].id}}
 	nodes[1].found = []finding.Finding{{Code: "loop", Level: finding.Critical, Node: nodes[1].id}, {Code: "fenced", Level: finding.Critical, Node: nodes[1].id}}
-	nodes[0].peers = append(nodes[0].peers, Peer{Node: "02:00:00:00:00:0b"}, Peer{Node: "02:00:00:00:00:0c", Gone: "12s ago: lost"})
+	nodes[0].setPeers(append(nodes[0].Peers(), Peer{Node: "02:00:00:00:00:0b"}, Peer{Node: "02:00:00:00:00:0c", Gone: "12s ago: lost"})...)
 	var f Findings
 	if err := nodes[0].client(t, RoleReadOnly).Get(t.Context(), "/v1/findings", nil, &f); err != nil {
 		t.Fatal(err)
@@ -371,8 +371,9 @@ func TestForward(t *testing.T) {
 		}
 	}
 	// What nodes think of each other may be wrong, but no request goes on and on.
-	nodes[1].peers, nodes[2].peers = nil, nil
-	nodes[0].peers = []Peer{{Node: "02:00:00:00:00:09", Name: "node2", Addresses: []netip.AddrPort{nodes[2].at}}}
+	nodes[1].setPeers()
+	nodes[2].setPeers()
+	nodes[0].setPeers(Peer{Node: "02:00:00:00:00:09", Name: "node2", Addresses: []netip.AddrPort{nodes[2].at}})
 	var e *Error
 	if err := control.Get(t.Context(), "/v1/status", url.Values{"node": {"node2"}}, &s); !errors.As(err, &e) || e.Code != 502 {
 		t.Errorf("another node in its place: %v; want 502", err)

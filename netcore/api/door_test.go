@@ -52,7 +52,7 @@ func TestFlood(t *testing.T) {
 					}
 					time.Sleep(30 * time.Millisecond) // of the handshake
 					defer g.Close()
-					return !c.closed && g.known()
+					return g.known() && !c.closed // by this goroutine, or with d.mu, which known takes
 				}
 				if tt.before > 0 {
 					if !operator() {
@@ -86,13 +86,18 @@ func TestFlood(t *testing.T) {
 				if strangers < 500 || strangers > 2000 {
 					t.Errorf("%d strangers came in; want some 100 a second", strangers)
 				}
-				if len(d.strangers) > d.limits.Strangers {
-					t.Errorf("%d strangers are there; want at most %d", len(d.strangers), d.limits.Strangers)
+				count := func() (strangers, clients int) {
+					d.mu.Lock()
+					defer d.mu.Unlock()
+					return len(d.strangers), d.clients
+				}
+				if n, _ := count(); n > d.limits.Strangers {
+					t.Errorf("%d strangers are there; want at most %d", n, d.limits.Strangers)
 				}
 				time.Sleep(d.limits.Show) // and their time is over
 				synctest.Wait()
-				if len(d.strangers) != 0 || d.clients != 0 {
-					t.Errorf("%d strangers and %d clients are left; want none", len(d.strangers), d.clients)
+				if strangers, clients := count(); strangers != 0 || clients != 0 {
+					t.Errorf("%d strangers and %d clients are left; want none", strangers, clients)
 				}
 			})
 		})

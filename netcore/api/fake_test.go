@@ -113,6 +113,12 @@ func (e *engine) Peers() []Peer {
 	return append([]Peer(nil), e.peers...)
 }
 
+func (e *engine) setPeers(p ...Peer) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.peers = p
+}
+
 func (e *engine) Owners() Owners {
 	return Owners{Map: 1, Nodes: []string{e.id}, Buckets: make([]byte, 1024)}
 }
@@ -201,7 +207,7 @@ func startAll(t testing.TB, n int, limits Limits) (nodes []*node) {
 	for _, n := range nodes {
 		for _, o := range nodes {
 			if o != n {
-				n.peers = append(n.peers, Peer{Node: o.id, Name: o.host, Addresses: []netip.AddrPort{o.at}})
+				n.setPeers(append(n.Peers(), Peer{Node: o.id, Name: o.host, Addresses: []netip.AddrPort{o.at}})...)
 			}
 		}
 	}
