@@ -46,8 +46,23 @@ func TestKeysAreIgnored(t *testing.T) {
 			t.Errorf("in the docs are %v; want %s, too", found, name)
 		}
 	}
+	// In a repository of its own: this tree may be none, or another user's.
+	if _, err := exec.LookPath("git"); err != nil {
+		t.Skip("needs git")
+	}
+	repository := t.TempDir()
+	ignore, err := os.ReadFile(filepath.Join(root, ".gitignore"))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(repository, ".gitignore"), ignore, 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("git", "init", "-q", repository).CombinedOutput(); err != nil {
+		t.Fatalf("git init: %v\n%s", err, out)
+	}
 	for name := range found {
-		if err := exec.Command("git", "-C", root, "check-ignore", "-q", name).Run(); err != nil {
+		if err := exec.Command("git", "-C", repository, "check-ignore", "-q", name).Run(); err != nil {
 			t.Errorf("git would take %s (%v): put it into .gitignore", name, err)
 		}
 	}
