@@ -55,7 +55,8 @@ the kernel. It builds, into the output folder:
   manifest.json   all inputs and outputs with their SHA-256
 
 The same inputs give the same bytes, wherever and whenever they are built. A
-folder that holds a signed build is left alone: give another with --out. Run it inside a checkout: the programs are compiled from source.`,
+folder that holds a signed build is left alone: give another with --out. Run it
+inside a checkout: the programs are compiled from source.`,
 		Example: `  clonectl image                                      # the demo's
   clonectl image --config cluster.yaml --content www/
   clonectl image --debug                              # with a shell on the console`,
@@ -82,7 +83,7 @@ folder that holds a signed build is left alone: give another with --out. Run it 
 	return cmd
 }
 
-// demoBoard is that of the demo, for which its key is right.
+// demoBoard is that of the demo, for which its key is right, and what is meant where no other is named.
 const demoBoard = "qemu-x86_64"
 
 const publishedKey = "the cluster's key is the demo's, which is published: whoever reaches the segment can join the cluster; make one for cluster.key with: head -c 32 /dev/urandom | base64"

@@ -24,7 +24,7 @@ type kernelFlags struct {
 
 func (k *kernelFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&k.board, "board", "qemu-x86_64", "`BOARD` to build for")
+	f.StringVar(&k.board, "board", demoBoard, "`BOARD` to build for")
 	f.StringVar(&k.out, "out", "", "output `FOLDER` (default build/BOARD)")
 	f.StringVar(&k.source, "kernel-source", "", "kernel source, a tree or a tarball (`PATH`), in place of Debian's package")
 	f.StringVar(&k.cache, "cache", "", "`FOLDER` for what is expensive to build (default $CLONECLUSTER_CACHE, else the user's cache)")

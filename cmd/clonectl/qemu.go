@@ -108,7 +108,7 @@ what must hold, stops the nodes by their power buttons, and ends: with exit code
 	}
 	f := cmd.Flags()
 	f.IntVar(&o.nodes, "nodes", 3, "how many nodes, 1 to 64")
-	f.StringVar(&o.image, "image", filepath.Join("build", "qemu-x86_64"), "`FOLDER` with an image, from \"clonectl image\"")
+	f.StringVar(&o.image, "image", filepath.Join("build", demoBoard), "`FOLDER` with an image, from \"clonectl image\"")
 	f.StringVar(&o.listen, "listen", "127.0.0.1:8080", "`ADDRESS` of this computer that leads to the cluster")
 	f.StringVar(&o.api, "api", "127.0.0.1:9264", "`ADDRESS` of this computer that leads to the cluster's management API, for \"clonectl status\" and its like; empty: none")
 	f.StringVar(&o.pcap, "pcap", "", "write every frame that crosses the switch to `FILE`: pcapng, each frame once, on the port where it came in")
@@ -143,7 +143,7 @@ func openImage(dir, cmdline string) (bootable, error) {
 	b := bootable{dir: dir}
 	m, err := image.ReadManifest(filepath.Join(dir, manifestName))
 	if errors.Is(err, os.ErrNotExist) {
-		return b, fmt.Errorf("%s holds no image; build one with %q", dir, buildCommand("clonectl image", dir, cmp.Or(boardOf(dir), "qemu-x86_64")))
+		return b, fmt.Errorf("%s holds no image; build one with %q", dir, buildCommand("clonectl image", dir, cmp.Or(boardOf(dir), demoBoard)))
 	} else if errors.Is(err, unix.ENOTDIR) {
 		return b, fmt.Errorf("%s is no folder; give one that %q has made", dir, "clonectl image")
 	} else if err != nil {

@@ -51,7 +51,7 @@ Each value is shown against its budget.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&dir, "image", filepath.Join("build", "qemu-x86_64"), "`FOLDER` with an image, from \"clonectl image\"")
+	f.StringVar(&dir, "image", filepath.Join("build", demoBoard), "`FOLDER` with an image, from \"clonectl image\"")
 	f.StringVar(&format, "format", "plain", "plain, markdown or json")
 	f.BoolVar(&boot, "boot", false, "boot a node and measure time and memory, too")
 	f.BoolVar(&check, "check", false, "fail if a value is above its budget")

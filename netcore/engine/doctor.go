@@ -49,11 +49,12 @@ func (e *engine) heardMembers() map[membership.NodeID]bool {
 
 // leaks counts frames from the clone MAC that the doctor's own sockets do not hear:
 // the programs drop them before, and raw's filter sees none but those of clients. They are
-// as of the last look of watchFindings.
+// as of the last status.
 func (e *engine) leaks() (rarps, others uint64) {
 	c := e.verdicts.Load()
-	if c == nil {
-		return 0, 0 // not looked yet
+	if c == nil { // the doctor begins with what there was before it
+		now := e.filter.Counters()
+		c = &now
 	}
 	return c[filter.DropCloneRARP], c[filter.DropCloneSource]
 }

@@ -15,7 +15,7 @@ var policies = []string{"byRandom", "byLoad", "bySource"}
 // eight machines 170 µs, as the switch's copies of each frame are made in the clients' time. So
 // eight machines with 6 % of a processor each, full, take 0.48 processors and have the clients
 // take 1.3: 1.8 of two. One machine answers some thousand requests in a run then. A page that
-// is work takes 800 µs of a server and as little of the clients, so machines may take more there.
+// is work takes more than a millisecond of a server and little of the clients, so machines may take more there.
 func Full() Plan {
 	p := Plan{Quota: 0.06, Quotas: map[string]float64{webstone.Page.Name: 0.17}, PeriodMS: 20, ModerationMS: 1, WarmUp: 0.5, Window: 1.4, Settle: 25, Timeout: 10, Rounds: 2, Failovers: 5}
 	setups := []Setup{{Way: Plain, Machines: 1}, {Way: Clone, Machines: 1, Policy: "byRandom"}}
@@ -78,7 +78,7 @@ func Short() Plan {
 // What there is to a run besides its times, to a set-up that is built, and to a fail-over.
 const (
 	runTakes      = 300 * time.Millisecond
-	setupTakes    = 6 * time.Second
+	setupTakes    = 10 * time.Second // with a rest and until it is calm
 	failoverTakes = 12 * time.Second
 )
 

@@ -44,8 +44,8 @@ var Standard = Workload{"standard", "WebStone 2 standard mix", []File{{Size: 500
 // Small is what a request of the published runs had on average.
 var Small = Workload{"2k", "2 kB file", []File{{Size: 2000, Weight: 1}}}
 
-// Page takes a server that compresses answers (nginx: gzip_comp_level 9) about as long as a request took
-// the single machine of the published runs at its best, 0.8 ms.
+// Page is work for a server that compresses answers (nginx: gzip_comp_level 9), of the order of what a
+// request took of the single machine of the published runs at its best, 0.8 ms.
 var Page = Workload{"page", "40 kB page that is compressed for each client", []File{{Size: 40000, Weight: 1, Packed: true}}}
 
 // Workloads are all there are.
