@@ -572,6 +572,7 @@ func (e *engine) run(ctx context.Context, g *errgroup.Group, parts context.Conte
 func (e *engine) heartbeat(ctx context.Context) {
 	tick := time.NewTimer(toBeat(e.opt.Heartbeat))
 	defer tick.Stop()
+	started := monotonic()
 	for {
 		e.path.Poke()
 		select {
@@ -580,10 +581,16 @@ func (e *engine) heartbeat(ctx context.Context) {
 		case <-tick.C:
 			tick.Reset(toBeat(e.opt.Heartbeat))
 		}
-		if last := min(e.path.Alive(), e.node.Alive()); monotonic()-last < 3*int64(e.opt.Heartbeat) {
-			e.opt.Notify("WATCHDOG=1")
+		if path, node := e.path.Alive(), e.node.Alive(); standsStill(monotonic(), started, e.opt.Heartbeat, path, node) {
+			e.log.Error("the data plane stands still", "receive-transmit", path, "membership", node, "now", monotonic())
 		} else {
-			e.log.Error("the data plane stands still", "receive-transmit", e.path.Alive(), "membership", e.node.Alive(), "now", monotonic())
+			e.opt.Notify("WATCHDOG=1")
 		}
 	}
+}
+
+// standsStill tells whether one of the loops, by when each last ran (0: not yet), has missed
+// three beats. A loop that has not run yet has the same time from the start.
+func standsStill(now, started int64, beat time.Duration, ran ...int64) bool {
+	return now-max(slices.Min(ran), started) >= 3*int64(beat)
 }

@@ -91,6 +91,29 @@ func TestHeartbeat(t *testing.T) {
 	}
 }
 
+// TestStandsStill: the first beat may come before a loop has run at all, as beats are aligned.
+func TestStandsStill(t *testing.T) {
+	const started = int64(1000 * time.Second)
+	at := func(d time.Duration) int64 { return started + int64(d) }
+	for _, c := range []struct {
+		what       string
+		now        int64
+		path, node int64
+		want       bool
+	}{
+		{"the first beat, before the membership ran", at(time.Millisecond), at(0), 0, false},
+		{"none has run for less than three beats", at(3*time.Second - 1), 0, 0, false},
+		{"the membership never began", at(3 * time.Second), at(3 * time.Second), 0, true},
+		{"the data path never began", at(3 * time.Second), 0, at(3 * time.Second), true},
+		{"both run", at(time.Hour), at(time.Hour - time.Second), at(time.Hour - 2*time.Second), false},
+		{"one stands", at(time.Hour), at(time.Hour - 3*time.Second), at(time.Hour), true},
+	} {
+		if got := standsStill(c.now, started, time.Second, c.path, c.node); got != c.want {
+			t.Errorf("%s: %v; want %v", c.what, got, c.want)
+		}
+	}
+}
+
 func TestNotifier(t *testing.T) {
 	if notify, _, err := newNotifier(""); notify != nil || err != nil {
 		t.Errorf("without a socket: %p, %v; want nil, nil", notify, err)
