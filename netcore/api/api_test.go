@@ -378,7 +378,7 @@ func TestForward(t *testing.T) {
 	if err := control.Get(t.Context(), "/v1/status", url.Values{"node": {"node2"}}, &s); !errors.As(err, &e) || e.Code != 502 {
 		t.Errorf("another node in its place: %v; want 502", err)
 	}
-	conf, err := nodes[1].server.identity.client(nodes[1].id, "")
+	conf, err := nodes[1].server.identity.client(nodes[1].id, "", RoleNode)
 	if err != nil {
 		t.Fatal(err)
 	}

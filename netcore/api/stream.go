@@ -18,16 +18,6 @@ func follows(r *http.Request) bool {
 	return f != "" && f != "0" || strings.Contains(r.Header.Get("Accept"), "text/event-stream")
 }
 
-// stream takes one of the places for those who follow.
-func (s *Server) stream() (leave func(), err error) {
-	select {
-	case s.streams <- struct{}{}:
-		return func() { <-s.streams }, nil
-	default:
-		return nil, problem{http.StatusServiceUnavailable, errors.New("too many clients follow this node already")}
-	}
-}
-
 // since reads from where on something is wanted. A browser that has lost its
 // connection says the last id that it had, which counts if it is of this run.
 func since(r *http.Request, run string) (Since, error) {
@@ -113,7 +103,7 @@ const (
 func follow[T any](s *Server, w http.ResponseWriter, r *http.Request, run string, after uint64,
 	next func(after uint64) ([]T, uint64, <-chan struct{}, error), label func(T) (id uint64, kind string),
 ) error {
-	leave, err := s.stream()
+	leave, err := s.door.stream(guestOf(r))
 	if err != nil {
 		return err
 	}
@@ -195,7 +185,7 @@ func (s *Server) capture(w http.ResponseWriter, r *http.Request) (any, error) {
 	default:
 		return nil, problem{http.StatusServiceUnavailable, errors.New("too many captures run on this node already")}
 	}
-	leave, err := s.stream()
+	leave, err := s.door.stream(guestOf(r))
 	if err != nil {
 		return nil, err
 	}
