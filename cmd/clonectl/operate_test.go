@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -36,7 +37,14 @@ type oneNode struct {
 	log     *api.Record[api.LogLine]
 	exam    api.Examination
 	burst   int
+	breaks  string // how its captures end; empty: as they should
 }
+
+// The ways in which a capture ends other than with statistics and this comment.
+const (
+	breaksOff   = "it fails"
+	breaksClean = "without statistics"
+)
 
 const oneNodeID = "52:54:00:77:00:01"
 
@@ -144,7 +152,15 @@ func (n *oneNode) Capture(_ context.Context, q capture.Query, w io.Writer, flush
 	for i, comment := range []string{"accept-new, bucket 7 is settled", "drop-foreign, bucket 9 is foreign"} {
 		err = errors.Join(err, out.Packet(id, capture.Frame{Time: time.Unix(int64(100-i), 5), Data: syn, Length: len(syn), Left: i == 1, Comment: comment}))
 	}
-	return errors.Join(err, out.Statistics(id, time.Unix(200, 0), 2, 3), flush())
+	switch n.breaks {
+	case "":
+		return errors.Join(err, out.Statistics(id, time.Unix(200, 0), 2, 3, "complete"), flush())
+	case breaksOff:
+		return errors.Join(errors.New(breaksOff), flush())
+	case breaksClean:
+		return errors.Join(err, flush())
+	}
+	return errors.Join(err, out.Statistics(id, time.Unix(200, 0), 2, 3, n.breaks), flush())
 }
 
 func (n *oneNode) Metrics(io.Writer, http.Header) (string, error) { return "text/plain", nil }
@@ -306,6 +322,9 @@ func TestCaptureWithout(t *testing.T) {
 			if _, err := w.AddInterface(fmt.Sprintf("n%d", i), about, 96); err != nil {
 				t.Fatal(err)
 			}
+			if err := w.Statistics(0, time.Now(), 0, 0, "complete"); err != nil {
+				t.Fatal(err)
+			}
 			if err := m.read(t.Context(), i, &b); err != nil {
 				t.Fatal(err)
 			}
@@ -343,6 +362,40 @@ func TestCapture(t *testing.T) {
 	}
 	if _, err := os.Stat("x"); err == nil {
 		t.Error("a capture that could not begin leaves a file")
+	}
+}
+
+// TestCaptureLacks: a capture that lacks a node, or the end of what one saw, is written,
+// and not said to be complete.
+func TestCaptureLacks(t *testing.T) {
+	for _, tt := range []struct {
+		name, breaks string
+		silent       bool
+		want         string
+	}{
+		{"whole", "complete: the time that was asked for", false, ""},
+		{"of an older node", "", false, ""},
+		{"the node's engine ends", capture.EndedEarly + "this node's engine ends", false, "web-2: the capture ended early: this node's engine ends"},
+		{"the node fails", breaksOff, false, "web-2: the capture ended early"},
+		{"no statistics at its end", breaksClean, false, "web-2: the capture ended early"},
+		{"a silent node", "", true, "web-3 does not answer, and is not in it"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, at := serveRollout(t)
+			c.nodes[1].breaks = tt.breaks
+			if tt.silent {
+				c.mu.Lock()
+				c.nodes[2].at = netip.MustParseAddrPort("127.0.0.1:1")
+				c.mu.Unlock()
+			}
+			out, err := clonectl(t, append([]string{"capture", "-w", "c.pcapng"}, at...)...)
+			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), "c.pcapng is not complete: "+tt.want) {
+				t.Errorf("%v; want %q\n%s", err, tt.want, out)
+			}
+			if info, err := os.Stat("c.pcapng"); err != nil || info.Size() < 400 {
+				t.Errorf("what there was is not written: %v, %v", info, err)
+			}
+		})
 	}
 }
 

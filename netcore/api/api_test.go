@@ -535,6 +535,38 @@ func TestFollowEnds(t *testing.T) {
 	}
 }
 
+// TestCaptureEnds: one that fails does not look whole, also by way of another node, and
+// one that ends with the engine says so.
+func TestCaptureEnds(t *testing.T) {
+	nodes := startAll(t, 2, Limits{})
+	c := nodes[0].client(t, RoleControl)
+	for _, tt := range []struct {
+		name  string
+		count int
+		fails bool
+	}{{"node1", 3, false}, {"node2", 3, false}, {"node1", breaksAfter, true}, {"node2", breaksAfter, true}} {
+		body, err := c.Stream(t.Context(), "/v1/capture", url.Values{"node": {tt.name}, "count": {fmt.Sprint(tt.count)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(body)
+		if body.Close(); (err != nil) != tt.fails || len(got) < 100 {
+			t.Errorf("%d frames of %s: %d bytes, %v; want an error: %v", tt.count, tt.name, len(got), err, tt.fails)
+		}
+	}
+	body, err := c.Stream(t.Context(), "/v1/capture", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	go nodes[0].server.Close(ctx)
+	if got, err := io.ReadAll(body); err != nil || !strings.Contains(string(got), "ended early: this node's engine ends") {
+		t.Errorf("when the engine ends: %q, %v", got, err)
+	}
+}
+
 func TestOrders(t *testing.T) {
 	n := start(t, "02:00:00:00:00:01", "one", Limits{}, authority(t, testKey))
 	c := n.client(t, RoleControl)

@@ -144,8 +144,19 @@ func (e *engine) Capture(ctx context.Context, q capture.Query, w io.Writer, flus
 	for i := 0; err == nil && i < q.Count; i++ {
 		err = out.Packet(id, capture.Frame{Time: time.Unix(int64(i), 0), Data: make([]byte, 60), Length: 60, Comment: "accept-new"})
 	}
-	return errors.Join(err, flush())
+	if q.Count == 0 { // until its end is asked for
+		err = errors.Join(err, flush())
+		<-ctx.Done()
+		return errors.Join(err, out.Statistics(id, time.Now(), 0, 0, capture.EndedEarly+context.Cause(ctx).Error()))
+	}
+	if q.Count == breaksAfter {
+		return errors.Join(errors.New("broken"), flush())
+	}
+	return errors.Join(err, out.Statistics(id, time.Now(), uint64(q.Count), 0, "complete"), flush())
 }
+
+// breaksAfter is the number of frames after which a capture fails.
+const breaksAfter = 13
 
 func (e *engine) Boot(context.Context) (Boot, error) {
 	if !e.boot {

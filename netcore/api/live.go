@@ -402,7 +402,7 @@ func (s *Server) live(w http.ResponseWriter, r *http.Request) (any, error) {
 			case <-r.Context().Done():
 				return nil, r.Context().Err()
 			case <-s.ended:
-				return nil, problem{http.StatusServiceUnavailable, errors.New("this node's engine ends")}
+				return nil, problem{http.StatusServiceUnavailable, errEnds}
 			case <-enough.C:
 				over = true
 			case <-more:

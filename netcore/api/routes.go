@@ -62,7 +62,7 @@ var Routes = []Route{
 	{Method: "GET", Path: "/v1/logs", Name: "logs", Summary: "The last lines that a node logged", Role: RoleReadOnly, Answer: Logs{}, Events: LogLine{}, Params: []Param{
 		sinceParam, followParam, {Name: "source", About: "only the lines of engine, of init, or of a service"},
 	}, OfNode: true},
-	{Method: "GET", Path: "/v1/capture", Name: "capture", Summary: "The cluster's frames as they pass a node's NIC, as pcapng, with the verdict on each as its comment", Role: RoleControl, Params: []Param{
+	{Method: "GET", Path: "/v1/capture", Name: "capture", Summary: "The cluster's frames as they pass a node's NIC, as pcapng, with the verdict on each as its comment. The comment of the statistics at the end begins with \"complete: \" or \"ended early: \"", Role: RoleControl, Params: []Param{
 		{Name: "client", About: "only this client's frames: an address, or one with a port"},
 		{Name: "port", About: "only those of this port of the VIP"},
 		{Name: "verdict", About: "only those with these verdicts: names with commas between them, or the first word of several, as drop or accept"},

@@ -564,16 +564,9 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, route Route) (d
 		return false, err
 	} else {
 		defer leave()
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithCancel(ctx)
+		var cancel func()
+		ctx, cancel = s.untilEnd(ctx)
 		defer cancel()
-		go func() {
-			select {
-			case <-s.ended:
-				cancel()
-			case <-ctx.Done():
-			}
-		}()
 	}
 	resp, err := c.raw(ctx, r.Method, route.Path, query, body, header)
 	if err != nil {
@@ -582,19 +575,29 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, route Route) (d
 	defer resp.Body.Close()
 	w.Header().Set("Content-Type", resp.Header.Get("Content-Type"))
 	w.WriteHeader(resp.StatusCode)
-	pass(w, resp.Body, s.limits.Answer)
+	if pass(w, resp.Body, s.limits.Answer) != nil {
+		breakOff()
+	}
 	return true, nil
 }
 
-// pass hands on what comes as it comes.
-func pass(w http.ResponseWriter, r io.Reader, patience time.Duration) {
+// pass hands on what comes as it comes, until its end.
+func pass(w http.ResponseWriter, r io.Reader, patience time.Duration) error {
 	control := http.NewResponseController(w)
 	buf := make([]byte, 16<<10)
 	for {
 		n, err := r.Read(buf)
 		_ = control.SetWriteDeadline(time.Now().Add(patience))
-		if _, werr := w.Write(buf[:n]); werr != nil || control.Flush() != nil || err != nil {
-			return
+		if _, werr := w.Write(buf[:n]); werr != nil {
+			return werr
+		}
+		switch ferr := control.Flush(); {
+		case errors.Is(err, io.EOF):
+			return ferr
+		case err != nil:
+			return err
+		case ferr != nil:
+			return ferr
 		}
 	}
 }

@@ -161,6 +161,25 @@ func follow[T any](s *Server, w http.ResponseWriter, r *http.Request, run string
 	}
 }
 
+// errEnds is why what goes on comes to its end with the engine.
+var errEnds = errors.New("this node's engine ends")
+
+// untilEnd gives a context that ends with the engine, too.
+func (s *Server) untilEnd(ctx context.Context) (_ context.Context, cancel func()) {
+	ctx, end := context.WithCancelCause(ctx)
+	go func() {
+		select {
+		case <-s.ended:
+			end(errEnds)
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { end(nil) }
+}
+
+// breakOff ends an answer that has begun and is not whole so that the client sees that.
+func breakOff() { panic(http.ErrAbortHandler) }
+
 func (s *Server) isEnded() bool {
 	select {
 	case <-s.ended:
@@ -190,15 +209,8 @@ func (s *Server) capture(w http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, err
 	}
 	defer leave()
-	ctx, cancel := context.WithCancel(r.Context())
+	ctx, cancel := s.untilEnd(r.Context())
 	defer cancel()
-	go func() {
-		select {
-		case <-s.ended:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
 	control := http.NewResponseController(w)
 	if err := control.SetReadDeadline(time.Time{}); err != nil {
 		return nil, fmt.Errorf("capturing: %w", err)
@@ -206,8 +218,10 @@ func (s *Server) capture(w http.ResponseWriter, r *http.Request) (any, error) {
 	out := &captureAnswer{w: w, control: control, patience: s.limits.Answer}
 	if err := s.backend.Capture(ctx, q, out, control.Flush); err != nil && !out.begun {
 		return nil, err
+	} else if err != nil {
+		breakOff()
 	}
-	return nil, nil // one that ends early lacks the statistics at its end
+	return nil, nil
 }
 
 // captureAnswer is an answer that begins with the first that is written.
