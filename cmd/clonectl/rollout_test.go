@@ -158,8 +158,17 @@ func TestRollout(t *testing.T) {
 	if out, err = run("rollout"); !errors.As(err, new(usageError)) || !strings.Contains(err.Error(), "--resume") {
 		t.Errorf("beginning while one has stopped: %v\n%s", err, out)
 	}
+	if out, err = run("rollout --resume --expect newer --dry-run"); err != nil || strings.Count(out, "web-") != 3 {
+		t.Errorf("what is left if another program is expected: %v\n%s", err, out)
+	}
+	if out, err = run("rollout --resume --expect newer --timeout 5s"); err == nil || !strings.Contains(err.Error(), "web-2 came back with program new; want newer") || c.rebooted() != "web-2 web-3 web-2" {
+		t.Errorf("resumed with another program to expect: %q, %v\n%s", c.rebooted(), err, out)
+	}
+	c.mu.Lock()
+	c.reboots = []string{"web-2", "web-3"}
+	c.mu.Unlock()
 	c.nodes[2].next = "new"
-	if out, err = run("rollout --resume --json"); err != nil || c.rebooted() != "web-2 web-3 web-3 web-1" || strings.Count(out, `"step":"done"`) != 2 {
+	if out, err = run("rollout --resume --expect new --json"); err != nil || c.rebooted() != "web-2 web-3 web-3 web-1" || strings.Count(out, `"step":"done"`) != 2 {
 		t.Errorf("resumed: %q, %v\n%s", c.rebooted(), err, out)
 	}
 	if out, err = run("rollout --resume"); !errors.As(err, new(usageError)) {
