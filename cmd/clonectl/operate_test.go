@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -384,9 +383,7 @@ func TestCaptureLacks(t *testing.T) {
 			c, at := serveRollout(t)
 			c.nodes[1].breaks = tt.breaks
 			if tt.silent {
-				c.mu.Lock()
-				c.nodes[2].at = netip.MustParseAddrPort("127.0.0.1:1")
-				c.mu.Unlock()
+				c.setAt(2, nowhere)
 			}
 			out, err := clonectl(t, append([]string{"capture", "-w", "c.pcapng"}, at...)...)
 			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), "c.pcapng is not complete: "+tt.want) {
@@ -418,6 +415,43 @@ func tsharkFields(t *testing.T, file string, fields ...string) string {
 		t.Fatalf("tshark: %v: %s", err, errs.String())
 	}
 	return string(out)
+}
+
+// TestPolicyHolds: a change is done when all nodes know of it, and what holds is told and
+// counts, which may be somebody else's.
+func TestPolicyHolds(t *testing.T) {
+	t.Run("a silent node", func(t *testing.T) {
+		c, at := serveRollout(t)
+		there := c.nodes[2].at
+		c.setAt(2, nowhere)
+		begin := time.Now()
+		time.AfterFunc(time.Second, func() { c.setAt(2, there) })
+		out, err := clonectl(t, append([]string{"policy", "load"}, at...)...)
+		if took := time.Since(begin); err != nil || took < time.Second || !strings.Contains(out, "balance load") {
+			t.Errorf("done after %v, while a node was silent for 1s: %v\n%s", took, err, out)
+		}
+	})
+	other := api.Policy{Version: 1, Balance: "even", Set: "even", Configured: "even", Affinity: "none", Author: "52:54:00:77:00:02", By: "somebody else"}
+	other.Nodes = []api.PolicyNode{{Node: "52:54:00:77:00:01", Name: "web-1", Weight: 70, Set: true}, {Node: "52:54:00:77:00:02", Name: "web-2", Weight: 100}}
+	for _, tt := range []struct{ args, fails string }{
+		{"policy load", "the balance is not load, as change 1 by somebody else holds"},
+		{"policy configured", "the balance is not configured"},
+		{"policy even", ""},
+		{"weight web-1 50", "the weight of web-1 is not 50"},
+		{"weight web-1 configured", "the weight of web-1 is not the configured one"},
+		{"weight web-2 100", "the weight of web-2 is not 100"},
+		{"weight web-2 configured", ""},
+		{"weight 00:01 70", ""},
+	} {
+		t.Run(tt.args, func(t *testing.T) {
+			c, at := serveRollout(t)
+			c.other = &other
+			out, err := clonectl(t, append(strings.Fields(tt.args), at...)...)
+			if (err == nil) != (tt.fails == "") || err != nil && !strings.Contains(err.Error(), tt.fails) || !strings.Contains(out, "somebody else") {
+				t.Errorf("%v; want %q, and what holds\n%s", err, tt.fails, out)
+			}
+		})
+	}
 }
 
 // TestDrainWait: the exit code says whether the connections have ended.
