@@ -493,7 +493,7 @@ func TestEvents(t *testing.T) {
 				return stop
 			}
 			return nil
-		})
+		}, nil)
 		if !errors.Is(err, stop) || !slices.Equal(texts, tt.want) {
 			t.Errorf("%s: %q, %v; want %q", tt.name, texts, err, tt.want)
 		}
@@ -503,6 +503,43 @@ func TestEvents(t *testing.T) {
 		n.events.mu.Lock()
 		n.events.ring, n.events.next = n.events.ring[:3], 4
 		n.events.mu.Unlock()
+	}
+}
+
+// TestFollowLost: who follows is told of what is lost, if it was to come, and what is not
+// wanted is looked at once.
+func TestFollowLost(t *testing.T) {
+	for _, tt := range []struct {
+		since string
+		lost  uint64
+	}{{"", 0}, {"0", 0}, {"1h", 0}, {"2", 100}, {fmt.Sprint(mostLines), 0}} {
+		n := start(t, "02:00:00:00:00:01", "one", Limits{}, authority(t, testKey))
+		add := func(source string) { n.log.Add(LogLine{Time: time.Now(), Source: source, Text: source}) }
+		const last = 1 + mostLines + 100 + 1
+		add("engine")
+		for range mostLines + 100 {
+			add("web")
+		}
+		add("engine")
+		var lost uint64
+		c := n.client(t, RoleReadOnly)
+		c.Lost = func(n uint64) { lost += n }
+		enough := errors.New("enough")
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		err := c.Follow(ctx, "/v1/logs", url.Values{"since": {tt.since}, "source": {"engine"}}, func([]byte) error {
+			for ctx.Err() == nil && n.lookedAfter() <= last {
+				add("web")
+				time.Sleep(10 * time.Millisecond)
+			}
+			if n.lookedAfter() <= last {
+				return fmt.Errorf("it looks again and again at what came after line %d", n.lookedAfter())
+			}
+			return enough
+		})
+		cancel()
+		if !errors.Is(err, enough) || lost != tt.lost {
+			t.Errorf("since %q: %d lost, %v; want %d", tt.since, lost, err, tt.lost)
+		}
 	}
 }
 

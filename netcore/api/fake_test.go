@@ -40,6 +40,7 @@ type engine struct {
 	socket  bool
 	bucket  int
 	found   []finding.Finding
+	after   uint64 // the line after which the log was looked at last
 }
 
 func (e *engine) Self() (string, string)  { return e.id, e.host }
@@ -125,7 +126,16 @@ func (e *engine) Owners() Owners {
 
 func (e *engine) Logs(_ context.Context, after uint64) ([]LogLine, string, uint64, <-chan struct{}, error) {
 	lines, lost, more := e.log.After(after)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.after = after
 	return lines, e.log.Run(), lost, more, nil
+}
+
+func (e *engine) lookedAfter() uint64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.after
 }
 
 func (e *engine) Examine(burst int, who string) {

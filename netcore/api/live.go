@@ -422,5 +422,5 @@ func (s *Server) live(w http.ResponseWriter, r *http.Request) (any, error) {
 		}
 		return []Live{l}, 0, more, nil
 	}
-	return nil, follow(s, w, r, "look", 0, next, func(Live) (uint64, string) { return had.look, "live" })
+	return nil, follow(s, w, r, "look", 0, next, func(Live) bool { return true }, func(Live) (uint64, string) { return had.look, "live" })
 }

@@ -39,7 +39,7 @@ type Param struct {
 
 var (
 	sinceParam  = Param{Name: "since", About: "only what came after the event or line with this number, or from this time on (RFC 3339), or for so long (10m)"}
-	followParam = Param{Name: "follow", About: "1: go on with what comes, as server-sent events; the header Accept: text/event-stream says the same"}
+	followParam = Param{Name: "follow", About: "1: go on with what comes, as server-sent events; the header Accept: text/event-stream says the same. A comment (: lost 12) says that the node no longer has so many of those that would be next"}
 	burstParam  = Param{Name: "burst", About: "how many frames a second a burst to the clone MAC goes up to, to find storm control; 250 to 16000; left out or 0: none"}
 	nodeParam   = Param{Name: "node", About: "the node that is meant, by wire MAC, by the end of it (02:03) or by host name; left out: the one that is asked"}
 )

@@ -40,14 +40,16 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, err
 	}
 	id, _ := s.backend.Self()
-	next := func(after uint64) ([]Event, uint64, <-chan struct{}, error) {
-		some, lost, more := record.After(after)
-		return keep(some, func(e Event) bool { return e.Time.After(from.Time) }), lost, more, nil
-	}
+	want := func(e Event) bool { return e.Time.After(from.Time) }
 	if follows(r) {
-		return nil, follow(s, w, r, record.Run(), from.ID, next, func(e Event) (uint64, string) { return e.ID, e.Kind })
+		next := func(after uint64) ([]Event, uint64, <-chan struct{}, error) {
+			some, lost, more := record.After(after)
+			return some, lost, more, nil
+		}
+		return nil, follow(s, w, r, record.Run(), from.ID, next, want, func(e Event) (uint64, string) { return e.ID, e.Kind })
 	}
-	some, lost, _, _ := next(from.ID)
+	some, lost, _ := record.After(from.ID)
+	some = keep(some, want)
 	if !from.Time.IsZero() || from.ID == 0 { // the beginning is not wanted, or whatever there is
 		lost = 0
 	}
@@ -68,10 +70,11 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request) (any, error) {
 	id, _ := s.backend.Self()
 	next := func(after uint64) ([]LogLine, uint64, <-chan struct{}, error) {
 		some, _, lost, more, err := s.backend.Logs(ctx, after)
-		return keep(some, func(l LogLine) bool { return l.Time.After(from.Time) && (source == "" || l.Source == source) }), lost, more, err
+		return some, lost, more, err
 	}
+	want := func(l LogLine) bool { return l.Time.After(from.Time) && (source == "" || l.Source == source) }
 	if follows(r) {
-		return nil, follow(s, w, r, run, from.ID, next, func(l LogLine) (uint64, string) { return l.ID, "line" })
+		return nil, follow(s, w, r, run, from.ID, next, want, func(l LogLine) (uint64, string) { return l.ID, "line" })
 	}
 	some, lost, _, err := next(from.ID)
 	if err != nil {
@@ -80,7 +83,7 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request) (any, error) {
 	if !from.Time.IsZero() || from.ID == 0 {
 		lost = 0
 	}
-	return Logs{Node: id, Run: run, Lines: some, Lost: lost}, nil
+	return Logs{Node: id, Run: run, Lines: keep(some, want), Lost: lost}, nil
 }
 
 func keep[T any](some []T, want func(T) bool) []T {
@@ -98,10 +101,14 @@ const (
 	keepAlive    = 10 * time.Second
 )
 
-// follow sends what there is and what comes as server-sent events (HTML standard,
-// 9.2), until the client or the server ends.
+// lostComment begins the comment that says how many of those that come next are lost.
+const lostComment = ": lost "
+
+// follow sends what there is and what comes, if it is wanted, as server-sent events (HTML
+// standard, 9.2), until the client or the server ends. What there was before that, and is
+// lost, counts only for who names the last that was had.
 func follow[T any](s *Server, w http.ResponseWriter, r *http.Request, run string, after uint64,
-	next func(after uint64) ([]T, uint64, <-chan struct{}, error), label func(T) (id uint64, kind string),
+	next func(after uint64) ([]T, uint64, <-chan struct{}, error), want func(T) bool, label func(T) (id uint64, kind string),
 ) error {
 	leave, err := s.door.stream(guestOf(r))
 	if err != nil {
@@ -116,14 +123,22 @@ func follow[T any](s *Server, w http.ResponseWriter, r *http.Request, run string
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.WriteHeader(http.StatusOK)
 	said := time.Now()
-	for {
-		some, _, more, err := next(after)
+	for begun := after > 0; ; begun = true {
+		some, lost, more, err := next(after)
 		_ = control.SetWriteDeadline(time.Now().Add(s.limits.Answer))
 		if err != nil {
 			return nil // the client asks again, and is told then
 		}
+		if lost > 0 && begun {
+			if _, err := fmt.Fprintf(w, "%s%d\n\n", lostComment, lost); err != nil {
+				return nil
+			}
+		}
 		for _, t := range some {
 			id, kind := label(t)
+			if after = max(after, id); !want(t) {
+				continue
+			}
 			data, err := json.Marshal(t)
 			if err != nil {
 				return nil
@@ -131,7 +146,7 @@ func follow[T any](s *Server, w http.ResponseWriter, r *http.Request, run string
 			if _, err := fmt.Fprintf(w, "id: %s.%d\nevent: %s\ndata: %s\n\n", run, id, kind, data); err != nil {
 				return nil
 			}
-			after, said = max(after, id), time.Now()
+			said = time.Now()
 		}
 		if time.Since(said) >= keepAlive {
 			if _, err := fmt.Fprint(w, ": \n\n"); err != nil {
