@@ -39,7 +39,7 @@ type Param struct {
 
 var (
 	sinceParam  = Param{Name: "since", About: "only what came after the event or line with this number, or from this time on (RFC 3339), or for so long (10m)"}
-	followParam = Param{Name: "follow", About: "1: go on with what comes, as server-sent events; the header Accept: text/event-stream says the same"}
+	followParam = Param{Name: "follow", About: "1: go on with what comes, as server-sent events; the header Accept: text/event-stream says the same. A comment (: lost 12) says that the node no longer has so many of those that would be next"}
 	burstParam  = Param{Name: "burst", About: "how many frames a second a burst to the clone MAC goes up to, to find storm control; 250 to 16000; left out or 0: none"}
 	nodeParam   = Param{Name: "node", About: "the node that is meant, by wire MAC, by the end of it (02:03) or by host name; left out: the one that is asked"}
 )
@@ -62,7 +62,7 @@ var Routes = []Route{
 	{Method: "GET", Path: "/v1/logs", Name: "logs", Summary: "The last lines that a node logged", Role: RoleReadOnly, Answer: Logs{}, Events: LogLine{}, Params: []Param{
 		sinceParam, followParam, {Name: "source", About: "only the lines of engine, of init, or of a service"},
 	}, OfNode: true},
-	{Method: "GET", Path: "/v1/capture", Name: "capture", Summary: "The cluster's frames as they pass a node's NIC, as pcapng, with the verdict on each as its comment", Role: RoleControl, Params: []Param{
+	{Method: "GET", Path: "/v1/capture", Name: "capture", Summary: "The cluster's frames as they pass a node's NIC, as pcapng, with the verdict on each as its comment. The comment of the statistics at the end begins with \"complete: \" or \"ended early: \"", Role: RoleControl, Params: []Param{
 		{Name: "client", About: "only this client's frames: an address, or one with a port"},
 		{Name: "port", About: "only those of this port of the VIP"},
 		{Name: "verdict", About: "only those with these verdicts: names with commas between them, or the first word of several, as drop or accept"},
