@@ -443,6 +443,9 @@ func (m *Machine) forget(now int64) {
 			}
 		}
 	}
+	if len(m.nodes) == 0 { // and nobody is left to tell where frames go
+		m.place, m.before, m.snooping = place{}, place{}, false
+	}
 	old := now - int64(remember)
 	for s, at := range m.strangers {
 		if at < old {

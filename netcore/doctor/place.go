@@ -204,7 +204,7 @@ func (m *Machine) examine(now int64, a *Actions) {
 		// Whoever has to announces now by itself; all look again.
 		m.rush(confirmed+2, now)
 		wait(trying, confirmed+4)
-	case e.phase <= trying && e.rate > 0 && m.place.kind == placeAll:
+	case e.phase <= trying && e.rate > 0 && m.place.kind == placeAll && len(m.nodes) > 0:
 		a.Burst = m.burst()
 		wait(bursting, 1000) // BurstSent ends it
 	case e.phase == bursting:

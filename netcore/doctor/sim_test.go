@@ -328,6 +328,27 @@ func TestBurst(t *testing.T) {
 	}
 }
 
+// TestLastOne: a node whose others have gone knows nothing of flooding any more, and has
+// nobody to send a burst to.
+func TestLastOne(t *testing.T) {
+	for _, alone := range []time.Duration{time.Second, 5 * Interval} {
+		s := newSegment(t, 3)
+		s.pass(3 * time.Second)
+		s.nodes[1], s.nodes[2] = nil, nil
+		s.pass(alone)
+		m := s.nodes[0]
+		if c := m.checkFlooding(); len(m.nodes) == 0 && (c.Verdict != Unknown || m.place.kind != placeUnknown) {
+			t.Errorf("alone for %v it says of flooding: %+v", alone, c)
+		}
+		m.Examine(8000, s.now)
+		s.due[0] = 0
+		s.pass(10 * time.Second)
+		if m.exam.running() {
+			t.Errorf("alone for %v: the examination is at %v", alone, m.exam.phase)
+		}
+	}
+}
+
 // TestHeard: what is known without probes.
 func TestHeard(t *testing.T) {
 	vip := mustAddr("10.77.0.10")
