@@ -241,6 +241,7 @@ func (m *Machine) Self(p membership.Peer, now int64) {
 // Members says whom the membership protocol knows: true who hears this node as well.
 func (m *Machine) Members(live map[membership.NodeID]bool, now int64) {
 	m.known = live
+	m.acquit()
 	for id, both := range live {
 		switch _, since := m.oneWay[id]; {
 		case both:
@@ -316,6 +317,7 @@ func (m *Machine) node(p *membership.Probe, now int64) *node {
 	}
 	n = &node{Peer: p.Peer, tag: p.Tag(), since: m.round, links: map[membership.Tag]*link{}}
 	m.nodes[p.ID] = n
+	m.acquit()
 	return n
 }
 

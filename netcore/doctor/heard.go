@@ -33,9 +33,10 @@ type claim struct {
 type claimed struct{ first, last int64 }
 
 // Claim is told of an ARP packet or neighbour advertisement that says at which MAC
-// the VIP is.
+// the VIP is. What this cluster's nodes say of it is none: they speak for it, in directed
+// mode with the director's MAC.
 func (m *Machine) Claim(from, mac membership.NodeID, vip netip.Addr, now int64) {
-	if from == m.self.ID {
+	if from == m.self.ID || m.ours(from) {
 		return
 	}
 	c := claim{from, mac, vip}
@@ -43,6 +44,21 @@ func (m *Machine) Claim(from, mac membership.NodeID, vip netip.Addr, now int64) 
 		d.last = now
 	} else if len(m.claims) < mostKept {
 		m.claims[c] = &claimed{now, now}
+	}
+}
+
+// ours tells whether somebody is a node of this cluster, or was one until lately.
+func (m *Machine) ours(id membership.NodeID) bool {
+	_, member := m.known[id]
+	return member || m.nodes[id] != nil
+}
+
+// acquit drops what nodes of this cluster had said before they were known as such.
+func (m *Machine) acquit() {
+	for c := range m.claims {
+		if m.ours(c.from) {
+			delete(m.claims, c)
+		}
 	}
 }
 

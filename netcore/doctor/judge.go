@@ -403,12 +403,10 @@ func (m *Machine) checkVIP(now int64) Check {
 	clone := membership.NodeID(m.cfg.CloneMAC)
 	var who, strangers []string
 	for k, d := range m.claims {
-		_, member := m.known[k.from]
-		_, probing := m.nodes[k.from]
 		switch {
-		case k.mac != clone && !(member || probing):
+		case k.mac != clone:
 			who = append(who, fmt.Sprintf("%s says that %v is at %s", macText(k.from), k.vip, macText(k.mac)))
-		case k.mac == clone && !member && !probing && now-d.first >= int64(grace) && d.last > d.first:
+		case now-d.first >= int64(grace) && d.last > d.first:
 			strangers = append(strangers, macText(k.from))
 		}
 	}
