@@ -44,7 +44,10 @@ const (
 	patience = 5 * time.Second
 	// grace is how long a stranger who speaks for the VIP may take to prove that it
 	// is a node.
-	grace    = 10 * time.Second
+	grace = 10 * time.Second
+	// holdBack is how long a conflict that was only counted waits for word that the
+	// cluster is in directed mode, in which the director's own packets count as such.
+	holdBack = 5 * time.Second
 	mostKept = 64 // of what anybody on the segment can make this node remember
 )
 
@@ -66,6 +69,8 @@ type Actions struct {
 	// Announce: say on the segment that the VIP is here, as after a failover.
 	Announce bool
 	Frames   []Frame
+	// Ask: have everybody who has the VIP say so.
+	Ask bool
 	// Burst, if any, is sent beside the steps; its end is told by BurstSent.
 	Burst []Stage
 	Next  int64 // when to step again, if nothing happens before
@@ -177,6 +182,7 @@ type Machine struct {
 	leakWhat  string
 	strangers map[stranger]int64
 	claims    map[claim]*claimed
+	conflicts conflicts
 	servers   map[string]int64
 	returned  int64 // a frame of this node's came back
 	twin      int64
@@ -399,10 +405,12 @@ func (m *Machine) Tick(now int64) (a Actions) {
 	}
 	m.doubt(now)
 	m.watchPlace(now)
+	m.conflicts.settle(m.directing(), now)
 	m.experiment(now, &a)
 	m.examine(now, &a)
 	if now >= m.next {
 		a.Frames = append(a.Frames, m.probes()...)
+		a.Ask = m.mayAsk(now) && (m.asking || m.lowest() || len(m.claims) > 0 || m.conflicts.count > 0)
 		m.last, m.next = now, now+int64(m.cfg.Interval)
 		if m.hurry > 0 {
 			m.hurry--
@@ -412,6 +420,9 @@ func (m *Machine) Tick(now int64) (a Actions) {
 		} else {
 			m.asking = false
 		}
+	}
+	if m.conflicts.fresh {
+		m.conflicts.fresh, a.Ask = false, a.Ask || m.mayAsk(now)
 	}
 	a.Next = min(m.next, now+int64(m.cfg.Quick)/2)
 	if m.quiet(now) {
@@ -466,6 +477,9 @@ func (m *Machine) forget(now int64) {
 	}
 	if m.leakAt < old {
 		m.leaks = 0
+	}
+	if m.conflicts.at < old {
+		m.conflicts.count = 0
 	}
 	if m.renamed < old {
 		m.renames = 0
@@ -548,6 +562,16 @@ func (m *Machine) ordered() []*node {
 	}
 	slices.SortFunc(all, func(a, b *node) int { return a.ID.Compare(b.ID) })
 	return all
+}
+
+// lowest tells whether this node has the lowest id of those that are heard.
+func (m *Machine) lowest() bool {
+	for id := range m.nodes {
+		if id.Compare(m.self.ID) < 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // someNodes are those whose turn it is.

@@ -62,6 +62,63 @@ func (m *Machine) acquit() {
 	}
 }
 
+// conflicts are packets that a datapath counted as those of somebody else who has the
+// VIP, and dropped.
+type conflicts struct {
+	count    int // that are held to be so
+	at       int64
+	waiting  int // that may yet be the director's
+	since    int64
+	directed int64 // when the cluster was last known to be in directed mode
+	fresh    bool  // nobody has asked yet who it is
+}
+
+// Conflict is told that count packets came in that give the VIP another MAC than the
+// clone MAC, or another address the clone MAC. In directed mode the director's do.
+func (m *Machine) Conflict(count int, now int64) {
+	c := &m.conflicts
+	if c.waiting == 0 {
+		c.since, c.fresh = now, c.count == 0
+	}
+	c.waiting += count
+}
+
+// settle decides on those that wait.
+func (c *conflicts) settle(directed bool, now int64) {
+	if directed {
+		c.directed = now
+	}
+	if c.waiting == 0 || now-c.since < int64(holdBack) {
+		return
+	}
+	if c.directed == 0 || c.since-c.directed > int64(holdBack) {
+		c.count, c.at = c.count+c.waiting, now
+	}
+	c.waiting = 0
+}
+
+// directing tells whether some node takes the cluster to be in directed mode.
+func (m *Machine) directing() bool {
+	for _, n := range m.nodes {
+		if n.direct {
+			return true
+		}
+	}
+	return m.directed
+}
+
+// mayAsk tells whether the answers to a question for the VIP would mislead nobody: they
+// may move the clone MAC in a switch that believes what ARP says, which an experiment is
+// about to find out.
+func (m *Machine) mayAsk(now int64) bool {
+	for _, n := range m.nodes {
+		if n.moved {
+			return false
+		}
+	}
+	return m.moving == 0 && !m.mayTry(now)
+}
+
 // aRARP is what hypervisors send.
 const aRARP = "a RARP, as hypervisors send it after a migration"
 

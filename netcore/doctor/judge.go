@@ -414,6 +414,8 @@ func (m *Machine) checkVIP(now int64) Check {
 	slices.Sort(strangers)
 	if len(who) > 0 {
 		c.bad(vipConflict, "another host has the VIP: %s", strings.Join(who, ", "))
+	} else if n := m.conflicts.count; n > 0 {
+		c.bad(vipConflict, "another machine announces the VIP, or has the clone MAC (%s within ten minutes), and does not answer who asks for the VIP", plural(n, "packet"))
 	}
 	if len(strangers) > 0 {
 		c.bad(secondCluster, "%s, which is no node of this cluster, announces the VIP with this cluster's clone MAC", strings.Join(strangers, ", "))

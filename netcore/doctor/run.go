@@ -13,6 +13,7 @@ import (
 
 	"clonecluster/netcore/finding"
 	"clonecluster/netcore/membership"
+	"clonecluster/netcore/neigh"
 )
 
 // A Wire is how a Doctor sends frames; Send must not keep them.
@@ -29,13 +30,18 @@ type Options struct {
 	// true: who hears this node as well.
 	Self    func() membership.Peer
 	Members func() map[membership.NodeID]bool
-	// Leaks, if set, counts frames that came in with the clone MAC as their source
-	// and that no Hear is told of: RARPs, and ARP and IP packets.
-	Leaks func() (rarps, others uint64)
+	// Dropped, if set, counts what came in and no Hear may be told of.
+	Dropped func() Dropped
 	// Announce says on the segment that the VIP is at the clone MAC.
 	Announce func() error
 	Board    *finding.Board
 	Logger   *slog.Logger
+}
+
+// Dropped is what a datapath has dropped, in frames, before a packet socket sees it.
+type Dropped struct {
+	RARPs, FromClone uint64 // with the clone MAC as their source; FromClone: other than RARPs
+	Conflicts        uint64 // ARP and NDP that give the VIP another MAC, or another address the clone MAC
 }
 
 // An Examination is how far one is, and what is known.
@@ -54,8 +60,7 @@ type Doctor struct {
 
 	mu      sync.Mutex
 	machine *Machine
-	rarps   uint64 // of opt.Leaks
-	others  uint64
+	dropped Dropped
 	board   *finding.Source
 	bursts  sync.WaitGroup
 }
@@ -69,8 +74,8 @@ func NewDoctor(opt Options) *Doctor {
 		opt.Quick = Quick
 	}
 	d := &Doctor{opt: opt, wake: make(chan struct{}, 1), board: opt.Board.Source(), machine: New(opt.Config, opt.Self(), opt.Now())}
-	if opt.Leaks != nil {
-		d.rarps, d.others = opt.Leaks()
+	if opt.Dropped != nil {
+		d.dropped = opt.Dropped()
 	}
 	return d
 }
@@ -96,18 +101,11 @@ func (d *Doctor) step(ctx context.Context) time.Duration {
 	d.mu.Lock()
 	now := d.opt.Now()
 	m := d.machine
-	m.Self(d.opt.Self(), now)
+	self := d.opt.Self()
+	m.Self(self, now)
 	m.Members(d.opt.Members(), now)
-	if d.opt.Leaks != nil {
-		rarps, others := d.opt.Leaks()
-		if others > d.others {
-			m.Leak("an ARP or IP packet", int(others-d.others), now)
-			d.others = others
-		}
-		if rarps > d.rarps {
-			m.Leak(aRARP, int(rarps-d.rarps), now)
-			d.rarps = rarps
-		}
+	if d.opt.Dropped != nil {
+		d.takeDropped(d.opt.Dropped(), now)
 	}
 	a := m.Tick(now)
 	d.report(m.Findings(now))
@@ -125,7 +123,42 @@ func (d *Doctor) step(ctx context.Context) time.Duration {
 		// What cannot be sent shows as lost.
 		_ = d.opt.Wire.Send(d.opt.Codec.Probe(&f.Probe, f.To))
 	}
+	if a.Ask {
+		d.ask(self.ID)
+	}
 	return max(time.Millisecond, time.Duration(a.Next-d.opt.Now()))
+}
+
+// takeDropped tells the Machine what the datapath has dropped since the last step.
+func (d *Doctor) takeDropped(now Dropped, at int64) {
+	since := func(n, before uint64) int { return int(max(n, before) - before) }
+	if n := since(now.FromClone, d.dropped.FromClone); n > 0 {
+		d.machine.Leak("an ARP or IP packet", n, at)
+	}
+	if n := since(now.RARPs, d.dropped.RARPs); n > 0 {
+		d.machine.Leak(aRARP, n, at)
+	}
+	if n := since(now.Conflicts, d.dropped.Conflicts); n > 0 {
+		d.machine.Conflict(n, at)
+	}
+	d.dropped = now
+}
+
+// ask asks the segment who has the VIPs. The answers come to the wire MAC alone, so that
+// every datapath lets Hear have them: that of an owner, and that of anybody else.
+func (d *Doctor) ask(self membership.NodeID) {
+	for _, vip := range d.opt.VIPs {
+		source := netip.IPv4Unspecified()
+		if vip.Is6() {
+			source = neigh.LinkLocal(self[:])
+		}
+		frame, err := neigh.Question(self[:], source, vip)
+		if err != nil {
+			d.opt.Logger.Warn("asking who has the VIP", "vip", vip, "error", err)
+			continue
+		}
+		_ = d.opt.Wire.Send(frame) // there will be another time
+	}
 }
 
 // report puts on the board what is found, but for what is put there by others.
@@ -245,9 +278,11 @@ func (d *Doctor) Hear(frame []byte) {
 	switch kind {
 	case membership.EtherType:
 		d.hearProbe(frame, src, now)
-	case etherARP:
-		if vip, mac, ok := arpClaim(frame, d.opt.VIPs); ok {
-			d.machine.Claim(src, mac, vip, now)
+	case etherARP, etherIPv6:
+		for _, vip := range d.opt.VIPs {
+			if mac := neigh.Claimed(frame, vip); mac != nil && vip.Is6() == (kind == etherIPv6) {
+				d.machine.Claim(src, membership.NodeID(mac), vip, now)
+			}
 		}
 	case etherIPv4:
 		if id := dhcpServer(frame); id != "" {
@@ -294,17 +329,8 @@ const (
 	etherIPv4 = 0x0800
 	etherARP  = 0x0806
 	etherRARP = 0x8035
+	etherIPv6 = 0x86dd
 )
-
-// arpClaim reads who says in an ARP packet (RFC 826) that it has one of the VIPs: with
-// the VIP as the sender's address.
-func arpClaim(frame []byte, vips []netip.Addr) (vip netip.Addr, mac membership.NodeID, ok bool) {
-	if len(frame) < 42 || binary.BigEndian.Uint64(frame[12:]) != 0x0806_0001_0800_0604 {
-		return vip, mac, false
-	}
-	vip = netip.AddrFrom4([4]byte(frame[28:32]))
-	return vip, membership.NodeID(frame[22:28]), slices.Contains(vips, vip)
-}
 
 // dhcpServer gives the server of a DHCP offer or acknowledgement (RFC 2131): its
 // identifier, or else its MAC; empty if the frame is none.

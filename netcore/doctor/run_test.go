@@ -23,7 +23,11 @@ import (
 
 func mustAddr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
-var testVIP = mustAddr("10.77.0.10")
+var (
+	testVIP  = mustAddr("10.77.0.10")
+	testVIP6 = mustAddr("fd77::10")
+	testVIPs = []netip.Addr{testVIP, testVIP6}
+)
 
 // lab is doctors at a virtual switch, in a bubble of fake time.
 type lab struct {
@@ -67,9 +71,11 @@ func inLab(t *testing.T, cfg vswitch.Config, n int, f func(*lab), bpf ...int) {
 func (l *lab) add(self membership.NodeID, codec *membership.Codec, base time.Time) *Doctor {
 	l.t.Helper()
 	var d *Doctor
-	dropped, leaks := l.filter()
+	drops, dropped := l.filter()
+	answer := func([]byte) {}
 	port, err := l.sw.Attach(fmt.Sprintf("port%d", len(l.ports)+1), vswitch.ReceiverFunc(func(f []byte) {
-		if dropped(f) {
+		answer(f)
+		if drops(f) {
 			return
 		}
 		if to := [6]byte(f); f[0]&1 != 0 || to == cloneMAC || to == [6]byte(self) {
@@ -79,13 +85,16 @@ func (l *lab) add(self membership.NodeID, codec *membership.Codec, base time.Tim
 	if err != nil {
 		l.t.Fatal(err)
 	}
+	if len(l.nodes) == 0 { // one owns the bucket of those who ask
+		answer = answers(l.t, port, cloneMAC, self)
+	}
 	board := finding.NewBoard(nil)
 	d = NewDoctor(Options{
-		Config: Config{CloneMAC: cloneMAC, MTU: 1500}, Codec: codec, Wire: wire{port}, VIPs: []netip.Addr{testVIP},
+		Config: Config{CloneMAC: cloneMAC, MTU: 1500}, Codec: codec, Wire: wire{port}, VIPs: testVIPs,
 		Now:      func() int64 { return int64(time.Since(base)) + 1 },
 		Self:     func() membership.Peer { return membership.Peer{ID: self, Incarnation: uint64(self[5]) + 1000} },
 		Members:  func() map[membership.NodeID]bool { return nil },
-		Leaks:    leaks,
+		Dropped:  dropped,
 		Announce: func() error { announce(l.t, port, self); return nil },
 		Board:    board, Logger: slog.New(slog.DiscardHandler),
 	})
@@ -93,24 +102,43 @@ func (l *lab) add(self membership.NodeID, codec *membership.Codec, base time.Tim
 	return d
 }
 
-// filter gives what the datapath of the node that is cabled next drops before the
-// doctor hears it, and counts. The programs of bpf are held equal to the reference
-// filter that stands for them.
-func (l *lab) filter() (dropped func(frame []byte) bool, leaks func() (rarps, others uint64)) {
+// filter tells what the datapath of the node that is cabled next drops before the
+// doctor hears it, and what it counts. The programs of bpf are held equal to the
+// reference filter that stands for them; what goes on is what "passes" in filter.c says.
+func (l *lab) filter() (drops func(frame []byte) bool, dropped func() Dropped) {
 	if !slices.Contains(l.bpf, len(l.nodes)) {
 		return func([]byte) bool { return false }, nil
 	}
-	f, err := filter.New(filter.Config{CloneMAC: cloneMAC, VIP4: testVIP})
+	f, err := filter.New(filter.Config{CloneMAC: cloneMAC, VIP4: testVIP, VIP6: testVIP6})
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	dropped = func(frame []byte) bool {
+	drops = func(frame []byte) bool {
 		v := f.Ingress(frame, 0, nil)
-		return v == filter.DropCloneSource || v == filter.DropCloneRARP
+		if v.Accept() || v == filter.AnswerNeighbor {
+			return false
+		}
+		if toClone(frame) && !membership.IsProbe(frame) {
+			return true
+		}
+		return !slices.Contains([]filter.Verdict{filter.DropNotOurs, filter.DropVLAN, filter.DropMalformed, filter.DropOversized}, v)
 	}
-	return dropped, func() (rarps, others uint64) {
+	return drops, func() Dropped {
 		c := f.Counters()
-		return c[filter.DropCloneRARP], c[filter.DropCloneSource]
+		return Dropped{RARPs: c[filter.DropCloneRARP], FromClone: c[filter.DropCloneSource], Conflicts: c[filter.DropConflict]}
+	}
+}
+
+// answers gives what answers at a port who asks for the VIPs: with a MAC, from another.
+func answers(t *testing.T, p *vswitch.Port, mac, wireMAC [6]byte) func(frame []byte) {
+	r, err := neigh.New(neigh.Config{CloneMAC: mac, WireMAC: wireMAC, VIP4: testVIP, VIP6: testVIP6, Directed: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(frame []byte) {
+		if reply, err := r.Reply(frame, nil); err == nil {
+			p.Send(reply)
+		}
 	}
 }
 
@@ -196,6 +224,17 @@ func TestVirtualSwitch(t *testing.T) {
 		f := append(slices.Repeat([]byte{0xff}, 6), cloneMAC[:]...)
 		l.ports[1].Send(append(append(f, 0x80, 0x35), make([]byte, 46)...))
 	}
+	conflict := func(l *lab, vip int) {
+		r, err := neigh.New(neigh.Config{CloneMAC: [6]byte{2, 9, 9, 9, 9, 9}, WireMAC: [6]byte{2, 9, 9, 9, 9, 8}, VIP4: testVIP, VIP6: testVIP6})
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		frames, err := r.Announcements()
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		l.ports[2].Send(frames[vip])
+	}
 	for _, tt := range []struct {
 		name  string
 		cfg   vswitch.Config
@@ -227,17 +266,10 @@ func TestVirtualSwitch(t *testing.T) {
 			p := membership.Probe{Peer: membership.Peer{ID: id(9)}, Way: membership.ToAll, CloneMAC: cloneMAC}
 			l.ports[1].Send(other.Probe(&p, broadcast))
 		}, want: [3]string{secondCluster.Code, "", secondCluster.Code}},
-		{name: "the VIP is somebody else's", do: func(l *lab) {
-			r, err := neigh.New(neigh.Config{CloneMAC: [6]byte{2, 9, 9, 9, 9, 9}, WireMAC: [6]byte{2, 9, 9, 9, 9, 8}, VIP4: testVIP})
-			if err != nil {
-				l.t.Fatal(err)
-			}
-			frames, err := r.Announcements()
-			if err != nil {
-				l.t.Fatal(err)
-			}
-			l.ports[2].Send(frames[0])
-		}, want: [3]string{vipConflict.Code, vipConflict.Code, ""}},
+		{name: "the VIP is somebody else's", do: func(l *lab) { conflict(l, 0) }, want: [3]string{vipConflict.Code, vipConflict.Code, ""}},
+		{name: "the VIP is somebody else's, on bpf", do: func(l *lab) { conflict(l, 0) }, bpf: []int{0, 1, 2}, want: [3]string{vipConflict.Code, vipConflict.Code, ""}},
+		{name: "the IPv6 VIP is somebody else's", do: func(l *lab) { conflict(l, 1) }, want: [3]string{vipConflict.Code, vipConflict.Code, ""}},
+		{name: "the IPv6 VIP is somebody else's, on bpf", do: func(l *lab) { conflict(l, 1) }, bpf: []int{0, 1, 2}, want: [3]string{vipConflict.Code, vipConflict.Code, ""}},
 		{name: "two DHCP servers", do: func(l *lab) { l.ports[2].Send(dhcp(1)); l.ports[2].Send(dhcp(2)) }, want: [3]string{dhcpServers.Code, dhcpServers.Code, ""}},
 		{name: "one DHCP server", do: func(l *lab) { l.ports[2].Send(dhcp(1)); l.ports[2].Send(dhcp(1)) }},
 	} {
@@ -319,6 +351,65 @@ func TestLeakNamed(t *testing.T) {
 	}
 }
 
+// TestAsked: who has a VIP and says nothing of it until he is asked, on every datapath,
+// is named by all nodes, and forgotten when he has gone.
+func TestAsked(t *testing.T) {
+	host := [6]byte{2, 9, 9, 9, 9, 8}
+	for _, tt := range []struct {
+		name string
+		mac  [6]byte
+		asks func(frame []byte) bool // what is answered
+		want string
+	}{
+		{"a host", host, func([]byte) bool { return true }, vipConflict.Code},
+		{"a host, by IPv4", host, func(f []byte) bool { return f[12] == 8 }, vipConflict.Code},
+		{"a host, by IPv6", host, func(f []byte) bool { return f[12] == 0x86 }, vipConflict.Code},
+		{"a second cluster", cloneMAC, func([]byte) bool { return true }, secondCluster.Code},
+		{"nobody", host, func([]byte) bool { return false }, ""},
+	} {
+		for _, late := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, late %v", tt.name, late), func(t *testing.T) {
+				inLab(t, vswitch.Config{}, 3, func(l *lab) {
+					if late {
+						time.Sleep(4 * Interval)
+					}
+					answer := func([]byte) {}
+					port, err := l.sw.Attach("host", vswitch.ReceiverFunc(func(f []byte) {
+						if tt.asks(f) {
+							answer(f)
+						}
+					}))
+					if err != nil {
+						t.Fatal(err)
+					}
+					answer = answers(t, port, tt.mac, host)
+					if late {
+						l.examine(0)
+					}
+					time.Sleep(2 * Interval)
+					for i := range l.nodes {
+						if got := l.found(i); got != tt.want {
+							t.Errorf("node %d found %q; want %q", i+1, got, tt.want)
+						}
+						for _, f := range l.board[i].Current() {
+							if !strings.Contains(f.What, macText(host)) {
+								t.Errorf("node %d: %q does not name %s", i+1, f.What, macText(host))
+							}
+						}
+					}
+					port.Cut()
+					time.Sleep(remember + 2*Interval)
+					for i := range l.nodes {
+						if got := l.found(i); got != "" {
+							t.Errorf("when he has gone node %d finds %q", i+1, got)
+						}
+					}
+				}, 1, 2)
+			})
+		}
+	}
+}
+
 // TestStormControl: the rate at which a virtual switch stops to flood, and that one
 // without a limit gets no finding.
 func TestStormControl(t *testing.T) {
@@ -356,7 +447,7 @@ func FuzzHear(f *testing.F) {
 	f.Add([]byte{})
 	now := int64(1)
 	d := NewDoctor(Options{
-		Config: Config{CloneMAC: cloneMAC, MTU: 1500}, Codec: codec, VIPs: []netip.Addr{testVIP}, Now: func() int64 { now += 1e6; return now },
+		Config: Config{CloneMAC: cloneMAC, MTU: 1500}, Codec: codec, VIPs: testVIPs, Now: func() int64 { now += 1e6; return now },
 		Self: func() membership.Peer { return membership.Peer{ID: id(1), Incarnation: 1} }, Members: func() map[membership.NodeID]bool { return nil },
 		Board: finding.NewBoard(nil),
 	})

@@ -400,6 +400,21 @@ func TestHeard(t *testing.T) {
 			s.pass(grace)
 			m.Claim(id(2), cloneMAC, vip, s.now)
 		}, ""},
+		{"the VIP elsewhere, as was counted", func(s *segment, m *Machine) { m.Conflict(1, s.now); s.pass(holdBack) }, vipConflict.Code},
+		{"the director's own, as was counted", func(s *segment, m *Machine) {
+			m.Conflict(3, s.now)
+			s.nodes[1].Direct(true, true, s.now)
+			s.due[1] = 0
+			s.pass(holdBack)
+		}, ""},
+		{"the director's last, as was counted", func(s *segment, m *Machine) {
+			m.Direct(true, true, s.now)
+			s.due[0] = 0
+			s.pass(time.Second)
+			m.Direct(false, true, s.now)
+			m.Conflict(3, s.now)
+			s.pass(holdBack)
+		}, ""},
 		{"one DHCP server", func(s *segment, m *Machine) { m.Server("10.77.0.1", s.now) }, ""},
 		{"two DHCP servers", func(s *segment, m *Machine) { m.Server("10.77.0.1", s.now); m.Server("10.77.0.2", s.now) }, dhcpServers.Code},
 		{"a twin", func(s *segment, m *Machine) {

@@ -43,6 +43,18 @@ func (c *cluster) flooding(onOff string) {
 	}
 }
 
+// mode writes a mode of the network into the configuration.
+func (c *cluster) mode(mode string) {
+	c.t.Helper()
+	text, err := os.ReadFile(c.config)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if err := os.WriteFile(c.config, fmt.Appendf(text, "\nnetwork:\n  mode: %s\n", mode), 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
 // TestDirectedMode: where the switch does not flood, the nodes find it out and serve in
 // directed mode; connections of all nodes live on when the director dies, but for its
 // own, and when another starts.
@@ -194,13 +206,7 @@ func TestFloodedAgain(t *testing.T) {
 // and on one that floods nobody answers twice.
 func TestDirectedFromTheStart(t *testing.T) {
 	c := newCluster(t, 3)
-	text, err := os.ReadFile(c.config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(c.config, append(text, "\nnetwork:\n  mode: directed\n"...), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	c.mode(config.ModeDirected)
 	c.start()
 	for _, n := range c.nodes {
 		n.findingOf("directed-mode", true)
