@@ -20,7 +20,7 @@ import (
 // Config is what a Machine goes by.
 type Config struct {
 	CloneMAC [6]byte
-	MTU      int           // of the NIC, in bytes
+	MTU      int           // of the NIC, in bytes, as long as nobody says otherwise
 	Interval time.Duration // between two rounds of probes
 	// Quick is the time between two rounds when something is to be found out now.
 	Quick time.Duration
@@ -242,6 +242,13 @@ func (m *Machine) Self(p membership.Peer, now int64) {
 		m.renamed, m.renames = now, m.renames+1
 	}
 	m.begin(p, now)
+}
+
+// MTU says what the NIC has from the next round on, in bytes; 0: nothing is known.
+func (m *Machine) MTU(mtu int) {
+	if mtu > 0 {
+		m.cfg.MTU = mtu
+	}
 }
 
 // Members says whom the membership protocol knows: true who hears this node as well.

@@ -30,6 +30,8 @@ type Options struct {
 	// true: who hears this node as well.
 	Self    func() membership.Peer
 	Members func() map[membership.NodeID]bool
+	// MTU, if set, gives that of the NIC, in bytes, as it is now; 0: it is not known.
+	MTU func() int
 	// Dropped, if set, counts what came in and no Hear may be told of.
 	Dropped func() Dropped
 	// Announce says on the segment that the VIP is at the clone MAC.
@@ -104,6 +106,9 @@ func (d *Doctor) step(ctx context.Context) time.Duration {
 	self := d.opt.Self()
 	m.Self(self, now)
 	m.Members(d.opt.Members(), now)
+	if d.opt.MTU != nil && now >= m.next {
+		m.MTU(d.opt.MTU())
+	}
 	if d.opt.Dropped != nil {
 		d.takeDropped(d.opt.Dropped(), now)
 	}

@@ -37,6 +37,7 @@ type lab struct {
 	nodes []*Doctor
 	board []*finding.Board
 	bpf   []int // nodes on the datapath bpf, by index
+	mtu   []int // of their NICs
 }
 
 // inLab runs a test of n doctors; those at the indexes bpf are on that datapath, the
@@ -88,17 +89,18 @@ func (l *lab) add(self membership.NodeID, codec *membership.Codec, base time.Tim
 	if len(l.nodes) == 0 { // one owns the bucket of those who ask
 		answer = answers(l.t, port, cloneMAC, self)
 	}
-	board := finding.NewBoard(nil)
+	board, i := finding.NewBoard(nil), len(l.nodes)
 	d = NewDoctor(Options{
 		Config: Config{CloneMAC: cloneMAC, MTU: 1500}, Codec: codec, Wire: wire{port}, VIPs: testVIPs,
 		Now:      func() int64 { return int64(time.Since(base)) + 1 },
 		Self:     func() membership.Peer { return membership.Peer{ID: self, Incarnation: uint64(self[5]) + 1000} },
 		Members:  func() map[membership.NodeID]bool { return nil },
 		Dropped:  dropped,
+		MTU:      func() int { return l.mtu[i] },
 		Announce: func() error { announce(l.t, port, self); return nil },
 		Board:    board, Logger: slog.New(slog.DiscardHandler),
 	})
-	l.ports, l.nodes, l.board = append(l.ports, port), append(l.nodes, d), append(l.board, board)
+	l.ports, l.nodes, l.board, l.mtu = append(l.ports, port), append(l.nodes, d), append(l.board, board), append(l.mtu, 1500)
 	return d
 }
 
@@ -408,6 +410,30 @@ func TestAsked(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestMTUChanged: the MTU of a NIC is looked at again, so that one that is changed while
+// the nodes run is told, until it is changed back.
+func TestMTUChanged(t *testing.T) {
+	inLab(t, vswitch.Config{}, 3, func(l *lab) {
+		set := func(mtu int) {
+			l.nodes[1].mu.Lock()
+			defer l.nodes[1].mu.Unlock()
+			l.mtu[1] = mtu
+		}
+		for _, step := range []struct {
+			mtu  int
+			want string
+		}{{1500, ""}, {1400, mtuMismatch.Code}, {0, mtuMismatch.Code}, {1500, ""}} {
+			set(step.mtu)
+			l.examine(0)
+			for i := range l.nodes {
+				if got := l.found(i); got != step.want {
+					t.Errorf("with an MTU of %d at one: node %d found %q; want %q", step.mtu, i+1, got, step.want)
+				}
+			}
+		}
+	})
 }
 
 // TestStormControl: the rate at which a virtual switch stops to flood, and that one

@@ -24,7 +24,7 @@ func (e *engine) openDoctor() (err error) {
 		Config: doctor.Config{CloneMAC: [6]byte(e.opt.Config.VIP.CloneMAC), MTU: ifi.MTU},
 		Codec:  newCodec(e.opt.Config), Wire: e.sockets, VIPs: e.vips, Now: monotonic,
 		Self: func() membership.Peer { return e.node.View().Self }, Members: e.heardMembers,
-		Dropped: e.dropped, Announce: e.path.Announce, Board: e.findings, Logger: e.log,
+		MTU: e.mtu, Dropped: e.dropped, Announce: e.path.Announce, Board: e.findings, Logger: e.log,
 	})
 	return nil
 }
@@ -45,6 +45,15 @@ func (e *engine) heardMembers() map[membership.NodeID]bool {
 		}
 	}
 	return heard
+}
+
+// mtu is that of the NIC now, in bytes; 0: it cannot be told.
+func (e *engine) mtu() int {
+	ifi, err := net.InterfaceByIndex(e.nic.Index)
+	if err != nil {
+		return 0
+	}
+	return ifi.MTU
 }
 
 // dropped counts what the doctor's own sockets do not hear: the programs drop it before,

@@ -80,6 +80,12 @@ func TestDoctor(t *testing.T) {
 	}
 	c.Switch.Run("bridge", "link", "set", "dev", "node3", "mcast_flood", "on")
 
+	c.nodes[2].Run("ip", "link", "set", "eth0", "mtu", "1400")
+	if codes := c.diagnose(); !slices.Contains(codes, "mtu-mismatch") {
+		t.Errorf("with another MTU at one node: %v", codes)
+	}
+	c.nodes[2].Run("ip", "link", "set", "eth0", "mtu", "1500")
+
 	for _, n := range c.nodes {
 		c.Switch.Run("bridge", "link", "set", "dev", n.Name, "flood", "off")
 	}
