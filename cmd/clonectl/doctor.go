@@ -215,6 +215,10 @@ func (d *diagnosis) exit() error {
 		if len(d.Findings) > 0 && d.Findings[0].Level > finding.Info {
 			why = d.Findings[0].What
 		}
+		i := slices.IndexFunc(d.Nodes, func(e api.Examination) bool { return e.Director != "" })
+		if i >= 0 && slices.ContainsFunc(d.Findings, func(c cause) bool { return doctor.ServedAround(c.Code) }) {
+			why += fmt.Sprintf("; the cluster serves around it in directed mode, by %s", d.Nodes[i].Director)
+		}
 		return codedError{errors.New("something should be looked at: " + why), exitDoubtful}
 	}
 	return nil

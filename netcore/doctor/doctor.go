@@ -199,9 +199,10 @@ type Machine struct {
 	exam  exam
 	storm *storm
 
-	directed, able bool  // of this node
-	healed         int64 // when something last came again that had been lost
-	badAt, goodAt  int64 // since when the clone MAC does not, or does, reach all
+	directed, able bool              // of this node
+	director       membership.NodeID // if it is directed
+	healed         int64             // when something last came again that had been lost
+	badAt, goodAt  int64             // since when the clone MAC does not, or does, reach all
 }
 
 // New makes the doctor of a node.

@@ -125,14 +125,25 @@ func (c *Check) bad(f finding.Finding, what string, args ...any) {
 func (m *Machine) Checks(now int64) []Check {
 	all := []Check{
 		m.checkFlooding(), m.checkStorm(), m.checkLeak(), m.checkWire(now), m.checkGroup(), m.checkBothWays(now), m.checkMTU(),
-		m.checkDuplicates(now), m.checkClusters(), m.checkVIP(now), m.checkDHCP(),
+		m.checkDuplicates(now), m.checkClusters(), m.checkVIP(now), m.checkDHCP(), m.checkMode(),
 	}
 	for i := range all {
 		if all[i].Verdict == "" {
 			all[i].Verdict = Good
 		}
+		for j := range all[i].Findings {
+			if f := &all[i].Findings[j]; m.directed && ServedAround(f.Code) {
+				f.Level = min(f.Level, finding.Warning)
+			}
+		}
 	}
 	return all
+}
+
+// ServedAround tells of the code of a finding whether directed mode makes up for it: where
+// frames to the clone MAC go is then of no consequence, as clients send none.
+func ServedAround(code string) bool {
+	return slices.ContainsFunc([]finding.Finding{noFlooding, cloneMACLearned, arpSnooping, cloneMACLeak}, func(f finding.Finding) bool { return f.Code == code })
 }
 
 // Findings are what is wrong, one for each code.
@@ -432,6 +443,14 @@ func (m *Machine) checkDHCP() Check {
 		c.What = "one DHCP server is heard: " + servers[0]
 	default:
 		c.bad(dhcpServers, "%d DHCP servers answer on this segment: %s; nodes may get other addresses at their next start", len(servers), strings.Join(servers, ", "))
+	}
+	return c
+}
+
+func (m *Machine) checkMode() Check {
+	c := Check{Name: "mode", What: "flooded: every node is to get all frames for the VIP"}
+	if m.directed {
+		c.What = fmt.Sprintf("directed: %s takes all frames for the VIP and sends them on to their owners", macText(m.director))
 	}
 	return c
 }

@@ -149,9 +149,11 @@ func (m *Machine) watchPlace(now int64) {
 	}
 }
 
-// Direct says whether this node takes the cluster to be in directed mode, and whether
-// it is able to be. The others are told at once.
-func (m *Machine) Direct(directed, able bool, now int64) {
+// Direct says whom this node takes to direct, the zero value if the cluster is not in
+// directed mode, and whether the node is able to be in it. The others are told at once.
+func (m *Machine) Direct(by membership.NodeID, able bool, now int64) {
+	directed := by != membership.NodeID{}
+	m.director = by
 	if directed != m.directed || able != m.able {
 		m.directed, m.able = directed, able
 		m.rush(1, now)

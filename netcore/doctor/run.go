@@ -48,11 +48,13 @@ type Dropped struct {
 
 // An Examination is how far one is, and what is known.
 type Examination struct {
-	Node    string  `json:"node"` // wire MAC
-	Running bool    `json:"running"`
-	Doing   string  `json:"doing,omitempty"`
-	Nodes   int     `json:"nodes"` // other nodes whose probes are heard
-	Checks  []Check `json:"checks"`
+	Node    string `json:"node"` // wire MAC
+	Running bool   `json:"running"`
+	Doing   string `json:"doing,omitempty"`
+	Nodes   int    `json:"nodes"` // other nodes whose probes are heard
+	// Director is who takes the frames for the VIP in directed mode, by wire MAC.
+	Director string  `json:"director,omitempty"`
+	Checks   []Check `json:"checks"`
 }
 
 // A Doctor runs a Machine. Its methods may be called from several goroutines.
@@ -214,12 +216,12 @@ func (d *Doctor) Examine(rate int) {
 	d.prod()
 }
 
-// Direct says whether this node takes the cluster to be in directed mode, and whether
-// it is able to be.
-func (d *Doctor) Direct(directed, able bool) {
+// Direct says whom this node takes to direct, and whether it is able to be in directed
+// mode; see Machine.Direct.
+func (d *Doctor) Direct(by membership.NodeID, able bool) {
 	d.mu.Lock()
 	before := d.machine.next
-	d.machine.Direct(directed, able, d.opt.Now())
+	d.machine.Direct(by, able, d.opt.Now())
 	changed := d.machine.next < before
 	d.mu.Unlock()
 	if changed {
@@ -257,9 +259,13 @@ func (d *Doctor) Examination() Examination {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	m := d.machine
-	return Examination{
+	e := Examination{
 		Node: m.self.ID.String(), Running: m.exam.running(), Doing: phaseNames[m.exam.phase], Nodes: len(m.nodes), Checks: m.Checks(d.opt.Now()),
 	}
+	if m.directed {
+		e.Director = m.director.String()
+	}
+	return e
 }
 
 // Hear takes a frame from the NIC: what is of no interest it ignores.

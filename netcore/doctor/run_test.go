@@ -436,6 +436,38 @@ func TestMTUChanged(t *testing.T) {
 	})
 }
 
+// TestServedAround: in directed mode the doctor says who directs, and what directed mode
+// makes up for is a warning.
+func TestServedAround(t *testing.T) {
+	inLab(t, vswitch.Config{}, 3, func(l *lab) {
+		l.rule(vswitch.Rule{Name: "noflood", At: vswitch.Egress, Match: toClone, Drop: true})
+		time.Sleep(8 * time.Second)
+		for _, directed := range []bool{false, true, false} {
+			var by membership.NodeID
+			if directed {
+				by = id(1)
+			}
+			for _, d := range l.nodes {
+				d.Direct(by, true)
+			}
+			time.Sleep(4 * time.Second)
+			level, director, mode := finding.Critical, "", "flooded: "
+			if directed {
+				level, director, mode = finding.Warning, id(1).String(), "directed: "+id(1).String()
+			}
+			for i, d := range l.nodes {
+				e := d.Examination()
+				if c := e.Checks[len(e.Checks)-1]; e.Director != director || c.Name != "mode" || c.Verdict != Good || !strings.HasPrefix(c.What, mode) {
+					t.Errorf("directed: %v: node %d says %q and %+v; want %q and %q", directed, i+1, e.Director, c, director, mode)
+				}
+				if f := l.board[i].Current(); l.found(i) != noFlooding.Code || f[0].Level != level {
+					t.Errorf("directed: %v: node %d finds %+v; want %s at level %v", directed, i+1, f, noFlooding.Code, level)
+				}
+			}
+		}
+	})
+}
+
 // TestStormControl: the rate at which a virtual switch stops to flood, and that one
 // without a limit gets no finding.
 func TestStormControl(t *testing.T) {

@@ -403,15 +403,15 @@ func TestHeard(t *testing.T) {
 		{"the VIP elsewhere, as was counted", func(s *segment, m *Machine) { m.Conflict(1, s.now); s.pass(holdBack) }, vipConflict.Code},
 		{"the director's own, as was counted", func(s *segment, m *Machine) {
 			m.Conflict(3, s.now)
-			s.nodes[1].Direct(true, true, s.now)
+			s.nodes[1].Direct(id(1), true, s.now)
 			s.due[1] = 0
 			s.pass(holdBack)
 		}, ""},
 		{"the director's last, as was counted", func(s *segment, m *Machine) {
-			m.Direct(true, true, s.now)
+			m.Direct(id(1), true, s.now)
 			s.due[0] = 0
 			s.pass(time.Second)
-			m.Direct(false, true, s.now)
+			m.Direct(membership.NodeID{}, true, s.now)
 			m.Conflict(3, s.now)
 			s.pass(holdBack)
 		}, ""},
@@ -450,7 +450,7 @@ func TestHealing(t *testing.T) {
 		lossless := s.deliver
 		s.deliver = way(membership.ToClone, membership.BurstClone)
 		for _, m := range s.nodes {
-			m.Direct(true, true, s.now)
+			m.Direct(id(1), true, s.now)
 		}
 		s.pass(4*Interval + 7*time.Second)
 		s.deliver = lossless

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"os/signal"
 	"slices"
@@ -13,7 +14,9 @@ import (
 	"time"
 
 	"clonecluster/config"
+	"clonecluster/netcore/api"
 	"clonecluster/netcore/engine"
+	"clonecluster/netcore/finding"
 	"clonecluster/netcore/netnstest"
 )
 
@@ -55,6 +58,31 @@ func (c *cluster) mode(mode string) {
 	}
 }
 
+// servedAround checks that the doctors say who directs, and that it makes up for what the
+// network lacks.
+func (c *cluster) servedAround() {
+	c.t.Helper()
+	c.diagnose()
+	look := c.operator(api.RoleReadOnly, "10.77.0.101")
+	for _, n := range c.nodes {
+		var e api.Examination
+		if err := look.Get(c.t.Context(), "/v1/doctor", url.Values{"node": {n.MAC}}, &e); err != nil {
+			c.t.Fatal(err)
+		}
+		level := finding.Info
+		for _, check := range e.Checks {
+			for _, f := range check.Findings {
+				if f.Code == "no-flooding" {
+					level = f.Level
+				}
+			}
+		}
+		if e.Director != c.nodes[0].MAC || level != finding.Warning {
+			c.t.Errorf("%s: %+v; want that %s directs, and no-flooding as a warning", n.Name, e, c.nodes[0].MAC)
+		}
+	}
+}
+
 // TestDirectedMode: where the switch does not flood, the nodes find it out and serve in
 // directed mode; connections of all nodes live on when the director dies, but for its
 // own, and when another starts.
@@ -67,6 +95,7 @@ func TestDirectedMode(t *testing.T) {
 			t.Errorf("%s: %s; want that the leader directs", n.Name, what)
 		}
 	}
+	c.servedAround()
 	for _, host := range []string{vip4, "[" + vip6 + "]"} {
 		answers := map[string]int{}
 		for range 60 {
