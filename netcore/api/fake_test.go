@@ -128,8 +128,12 @@ func (e *engine) Logs(_ context.Context, after uint64) ([]LogLine, string, uint6
 	return lines, e.log.Run(), lost, more, nil
 }
 
-func (e *engine) Examine(burst int, who string) {
+func (e *engine) Examine(burst int, who string) error {
+	if burst == doctor.MaxRate {
+		return doctor.ErrExamining
+	}
 	e.order(false, Order{Reason: fmt.Sprint("burst ", burst)}, who)
+	return nil
 }
 func (e *engine) Examination() Examination {
 	return Examination{Node: e.id, Checks: []doctor.Check{{Name: "flooding", Verdict: doctor.Good}}}

@@ -211,6 +211,10 @@ func (m *Machine) checkFlooding() Check {
 
 func (m *Machine) checkStorm() Check {
 	c := Check{Name: "storm control", What: "not tried: it takes a burst, which is sent when it is asked for"}
+	if m.exam.unsent != "" {
+		c.Verdict, c.What = Unknown, "the burst that was asked for was not sent: "+m.exam.unsent
+		return c
+	}
 	if m.storm == nil {
 		return c
 	}

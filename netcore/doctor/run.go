@@ -209,11 +209,12 @@ func (d *Doctor) prod() {
 }
 
 // Examine begins an examination, unless one is running; see Machine.Examine.
-func (d *Doctor) Examine(rate int) {
+func (d *Doctor) Examine(rate int) error {
 	d.mu.Lock()
-	d.machine.Examine(rate, d.opt.Now())
+	err := d.machine.Examine(rate, d.opt.Now())
 	d.mu.Unlock()
 	d.prod()
+	return err
 }
 
 // Direct says whom this node takes to direct, and whether it is able to be in directed

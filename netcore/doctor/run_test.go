@@ -199,7 +199,9 @@ func (l *lab) found(i int) string {
 func (l *lab) examine(rate int) (took time.Duration) {
 	begin := time.Now()
 	for i, d := range l.nodes {
-		d.Examine(map[bool]int{true: rate}[i == 0])
+		if err := d.Examine(map[bool]int{true: rate}[i == 0]); err != nil {
+			l.t.Fatal(err)
+		}
 	}
 	for l.nodes[0].Examination().Running {
 		time.Sleep(50 * time.Millisecond)

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -129,6 +130,15 @@ func (s *segment) announce(directed bool) {
 		delete(others, id(i+1))
 		m.Members(others, s.now)
 	}
+}
+
+// examine has a node examine the segment, and waits for it.
+func (s *segment) examine(i, rate int) {
+	if err := s.nodes[i].Examine(rate, s.now); err != nil {
+		s.t.Fatal(err)
+	}
+	s.due[i] = 0
+	s.pass(10 * time.Second)
 }
 
 // codes are the findings of a node in one line.
@@ -339,9 +349,7 @@ func TestBurst(t *testing.T) {
 				}
 				return 1
 			}
-			s.nodes[0].Examine(tt.rate, s.now)
-			s.due[0] = 0
-			s.pass(8 * time.Second)
+			s.examine(0, tt.rate)
 			if s.nodes[0].exam.phase != done {
 				t.Fatalf("the examination is at %v", s.nodes[0].exam.phase)
 			}
@@ -368,11 +376,48 @@ func TestLastOne(t *testing.T) {
 		if c := m.checkFlooding(); len(m.nodes) == 0 && (c.Verdict != Unknown || m.place.kind != placeUnknown) {
 			t.Errorf("alone for %v it says of flooding: %+v", alone, c)
 		}
-		m.Examine(8000, s.now)
-		s.due[0] = 0
-		s.pass(10 * time.Second)
+		s.examine(0, 8000)
 		if m.exam.running() {
 			t.Errorf("alone for %v: the examination is at %v", alone, m.exam.phase)
+		}
+	}
+}
+
+// TestNoBurst: a burst that was asked for and not sent is said not to have been, and why,
+// until the next examination.
+func TestNoBurst(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		nodes int
+		lost  []membership.Way
+		want  string
+	}{
+		{"alone", 1, nil, "hears no other"},
+		{"no flooding", 3, []membership.Way{membership.ToClone}, "do not reach every node"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newSegment(t, tt.nodes)
+			s.deliver = way(tt.lost...)
+			s.pass(5 * time.Second)
+			m := s.nodes[0]
+			s.examine(0, 8000)
+			if c := m.checkStorm(); m.exam.running() || c.Verdict != Unknown || !strings.Contains(c.What, tt.want) {
+				t.Errorf("%+v; want that %s", c, tt.want)
+			}
+			s.examine(0, 0)
+			if c := m.checkStorm(); c.Verdict == Unknown {
+				t.Errorf("after an examination without a burst: %+v", c)
+			}
+		})
+	}
+	s := newSegment(t, 3)
+	s.pass(5 * time.Second)
+	for _, tt := range []struct {
+		rate int
+		want error
+	}{{0, nil}, {0, nil}, {8000, ErrExamining}} {
+		if err := s.nodes[0].Examine(tt.rate, s.now); !errors.Is(err, tt.want) {
+			t.Errorf("a rate of %d: %v; want %v", tt.rate, err, tt.want)
 		}
 	}
 }

@@ -68,9 +68,12 @@ func (e *engine) dropped() doctor.Dropped {
 }
 
 // Examine has the network examined.
-func (b backend) Examine(burst int, who string) {
+func (b backend) Examine(burst int, who string) error {
+	if err := b.doctor.Examine(burst); err != nil {
+		return err
+	}
 	b.log.Info("the network is examined", "by", who, "burst", burst)
-	b.doctor.Examine(burst)
+	return nil
 }
 
 // Examination is how far that is.
