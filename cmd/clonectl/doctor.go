@@ -19,12 +19,6 @@ import (
 	"clonecluster/netcore/finding"
 )
 
-// The exit codes of "doctor".
-const (
-	exitDoubtful = 1 // works now
-	exitRefuses  = 2 // the network does not do what the cluster needs
-)
-
 const (
 	// examineAgain is the time between two looks at how far an examination is.
 	examineAgain = 300 * time.Millisecond
@@ -65,8 +59,9 @@ frames a second for a few seconds, to find storm control. Every host on the segm
 gets those frames.
 
 The exit code is 0 if all is well, %d if something should be looked at or could not be
-told, and %d if the network does not do what the cluster needs. docs/findings has a
-page on each finding.`, exitDoubtful, exitRefuses),
+told, or the cluster serves around it in directed mode, and %d if the network does not
+do what the cluster needs; 1 if no node could be asked. docs/findings has a page on
+each finding.`, exitDoubtful, exitRefuses),
 		Example: `  clonectl doctor
   clonectl doctor --burst 8000
   clonectl doctor --node web-2 --json | jq '.findings[].what'`,

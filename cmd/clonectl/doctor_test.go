@@ -3,6 +3,8 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -69,6 +71,12 @@ func TestDoctor(t *testing.T) {
 				}
 			}
 		})
+	}
+	// A script tells what doctor has found from what kept it from looking.
+	for _, code := range []int{exitDoubtful, exitRefuses} {
+		if slices.Contains([]int{0, exitFailure, exitUsage, exitDiffers, exitNotDone, exitInterrupted}, code) || !strings.Contains(newRoot().Long, fmt.Sprintf(", %d ", code)) {
+			t.Errorf("exit code %d means something else, or the help does not say what", code)
+		}
 	}
 	for _, wrong := range []string{"1", "17000", "-1"} {
 		if _, err := clonectl(t, append([]string{"doctor", "--burst", wrong}, at...)...); !errors.As(err, new(usageError)) {
