@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -63,7 +64,7 @@ func (e *engine) watchDirected(ctx context.Context) {
 				e.log.Warn("there is no directed mode", "error", err)
 			}
 		}
-		e.doctor.Direct(d.on, able && mode != config.ModeFlooded)
+		e.doctor.Direct(d.by(v.Self.ID), able && mode != config.ModeFlooded)
 		found.Set(e.directedFindings(&d, v, mode, lacking, able)...)
 		next := floodedTick
 		if d.set != nil || len(d.announce) > 0 {
@@ -148,6 +149,14 @@ func (e *engine) direct(d *directing, on bool, v membership.View, now time.Time)
 		e.announce()
 	}
 	return nil
+}
+
+// by is who directs, self if nobody else is known; the zero value if nobody does.
+func (d *directing) by(self membership.NodeID) (id membership.NodeID) {
+	if d.on {
+		id = cmp.Or(d.director, self)
+	}
+	return id
 }
 
 // repeat has the leader tell the clients where the VIP is now.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"os/signal"
 	"slices"
@@ -13,7 +14,9 @@ import (
 	"time"
 
 	"clonecluster/config"
+	"clonecluster/netcore/api"
 	"clonecluster/netcore/engine"
+	"clonecluster/netcore/finding"
 	"clonecluster/netcore/netnstest"
 )
 
@@ -43,6 +46,43 @@ func (c *cluster) flooding(onOff string) {
 	}
 }
 
+// mode writes a mode of the network into the configuration.
+func (c *cluster) mode(mode string) {
+	c.t.Helper()
+	text, err := os.ReadFile(c.config)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if err := os.WriteFile(c.config, fmt.Appendf(text, "\nnetwork:\n  mode: %s\n", mode), 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// servedAround checks that the doctors say who directs, and that it makes up for what the
+// network lacks.
+func (c *cluster) servedAround() {
+	c.t.Helper()
+	c.diagnose()
+	look := c.operator(api.RoleReadOnly, "10.77.0.101")
+	for _, n := range c.nodes {
+		var e api.Examination
+		if err := look.Get(c.t.Context(), "/v1/doctor", url.Values{"node": {n.MAC}}, &e); err != nil {
+			c.t.Fatal(err)
+		}
+		level := finding.Info
+		for _, check := range e.Checks {
+			for _, f := range check.Findings {
+				if f.Code == "no-flooding" {
+					level = f.Level
+				}
+			}
+		}
+		if e.Director != c.nodes[0].MAC || level != finding.Warning {
+			c.t.Errorf("%s: %+v; want that %s directs, and no-flooding as a warning", n.Name, e, c.nodes[0].MAC)
+		}
+	}
+}
+
 // TestDirectedMode: where the switch does not flood, the nodes find it out and serve in
 // directed mode; connections of all nodes live on when the director dies, but for its
 // own, and when another starts.
@@ -55,6 +95,7 @@ func TestDirectedMode(t *testing.T) {
 			t.Errorf("%s: %s; want that the leader directs", n.Name, what)
 		}
 	}
+	c.servedAround()
 	for _, host := range []string{vip4, "[" + vip6 + "]"} {
 		answers := map[string]int{}
 		for range 60 {
@@ -194,13 +235,7 @@ func TestFloodedAgain(t *testing.T) {
 // and on one that floods nobody answers twice.
 func TestDirectedFromTheStart(t *testing.T) {
 	c := newCluster(t, 3)
-	text, err := os.ReadFile(c.config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(c.config, append(text, "\nnetwork:\n  mode: directed\n"...), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	c.mode(config.ModeDirected)
 	c.start()
 	for _, n := range c.nodes {
 		n.findingOf("directed-mode", true)
