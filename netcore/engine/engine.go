@@ -72,6 +72,9 @@ type Options struct {
 	// FloodedAfter is how long frames to the clone MAC must have reached all nodes before
 	// directed mode ends. Zero: 2 min.
 	FloodedAfter time.Duration
+	// AgainAfter is after what time directed mode is tried again where it has failed. Zero:
+	// 30 s.
+	AgainAfter time.Duration
 	// Log is what the engine has logged, for the API. May be nil.
 	Log *api.Record[api.LogLine]
 	// Intercept, if set, may change each table before it is installed: for tests
@@ -102,6 +105,7 @@ type engine struct {
 
 	unwell atomic.Pointer[[]string] // why services fail their checks
 	full   atomic.Bool              // the machine's processors are
+	aside  atomic.Bool              // the cluster is in directed mode, and this node is not
 	// verdicts are those of the last status.
 	verdicts atomic.Pointer[filter.Counters]
 	// unanswered: clients of this node send their SYNs again.
@@ -134,6 +138,9 @@ func Run(ctx context.Context, opt Options) error {
 	}
 	if opt.FloodedAfter == 0 {
 		opt.FloodedAfter = floodedAfter
+	}
+	if opt.AgainAfter == 0 {
+		opt.AgainAfter = againAfter
 	}
 	e := &engine{opt: opt, log: opt.Logger, start: time.Now()}
 	e.telling.init()
@@ -394,6 +401,9 @@ func (e *engine) intercept(ctx context.Context) {
 }
 
 func (e *engine) announce() {
+	if e.aside.Load() {
+		return
+	}
 	if err := e.path.Announce(); err != nil {
 		e.log.Warn("announcing the VIP", "error", err)
 	}
