@@ -213,7 +213,7 @@ function words(text, by) {
     .replace(/\bthis node\b/g, names(by));
 }
 
-// sentence is words, with the node that says it if it says nothing of any.
+// sentence is words of an event or a finding, with the node that says it if it names none.
 function sentence(h) {
   const text = words(h.text, h.by);
   return h.by.length > 1 || [...nodes.values()].some((n) => text.includes(called(n.id))) ? text : names(h.by) + ': ' + text;
@@ -236,6 +236,9 @@ function show(now, news, first) {
   showVerdicts();
   showBoots();
 }
+
+// What directed mode gets the cluster around.
+const servedAround = ['no-flooding', 'arp-snooping', 'clone-mac-learned'];
 
 function headline(now) {
   const all = live.nodes.map((x) => nodes.get(x.node));
@@ -271,9 +274,16 @@ function headline(now) {
   const those = (some) => names(some.map((n) => n.id));
   if (unwell.length) return ['bad', `${serving.length} of ${all.length} nodes serve`, `Services fail on ${those(unwell)}.`];
   if (fenced.length) return ['bad', `${those(fenced)} takes no new connections`, 'Another node may not know of it: does a cable work one way?'];
+  const found = here.flatMap((n) => (n.said?.findings || []).map((f) => ({ n, ...f })));
+  const directed = found.some((f) => f.code === 'directed-mode' && f.level === 'info');
+  const critical = found.filter((f) => f.level === 'critical');
+  const lost = critical.filter((f) => !directed || !servedAround.includes(f.code));
+  const tell = (f) => sentence({ text: f.what, by: [f.n.id] }) + '.';
+  if (lost.length) return ['bad', `${serving.length} of ${all.length} nodes serve, but: ${list([...new Set(lost.map((f) => f.code))])}`, tell(lost[0])];
   if (off.length) return ['warn', `${serving.length} of ${all.length} nodes serve`, `${those(off)}: gone. The others have its share.`];
   if (draining.length) return ['warn', `${serving.length} of ${all.length} nodes serve`, list(draining.map((n) => `${called(n.id)} is ${n.now.state}`)) + '.'];
   if (!live.agreed) return ['warn', 'The nodes agree on a new map', 'Until then nobody takes new connections in the buckets that move.'];
+  if (critical.length) return ['warn', `All ${serving.length} nodes serve, in directed mode`, tell(critical[0])];
   const each = serving.map((n) => n.now.buckets);
   const share = Math.max(...each) - Math.min(...each) < 3 ? `Each takes ${one(Math.round(buckets / each.length), 'bucket')} of ${buckets}.` : 'Their shares differ, by weight or load.';
   return ['ok', serving.length === 1 ? 'One node serves, alone' : `All ${serving.length} nodes serve`, serving.length === 1 ? 'If it fails, nobody answers.' : share];
