@@ -229,7 +229,7 @@ function show(now, news, first) {
   showHeadline(now);
   showRing(now);
   showNodes();
-  graph($('g-new'), 'rate', now, 'new connections per second');
+  graph($('g-new'), 'rate', now, 'newly accepted per second: connections, UDP datagrams and pings');
   graph($('g-flows'), 'flows', now, 'established connections');
   if (news || first) showEvents(first);
   showFindings();
