@@ -97,6 +97,41 @@ func TestPage(t *testing.T) {
 	}
 }
 
+// TestPageOfMany: more nodes than there are colours are told apart, and small shares have
+// their names.
+func TestPageOfMany(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts a browser: not with -short")
+	}
+	const n = 18
+	c := startCluster(t, n)
+	p := chromiumtest.Open(t, c.proxy(api.RoleReadOnly, false, c.nodes[0]).Link(), 1360, 900)
+	p.AwaitText(60*time.Second, "All 18 nodes serve")
+	owners := chromiumtest.Eval[int](p, `document.querySelectorAll('#ring g > path:not(.hatch)').length`) // here some have nothing
+	if owners < 16 {
+		t.Fatalf("%d nodes own buckets; that is too few to try", owners)
+	}
+	for _, dark := range []bool{false, true} {
+		p.Be(1360, 900, false, dark)
+		time.Sleep(time.Second) // the colours change slowly
+		looks := chromiumtest.Eval[int](p, `new Set([...document.querySelectorAll('#ring .b')].map((b) => { const s = getComputedStyle(b); return s.fill + s.fillOpacity; })).size`)
+		if looks != owners {
+			t.Errorf("dark %v: the buckets of %d nodes have %d looks", dark, owners, looks)
+		}
+		p.CheckContrast()
+		p.CheckWidth()
+		p.CheckNames()
+		p.Shot(map[bool]string{false: "many", true: "many-dark"}[dark])
+	}
+	if got := chromiumtest.Eval[int](p, `new Set([...document.querySelectorAll('#ring g > path:not(.hatch) > title')].map((t) => t.textContent).filter((t) => /^node\d+: \d+ buckets?, \d+ %$/.test(t))).size`); got != owners {
+		t.Errorf("%d shares say whose they are and how large; want %d", got, owners)
+	}
+	if got := chromiumtest.Eval[int](p, `document.querySelectorAll('#ring .hatch').length`); got < owners-8 {
+		t.Errorf("%d shares are hatched; want those of all but eight nodes", got)
+	}
+	p.NoComplaints()
+}
+
 // TestPageOnlyLooks: without --control there is nothing to press.
 func TestPageOnlyLooks(t *testing.T) {
 	if testing.Short() {

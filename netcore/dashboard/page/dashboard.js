@@ -32,7 +32,9 @@ const history = []; // of the graphs
 function node(id) {
   let n = nodes.get(id);
   if (!n) {
-    n = { id, color: 'o' + (nodes.size % 8), rate: 0, measured: false, rates: {}, totals: {}, flows: 0 };
+    // Each further eight have the same colours, lighter and hatched.
+    const again = Math.min(2, Math.floor(nodes.size / 8));
+    n = { id, color: 'o' + (nodes.size % 8) + (again ? ' again' + again : ''), again, rate: 0, measured: false, rates: {}, totals: {}, flows: 0 };
     nodes.set(id, n);
   }
   return n;
@@ -315,6 +317,10 @@ for (let i = 0; i < buckets; i++) {
   const a = i / buckets * 2 * Math.PI;
   arcs.push(ring.appendChild(make('svg:path', { class: 'b nobody', d: wedge(126, 158, a, a + 2 * Math.PI / buckets) })));
 }
+for (const again of [1, 2]) {
+  ring.append(make('svg:pattern', { id: 'hatch' + again, width: 9 / again, height: 9 / again, patternUnits: 'userSpaceOnUse', patternTransform: 'rotate(45)' },
+    make('svg:rect', { width: 4.5 / again, height: 9 / again })));
+}
 ring.append(shares);
 
 let drawn = '';
@@ -340,10 +346,12 @@ function showRing(now) {
   let a = 0;
   for (const [id, c] of sorted) {
     const to = a + c / buckets * 2 * Math.PI, gap = sorted.length > 1 ? 0.012 : 0;
-    shares.append(make('svg:path', { class: id ? node(id).color : 'nobody', d: wedge(84, 120, a + gap, Math.max(to - gap, a + gap + 1e-3)) }));
+    const color = id ? node(id).color : 'nobody', d = wedge(84, 120, a + gap, Math.max(to - gap, a + gap + 1e-3));
+    shares.append(make('svg:path', { class: color, d }, make('svg:title', {}, `${id ? called(id) : 'nobody'}: ${one(c, 'bucket')}, ${Math.round(100 * c / buckets)} %`)));
+    if (id && node(id).again) shares.append(make('svg:path', { class: 'hatch', d, fill: `url(#hatch${node(id).again})` }));
     if (c / buckets > 0.09) {
-      const mid = (a + to) / 2, label = make('svg:text', { x: 102 * Math.sin(mid), y: -102 * Math.cos(mid), 'aria-hidden': 'true' }, Math.round(100 * c / buckets) + ' %');
-      shares.append(label);
+      const mid = (a + to) / 2;
+      shares.append(make('svg:text', { class: color, x: 102 * Math.sin(mid), y: -102 * Math.cos(mid), 'aria-hidden': 'true' }, Math.round(100 * c / buckets) + ' %'));
     }
     a = to;
   }
