@@ -108,6 +108,7 @@ type engine struct {
 	aside  atomic.Bool              // the cluster is in directed mode, and this node is not
 	// verdicts are those of the last status.
 	verdicts atomic.Pointer[filter.Counters]
+	viewNews chan struct{} // there is another view
 	// unanswered: clients of this node send their SYNs again.
 	unanswered atomic.Bool
 
@@ -142,7 +143,7 @@ func Run(ctx context.Context, opt Options) error {
 	if opt.AgainAfter == 0 {
 		opt.AgainAfter = againAfter
 	}
-	e := &engine{opt: opt, log: opt.Logger, start: time.Now()}
+	e := &engine{opt: opt, log: opt.Logger, start: time.Now(), viewNews: make(chan struct{}, 1)}
 	e.telling.init()
 	e.findings = finding.NewBoard(e.foundEvent)
 	e.openMetrics()
@@ -427,6 +428,10 @@ func (e *engine) flows() (bits membership.Bits, active int, err error) {
 }
 
 func (e *engine) viewChanged(v membership.View) {
+	select {
+	case e.viewNews <- struct{}{}:
+	default:
+	}
 	e.viewEvents(v)
 	slot, owners := slot(v)
 	e.log.Info("view", "map", v.Map.Version, "state", v.State, "slot", slot, "of", len(owners), "agreed", v.Agreed, "nodes", strings.Join(owners, " "))
