@@ -129,6 +129,14 @@ func TestPageOfMany(t *testing.T) {
 	if got := chromiumtest.Eval[int](p, `document.querySelectorAll('#ring .hatch').length`); got < owners-8 {
 		t.Errorf("%d shares are hatched; want those of all but eight nodes", got)
 	}
+	// Few are left, and so have labels on what is hatched.
+	for i := range 12 {
+		c.kill(17 - i - 5*(i/6))
+	}
+	p.Be(1360, 900, false, false)
+	p.Await("hatched shares have labels", `document.querySelectorAll('#ring text[class*=again]').length > 0`, 20*time.Second)
+	p.CheckContrast()
+	p.Shot("few-left")
 	p.NoComplaints()
 }
 
