@@ -108,10 +108,11 @@ func (n *oneNode) Owners() api.Owners {
 	return api.Owners{Map: 7, Nodes: []string{oneNodeID}, Buckets: make([]byte, 1024)}
 }
 
-func (n *oneNode) Examine(burst int, _ string) {
+func (n *oneNode) Examine(burst int, _ string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.burst, n.exam.Running = burst, true
+	return nil
 }
 
 // Examination runs until it has been asked for twice.

@@ -16,11 +16,13 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"clonecluster/netcore/doctor"
 	"clonecluster/netcore/finding"
 )
 
@@ -293,6 +295,11 @@ func TestExamine(t *testing.T) {
 	if err := control.Post(t.Context(), "/v1/doctor", url.Values{"burst": {"7"}}, nil, &e); !errors.As(err, &refused) || refused.Code != http.StatusBadRequest {
 		t.Errorf("a burst of 7: %v; want 400", err)
 	}
+	other.Set("burst", strconv.Itoa(doctor.MaxRate))
+	if err := control.Post(t.Context(), "/v1/doctor", other, nil, &e); !errors.As(err, &refused) || refused.Code != http.StatusConflict {
+		t.Errorf("a burst while the network is examined: %v; want 409", err)
+	}
+	other.Set("burst", "500")
 	if len(nodes[1].orders) != 0 {
 		t.Errorf("what was refused was done: %v", nodes[1].orders)
 	}

@@ -138,8 +138,12 @@ func (e *engine) lookedAfter() uint64 {
 	return e.after
 }
 
-func (e *engine) Examine(burst int, who string) {
+func (e *engine) Examine(burst int, who string) error {
+	if burst == doctor.MaxRate {
+		return doctor.ErrExamining
+	}
 	e.order(false, Order{Reason: fmt.Sprint("burst ", burst)}, who)
+	return nil
 }
 func (e *engine) Examination() Examination {
 	return Examination{Node: e.id, Checks: []doctor.Check{{Name: "flooding", Verdict: doctor.Good}}}

@@ -73,7 +73,7 @@ var Routes = []Route{
 	}, Type: "application/x-pcapng", Streams: true, OfNode: true},
 	{Method: "GET", Path: "/v1/boot", Name: "boot", Summary: "How an appliance booted, and what it runs; 404 from an engine on an ordinary host", Role: RoleReadOnly, Answer: Boot{}, Also: []int{404}, OfNode: true},
 	{Method: "GET", Path: "/v1/doctor", Name: "examination", Summary: "Will the network cooperate? What a node knows of it, and how far the examination is that runs", Role: RoleReadOnly, Answer: Examination{}, OfNode: true},
-	{Method: "POST", Path: "/v1/doctor", Name: "examine", Summary: "Have a node examine the network now, and all others with it; it takes some seconds. One that runs goes on", Role: RoleControl, Answer: Examination{}, Params: []Param{burstParam}, OfNode: true},
+	{Method: "POST", Path: "/v1/doctor", Name: "examine", Summary: "Have a node examine the network now, and all others with it; it takes some seconds. One that runs goes on; a burst cannot be added to it (409)", Role: RoleControl, Answer: Examination{}, Params: []Param{burstParam}, OfNode: true},
 	{Method: "GET", Path: "/metrics", Name: "metrics", Summary: "What Prometheus asks for, in its text format or another that the header Accept names", Role: RoleReadOnly, Type: "text/plain", OfNode: true},
 	{Method: "POST", Path: "/v1/drain", Name: "drain", Summary: "Give a node's share to the others; its connections go on. It stays so until it is resumed, but over a restart of the machine", Role: RoleControl, Body: Order{}, Answer: Status{}, OfNode: true},
 	{Method: "POST", Path: "/v1/resume", Name: "resume", Summary: "Have a drained node take its share again", Role: RoleControl, Body: Order{}, Answer: Status{}, OfNode: true},

@@ -21,6 +21,7 @@ import (
 
 	"clonecluster/netcore/capture"
 	"clonecluster/netcore/dashboard"
+	"clonecluster/netcore/doctor"
 	"clonecluster/netcore/finding"
 )
 
@@ -52,8 +53,9 @@ type Backend interface {
 	// if that is not known.
 	Logs(ctx context.Context, after uint64) (lines []LogLine, run string, lost uint64, more <-chan struct{}, err error)
 	// Examine has the network examined, unless that is under way, with a burst up to
-	// so many frames a second; 0: none. Examination is how far it is.
-	Examine(burst int, who string)
+	// so many frames a second; 0: none. With a burst the error matches doctor.ErrExamining
+	// if it is under way. Examination is how far it is.
+	Examine(burst int, who string) error
 	Examination() Examination
 	// Capture writes the frames that pass the node's NIC until ctx ends or the query is
 	// satisfied.
@@ -407,7 +409,12 @@ func (s *Server) examine(_ http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, problem{http.StatusBadRequest, err}
 	}
-	s.backend.Examine(burst, who(r))
+	switch err := s.backend.Examine(burst, who(r)); {
+	case errors.Is(err, doctor.ErrExamining):
+		return nil, problem{http.StatusConflict, err}
+	case err != nil:
+		return nil, err
+	}
 	return s.backend.Examination(), nil
 }
 
