@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/url"
 	"sync"
 	"sync/atomic"
@@ -22,7 +23,7 @@ func askFrom(t testing.TB, n *node, conf *tls.Config, source string) *Client {
 }
 
 // besiege has one read-only certificate hold and ask whatever it can at a node, from
-// eight addresses, until the test ends. It gives the count of the answers by code.
+// five addresses, until the test ends. It gives the count of the answers by code.
 func besiege(t *testing.T, n *node, conf *tls.Config) *[600]atomic.Int64 {
 	ctx, cancel := context.WithCancel(context.Background())
 	var all sync.WaitGroup
@@ -35,15 +36,16 @@ func besiege(t *testing.T, n *node, conf *tls.Config) *[600]atomic.Int64 {
 				codes[resp.StatusCode].Add(1)
 				_, _ = io.Copy(io.Discard, resp.Body)
 				resp.Body.Close()
-			} else {
-				time.Sleep(20 * time.Millisecond) // the test has the same processors
+			}
+			if err != nil || resp.StatusCode == http.StatusServiceUnavailable {
+				time.Sleep(200 * time.Millisecond) // the nodes have no other processors than this test
 			}
 		}
 	}
 	flow := url.Values{"client": {"192.0.2.9:4000"}, "port": {"80"}}
-	for source := range 8 {
+	for source := range 5 {
 		c := askFrom(t, n, conf, fmt.Sprintf("127.0.1.%d", source+1))
-		for _, path := range []string{"/v1/events", "/v1/logs", "/v1/live"} {
+		for _, path := range []string{"/v1/events", "/v1/live"} {
 			for _, of := range []string{"", "node1", "node2", "node3"} {
 				all.Go(func() { loop(c, path, url.Values{"follow": {"1"}, "node": {of}}) })
 			}
@@ -62,7 +64,10 @@ func besiege(t *testing.T, n *node, conf *tls.Config) *[600]atomic.Int64 {
 // captures there, also by way of the other one, another node is answered, and somebody
 // else with a read-only certificate is so, too.
 func TestReaders(t *testing.T) {
-	nodes := startAll(t, 3, Limits{})
+	if testing.Short() {
+		t.Skip("a siege takes all the processors there are")
+	}
+	nodes := startAll(t, 3, Limits{Ask: 10 * time.Second, Show: 10 * time.Second, Header: 10 * time.Second}) // for slow machines
 	conf := issued(t, authority(t, testKey), RoleReadOnly, "reader")
 	codes := besiege(t, nodes[0], conf)
 	besiege(t, nodes[1], conf)
@@ -73,7 +78,7 @@ func TestReaders(t *testing.T) {
 	}
 	do := func(what string, ask func(ctx context.Context) error) {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
 		if err := ask(ctx); err != nil {
 			t.Errorf("%s: %v", what, err)
