@@ -239,9 +239,6 @@ function show(now, news, first) {
   showBoots();
 }
 
-// What directed mode gets the cluster around.
-const servedAround = ['no-flooding', 'arp-snooping', 'clone-mac-learned'];
-
 function headline(now) {
   const all = live.nodes.map((x) => nodes.get(x.node));
   const here = all.filter((n) => !gone(n));
@@ -277,15 +274,13 @@ function headline(now) {
   if (unwell.length) return ['bad', `${serving.length} of ${all.length} nodes serve`, `Services fail on ${those(unwell)}.`];
   if (fenced.length) return ['bad', `${those(fenced)} takes no new connections`, 'Another node may not know of it: does a cable work one way?'];
   const found = here.flatMap((n) => (n.said?.findings || []).map((f) => ({ n, ...f })));
-  const directed = found.some((f) => f.code === 'directed-mode' && f.level === 'info');
-  const critical = found.filter((f) => f.level === 'critical');
-  const lost = critical.filter((f) => !directed || !servedAround.includes(f.code));
+  const critical = found.filter((f) => f.level === 'critical'), directed = found.find((f) => f.code === 'directed-mode');
   const tell = (f) => sentence({ text: f.what, by: [f.n.id] }) + '.';
-  if (lost.length) return ['bad', `${serving.length} of ${all.length} nodes serve, but: ${list([...new Set(lost.map((f) => f.code))])}`, tell(lost[0])];
+  if (critical.length) return ['bad', `${serving.length} of ${all.length} nodes serve, but: ${list([...new Set(critical.map((f) => f.code))])}`, tell(critical[0])];
   if (off.length) return ['warn', `${serving.length} of ${all.length} nodes serve`, `${those(off)}: gone. The others have its share.`];
   if (draining.length) return ['warn', `${serving.length} of ${all.length} nodes serve`, list(draining.map((n) => `${called(n.id)} is ${n.now.state}`)) + '.'];
   if (!live.agreed) return ['warn', 'The nodes agree on a new map', 'Until then nobody takes new connections in the buckets that move.'];
-  if (critical.length) return ['warn', `All ${serving.length} nodes serve, in directed mode`, tell(critical[0])];
+  if (directed && serving.length > 1) return ['ok', `All ${serving.length} nodes serve, in directed mode`, tell(directed)];
   const each = serving.map((n) => n.now.buckets);
   const share = Math.max(...each) - Math.min(...each) < 3 ? `Each takes ${one(Math.round(buckets / each.length), 'bucket')} of ${buckets}.` : 'Their shares differ, by weight or load.';
   return ['ok', serving.length === 1 ? 'One node serves, alone' : `All ${serving.length} nodes serve`, serving.length === 1 ? 'If it fails, nobody answers.' : share];
