@@ -54,12 +54,19 @@ func (c *cluster) diagnose() (codes []string) {
 }
 
 // TestDoctor: on a Linux bridge with short ageing the nodes find nothing to say, and
-// then what is done to it.
+// then what is done to it. On bpf one of them judges frames by XDP, before any socket.
 func TestDoctor(t *testing.T) {
 	c := newCluster(t, 3)
 	c.mode(config.ModeFlooded)
 	c.Switch.Run("ip", "link", "set", "br0", "type", "bridge", "ageing_time", "500") // 5 s
-	c.start()
+	for _, n := range c.nodes {
+		n.StartHTTP()
+		n.cloned = n.Start("cloned", n.flags("--log-level", "debug", "--ingress", map[bool]string{true: "xdp", false: "tc"}[n == c.nodes[1]])...)
+	}
+	c.agree(c.nodes...)
+	if s := c.nodes[1].Status(); s.Datapath == "bpf" && s.Ingress != "XDP" {
+		t.Fatalf("%s judges frames by %q; want XDP", c.nodes[1].Name, s.Ingress)
+	}
 	if codes := c.diagnose(); len(codes) != 0 {
 		t.Fatalf("on a good bridge the doctors find %v", codes)
 	}
