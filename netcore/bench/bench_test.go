@@ -23,6 +23,7 @@ func TestMain(m *testing.M) {
 	qemutest.Guest()
 	os.Exit(netnstest.Main(m, map[string]func([]string) int{
 		"cloned": engine.Main, "sink": sink, "node": node, "deaf": deaf, "flood": flood, "idle": idleProgram,
+		"copy": copyProgram, "macvlan": macvlanProgram,
 	}))
 }
 
@@ -183,6 +184,9 @@ func measure(t *testing.T, s scale, done func(*Report)) *Report {
 		runs = m.testRuns(receivers)
 	}
 
+	if s.rest > 0 {
+		m.awaitHashed(ways)
+	}
 	// The order is another in each round, so that nobody always comes after the same one.
 	for round := range s.rounds {
 		m.rest(m.scale.rest)
