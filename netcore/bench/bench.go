@@ -213,10 +213,10 @@ func (c Claim) Judged() bool { return c.Rounds >= enough }
 // Holds reports whether the value is not above the limit.
 func (c Claim) Holds() bool { return c.Value <= c.Limit }
 
-// OutOfReach reports whether it cannot hold here for anybody: each floor was above the limit
-// in every quiet round.
+// OutOfReach reports whether it does not hold and could not for anybody: each floor was above
+// the limit in every quiet round.
 func (c Claim) OutOfReach() bool {
-	return len(c.Bounds) > 0 && !slices.ContainsFunc(c.Bounds, func(b Bound) bool { return b.Quiet < enough || b.Least <= c.Limit })
+	return c.Judged() && !c.Holds() && len(c.Bounds) > 0 && !slices.ContainsFunc(c.Bounds, func(b Bound) bool { return b.Quiet < enough || b.Least <= c.Limit })
 }
 
 // Claims are what the design promises of what was measured.

@@ -53,7 +53,7 @@ const (
 func TestBench(t *testing.T) {
 	folder := os.Getenv("CLONECLUSTER_BENCH")
 	if folder == "" {
-		t.Skip("takes a quarter of an hour, and a machine with nothing else to do: make bench-costs")
+		t.Skip("takes half an hour, and a machine with nothing else to do: make bench-costs")
 	}
 	s := scale{rounds: 7, requests: 2 * time.Second, octets: 64 << 20, files: 16, frames: 512_000, testRuns: 100_000, tries: 2, rest: time.Second}
 	if text := os.Getenv("BENCH_ROUNDS"); text != "" {
