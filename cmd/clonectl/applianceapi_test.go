@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -239,11 +240,16 @@ func takeTour(t *testing.T, img bootable, l *lab.Lab, all api.Cluster) {
 	defer clients.Close()
 	begin := time.Now()
 	asking := clients.Ask(t.Context(), 250*time.Millisecond)
+	longer := o.longer(clients)
 	o.capture()
 	out := o.within(8*time.Minute, "rollout", "--reason", "another kernel", "--wait", "1m", "--timeout", "4m")
 	end := time.Now()
 	requests := asking.Stop()
-	t.Logf("%v, while %d requests were made:\n%s", end.Sub(begin).Round(time.Second), len(requests), out)
+	whole, broken := longer()
+	t.Logf("%v, while %d requests were made, and %d long downloads:\n%s", end.Sub(begin).Round(time.Second), len(requests), whole, out)
+	if len(broken) > 0 || whole < 2*longDownloads || !regexp.MustCompile(`drains, [1-9]`).MatchString(out) {
+		t.Errorf("%d long downloads came whole, and %d broke: %v; want none, and a drain that waits for some", whole, len(broken), errors.Join(broken...))
+	}
 	if strings.Count(out, "is back after") != 3 || strings.LastIndex(out, first+": is back") < strings.LastIndex(out, second+": is back") {
 		t.Errorf("the rollout is to bring back all three, %s, who leads, as the last", first)
 	}
@@ -262,6 +268,48 @@ func takeTour(t *testing.T, img bootable, l *lab.Lab, all api.Cluster) {
 		if !strings.Contains(story, want) {
 			t.Errorf("the events do not tell of %q:\n%s", want, story)
 		}
+	}
+}
+
+// longDownloads is how many there are at a time.
+const longDownloads = 4
+
+// longer has clients download, for some ten seconds each, until it is ended: then it gives
+// how many came whole, and why others did not.
+func (o *tour) longer(clients *crowd.Crowd) (end func() (whole int, broken []error)) {
+	o.t.Helper()
+	const size = 4 << 20
+	sum, err := benchSum(size)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(o.t.Context())
+	ends := make(chan []error, longDownloads)
+	for range longDownloads {
+		go func() {
+			var all []error
+			for err := error(nil); err == nil && ctx.Err() == nil; all = append(all, err) {
+				var d *crowd.Download
+				d, err = clients.Download(o.t.Context(), crowd.DownloadConfig{Path: fmt.Sprintf("/bench/%d", size), Size: size, Sum: sum, Rate: 300 << 10})
+				if err == nil {
+					err = d.Wait(o.t.Context())
+				}
+			}
+			ends <- all
+		}()
+	}
+	return func() (whole int, broken []error) {
+		cancel()
+		for range longDownloads {
+			for _, err := range <-ends {
+				if err == nil {
+					whole++
+				} else {
+					broken = append(broken, err)
+				}
+			}
+		}
+		return whole, broken
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"clonecluster/netcore/api"
 	"clonecluster/netcore/filter"
@@ -95,9 +96,10 @@ func newRolloutCmd() *cobra.Command {
 		Short: "Restart all appliances into what they boot now, one after the other",
 		Long: `Rollout does with each node, or with those that are named, what "reboot" does: drain,
 restart, wait until it serves with its share again; then the next. The leader is the
-last. It begins with no node while another one is not well, and stops at the first
-that does not come back, comes back with another program than --expect (or than the
-first that was restarted), or keeps connections for longer than --wait.
+last. It begins with no node, and restarts none that is drained, while another one is not
+well or is drained, also by another rollout; and it stops at the first that does not
+come back, comes back with another program than --expect (or than the first that was
+restarted), or keeps connections for longer than --wait.
 
 Put what they shall boot where they boot from first: onto the boot server, or onto
 their disks.
@@ -127,11 +129,13 @@ itself.`,
 			if err != nil {
 				return err
 			}
+			defer state.close()
 			if !resume {
 				state.Only, state.Expect = args, expect
 			}
 			ro := newRollout(c, r, asJSON, cmd.OutOrStdout())
 			defer ro.p.Clear()
+			ro.careful = true
 			return ro.all(cmd.Context(), state, dry)
 		},
 	}
@@ -154,15 +158,24 @@ type rolloutState struct {
 	Done    []string  `json:"done"`             // wire MACs
 
 	path string
+	lock *os.File
 }
 
 // openRollout begins a rollout of the cluster, or goes on with the one that stopped.
-func openRollout(cluster string, resume, anew bool) (*rolloutState, error) {
+func openRollout(cluster string, resume, anew bool) (_ *rolloutState, err error) {
 	cache, err := cacheDir()
 	if err != nil {
 		return nil, err
 	}
 	s := &rolloutState{Started: time.Now(), path: filepath.Join(cache, "rollouts", filepath.Base(cluster)+".json")}
+	if err := s.open(); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
 	text, err := os.ReadFile(s.path)
 	switch {
 	case errors.Is(err, os.ErrNotExist) && resume:
@@ -181,12 +194,26 @@ func openRollout(cluster string, resume, anew bool) (*rolloutState, error) {
 	return s, nil
 }
 
+// open makes sure that no other rollout of this user's goes by the file.
+func (s *rolloutState) open() (err error) {
+	if err := os.MkdirAll(filepath.Dir(s.path), 0o700); err != nil {
+		return err
+	}
+	if s.lock, err = os.OpenFile(s.path+".lock", os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return err
+	}
+	if err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		s.close()
+		return fmt.Errorf("another rollout of this cluster runs here; wait for it, or end it with Ctrl-C (locking %s: %w)", s.lock.Name(), err)
+	}
+	return nil
+}
+
+func (s *rolloutState) close() { s.lock.Close() }
+
 func (s *rolloutState) save() error {
 	text, err := json.Marshal(s)
 	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(s.path), 0o700); err != nil {
 		return err
 	}
 	return os.WriteFile(s.path, text, 0o600)
@@ -195,11 +222,12 @@ func (s *rolloutState) save() error {
 // rollout restarts nodes.
 type rollout struct {
 	rebooting
-	c      *api.Client
-	p      *progress
-	expect string // build
-	asJSON bool
-	w      io.Writer
+	c       *api.Client
+	p       *progress
+	expect  string // build
+	careful bool   // no node is restarted while another one is not well
+	asJSON  bool
+	w       io.Writer
 }
 
 // rolloutStep is one step, for programs.
@@ -254,7 +282,7 @@ func (r *rollout) all(ctx context.Context, state *rolloutState, dry bool) error 
 		if err := state.save(); err != nil {
 			return fmt.Errorf("noting how far the rollout is: %w", err)
 		}
-		err := r.othersAreWell(ctx, s.WireMAC)
+		err := r.allAreWell(ctx, s.WireMAC, false)
 		if err == nil {
 			err = r.node(ctx, s)
 		}
@@ -270,7 +298,8 @@ func (r *rollout) all(ctx context.Context, state *rolloutState, dry bool) error 
 	return os.Remove(state.path)
 }
 
-// cluster gives the status of all nodes that are there, and fails if one is silent.
+// cluster gives the status of all nodes that are there, and fails if one is silent. Each
+// is asked for its own, as what a node says of the whole cluster may be a second old.
 func (r *rollout) cluster(ctx context.Context) (nodes []api.Status, err error) {
 	var all api.Cluster
 	if err := r.c.Get(ctx, "/v1/cluster", nil, &all); err != nil {
@@ -279,7 +308,11 @@ func (r *rollout) cluster(ctx context.Context) (nodes []api.Status, err error) {
 	for _, n := range all.Nodes {
 		switch {
 		case n.Status != nil:
-			nodes = append(nodes, *n.Status)
+			var now api.Status
+			if err := r.c.Get(ctx, "/v1/status", url.Values{"node": {n.Node}}, &now); err != nil {
+				return nil, notReached(err)
+			}
+			nodes = append(nodes, now)
 		case !n.Gone:
 			return nil, fmt.Errorf("%s does not answer: %s", n.Node, n.Error)
 		}
@@ -316,16 +349,16 @@ func (r *rollout) plan(all []api.Status, state *rolloutState) (nodes []api.Statu
 	return nodes, nil
 }
 
-// othersAreWell waits a little for the cluster to come to rest, and says why it is no
-// time to take a node out.
-func (r *rollout) othersAreWell(ctx context.Context, but string) error {
+// allAreWell waits a little for the cluster to come to rest, and says why it is no time
+// to restart a node, which is drained for it or is to be well as the others are.
+func (r *rollout) allAreWell(ctx context.Context, node string, drained bool) error {
 	var why error
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
 		nodes, err := r.cluster(ctx)
 		if why = err; err == nil {
 			for _, s := range nodes {
-				if lack := lacks(s); lack != "" {
-					if s.WireMAC == but {
+				if lack := lacks(s); lack != "" && !(drained && s.WireMAC == node) {
+					if s.WireMAC == node {
 						why = fmt.Errorf("it is not well before it is restarted: %s", lack)
 					} else {
 						why = fmt.Errorf("no time to take a node out: %s: %s", nodeName(s), lack)
@@ -419,6 +452,11 @@ func (r *rollout) node(ctx context.Context, s api.Status) error {
 			r.say(s, "drain", "%s left", plural(draining.Drain.Flows, "connection"))
 			err = nil
 		}
+	}
+	if err == nil && r.careful {
+		// That may have taken long. And of two rollouts that have drained a node each at
+		// the same time, none has come by here that does not see the other's.
+		err = r.allAreWell(ctx, s.WireMAC, true)
 	}
 	if err != nil {
 		return r.undo(ctx, s, err)

@@ -126,6 +126,12 @@ func serveRollout(t *testing.T) (c *rollCluster, at []string) {
 	return c, []string{"--address", c.nodes[0].at.String()}
 }
 
+func (c *rollCluster) setFlows(node, flows int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.nodes[node].flows = flows
+}
+
 func (c *rollCluster) rebooted() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -184,6 +190,42 @@ func TestRollout(t *testing.T) {
 		t.Errorf("reboot --force: %v\n%s", err, out)
 	}
 	c.nodes[1].flows = 0
+}
+
+// TestRolloutBeside: what has come to another node while one drained counts before that
+// one is restarted; and a second rollout from here is told of the first.
+func TestRolloutBeside(t *testing.T) {
+	c, at := serveRollout(t)
+	c.setFlows(1, 1)
+	c.ordered = func(n *rollNode) error {
+		for _, m := range c.nodes {
+			if m != n && m.isDrained() {
+				t.Errorf("%s is restarted while %s is drained", n.name, m.name)
+			}
+		}
+		return nil
+	}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := clonectl(t, append([]string{"rollout", "web-2", "--timeout", "20s"}, at...)...)
+		ended <- err
+	}()
+	for !c.nodes[1].isDrained() {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if _, err := clonectl(t, append([]string{"rollout", "web-3"}, at...)...); err == nil || !strings.Contains(err.Error(), "another rollout of this cluster runs here") {
+		t.Errorf("a second rollout: %v", err)
+	}
+	c.nodes[2].order(true, api.Order{}, "another operator")
+	c.setFlows(1, 0)
+	time.Sleep(time.Second)
+	if got := c.rebooted(); got != "" {
+		t.Errorf("restarted: %s", got)
+	}
+	c.nodes[2].order(false, api.Order{}, "another operator")
+	if err := <-ended; err != nil || c.rebooted() != "web-2" {
+		t.Errorf("in the end: %v, restarted: %s", err, c.rebooted())
+	}
 }
 
 // TestRebootDrained: who drained a node before finds it drained if it is not restarted.

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -110,6 +111,12 @@ func FuzzReadEvents(f *testing.F) {
 	})
 }
 
+// timed is a recorder that takes the deadlines of a connection.
+type timed struct{ *httptest.ResponseRecorder }
+
+func (timed) SetReadDeadline(time.Time) error  { return nil }
+func (timed) SetWriteDeadline(time.Time) error { return nil }
+
 // FuzzHandler asks whatever there is of a node, as an operator: it answers with a code
 // that is described, in JSON, and does not do what it was not told.
 func FuzzHandler(f *testing.F) {
@@ -120,6 +127,10 @@ func FuzzHandler(f *testing.F) {
 	f.Add("POST", "/v1/policy", "", []byte(`{"balance":"load","weights":{"one":50},"reason":"x"}`))
 	f.Add("GET", dashboard.Root, "", []byte{})
 	f.Add("DELETE", "/v1/../v1/status", "", []byte{})
+	for _, path := range []string{"/v1/live", "/v1/events", "/v1/logs"} {
+		f.Add("GET", path, "follow=1&since=0", []byte{})
+	}
+	f.Add("GET", "/v1/capture", "verdict=drop,accept-new&count=3&duration=1s&snap=64&beacons=1&client=[fd77::1]:5", []byte{})
 	a := authority(f, testKey)
 	cert, err := a.Issue(RoleControl, "fuzz", time.Now().Add(time.Hour))
 	if err != nil {
@@ -137,13 +148,15 @@ func FuzzHandler(f *testing.F) {
 			return
 		}
 		r.URL = &url.URL{Scheme: "https", Host: "cluster", Path: path, RawQuery: query}
-		if follows(r) || path == "/v1/capture" {
-			return // it does not end
+		if follows(r) || path == "/v1/capture" { // it goes on until its end is asked for
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+			defer cancel()
+			r = r.WithContext(ctx)
 		}
 		r.TLS = state
 		e.order(false, Order{}, "")
 		w := httptest.NewRecorder()
-		s.http.Handler.ServeHTTP(w, r)
+		s.http.Handler.ServeHTTP(timed{w}, r)
 		if path == "/" || slices.Contains(dashboard.Paths(), path) {
 			return // no JSON
 		}
@@ -152,8 +165,14 @@ func FuzzHandler(f *testing.F) {
 		default:
 			t.Errorf("%s %q?%q: %d", method, path, query, w.Code)
 		}
-		if w.Header().Get("Content-Type") != "application/json" {
-			t.Errorf("%s %q?%q: it is %q", method, path, query, w.Header().Get("Content-Type"))
+		kinds := []string{"application/json"}
+		if w.Code == http.StatusOK && follows(r) {
+			kinds = append(kinds, "text/event-stream")
+		} else if w.Code == http.StatusOK && path == "/v1/capture" {
+			kinds = append(kinds, "application/x-pcapng")
+		}
+		if kind := w.Header().Get("Content-Type"); !slices.Contains(kinds, kind) {
+			t.Errorf("%s %q?%q: it is %q; want one of %q", method, path, query, kind, kinds)
 		}
 		if e.isDrained() != (method == "POST" && path == "/v1/drain" && w.Code == 200) {
 			t.Errorf("%s %q?%q: %d, drained: %v", method, path, query, w.Code, e.isDrained())

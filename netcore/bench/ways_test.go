@@ -50,14 +50,16 @@ type plan struct {
 func (m *measurer) plans() []plan {
 	return append([]plan{
 		{Plain, m.plain},
-		{"bpf", m.clones("bpf", "tc", 1)},
-		{"raw", m.clones("raw", "tc", 1)},
-		{"native", m.clones("native", "tc", 1)},
-		{"bpf, XDP", m.clones("bpf", "xdp", 1)},
+		{"bpf", m.clones("bpf", "tc", 1, "")},
+		{"raw", m.clones("raw", "tc", 1, "")},
+		{"native", m.clones("native", "tc", 1, "")},
+		{"bpf, XDP", m.clones("bpf", "xdp", 1, "")},
 		{"bpf, generic XDP", m.genericXDP},
-		{"bpf, 2 nodes", m.clones("bpf", "tc", 2)},
-		{"raw, 2 nodes", m.clones("raw", "tc", 2)},
-		{"native, 2 nodes", m.clones("native", "tc", 2)},
+		{"bpf, 2 nodes", m.clones("bpf", "tc", 2, "")},
+		{"raw, 2 nodes", m.clones("raw", "tc", 2, "")},
+		{"native, 2 nodes", m.clones("native", "tc", 2, "")},
+		{"bpf, 2 nodes, directed", m.clones("bpf", "tc", 2, directed)},
+		{"raw, 2 nodes, directed", m.clones("raw", "tc", 2, directed)},
 		{"xt_cluster, 2 nodes", m.xtCluster},
 		{"haproxy http", m.haproxy("http")},
 		{"haproxy tcp", m.haproxy("tcp")},
@@ -182,8 +184,11 @@ func (m *measurer) plain(w *way, f files) error {
 	return nil
 }
 
-// clones is a cluster of this project.
-func (m *measurer) clones(datapath, ingress string, nodes int) func(*way, files) error {
+// directed is the configuration's line for a network that does not flood.
+const directed = "\nnetwork: {mode: directed}\n"
+
+// clones is a cluster of this project, with more lines in its configuration.
+func (m *measurer) clones(datapath, ingress string, nodes int, more string) func(*way, files) error {
 	return func(w *way, f files) error {
 		if datapath == "native" {
 			if err := macvlan.ProbeWireAddress(); err != nil {
@@ -192,7 +197,7 @@ func (m *measurer) clones(datapath, ingress string, nodes int) func(*way, files)
 		}
 		w.cluster = true
 		conf := filepath.Join(w.bed.Dir, "cluster.yaml")
-		text := strings.NewReplacer("ports: [80/tcp]", "ports: [80-81/tcp]", "detect: relaxed", "detect: normal").Replace(string(config.DemoYAML))
+		text := strings.NewReplacer("ports: [80/tcp]", "ports: [80-81/tcp]", "detect: relaxed", "detect: normal").Replace(string(config.DemoYAML)) + more
 		if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 			m.t.Fatal(err)
 		}
@@ -211,6 +216,9 @@ func (m *measurer) clones(datapath, ingress string, nodes int) func(*way, files)
 		for _, e := range engines {
 			e.Await(0, fmt.Sprintf("msg=datapath name=%s ingress=%s", datapath, hook))
 			e.Await(0, fmt.Sprintf("state=serving slot=. of=%d agreed=true", nodes))
+			if more == directed {
+				e.Await(0, "frames for the VIP are directed")
+			}
 		}
 		return nil
 	}
@@ -239,7 +247,7 @@ func (m *measurer) awaitHashed(ways []*way) {
 // genericXDP is a node whose XDP program the kernel runs, instead of the driver: on the
 // packet, as tcx does, but earlier. The engine does not offer it.
 func (m *measurer) genericXDP(w *way, f files) error {
-	if err := m.clones("bpf", "xdp", 1)(w, f); err != nil {
+	if err := m.clones("bpf", "xdp", 1, "")(w, f); err != nil {
 		return err
 	}
 	m.makeGeneric(w.bed, w.bed.Hosts()[len(w.bed.Hosts())-1])

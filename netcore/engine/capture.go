@@ -25,8 +25,9 @@ func (b backend) Capture(ctx context.Context, q capture.Query, w io.Writer, flus
 	if name == "" {
 		name = b.self()
 	}
-	about := fmt.Sprintf("node %s, %s, datapath %s, frames judged by %s", b.self(), b.nic.Name, b.datapath, b.ingress)
-	if b.ingress == string(bpf.XDP) {
+	ingress := b.ingress()
+	about := fmt.Sprintf("node %s, %s, datapath %s, frames judged by %s", b.self(), b.nic.Name, b.datapath, ingress)
+	if ingress == string(bpf.XDP) {
 		about += "; " + capture.WithoutDropped
 	}
 	return capture.Run(ctx, capture.Config{

@@ -155,7 +155,7 @@ func (e *engine) openDatapath(fc filter.Config, macChanged func(net.HardwareAddr
 		}
 	}
 	e.datapath = name
-	e.log.Info("datapath", "name", name, "ingress", e.ingress, "why", why)
+	e.log.Info("datapath", "name", name, "ingress", e.ingress(), "why", why)
 	return nil
 }
 
@@ -165,7 +165,7 @@ func (e *engine) openMacvlan(cfg macvlan.Config) error {
 		return err
 	}
 	e.path, e.filter, e.pathCounters = path, path.Filter(), func() map[string]uint64 { return named(path.Counters()) }
-	e.ingress = string(path.Ingress())
+	e.ingress = func() string { return string(path.Ingress()) }
 	return nil
 }
 
@@ -178,7 +178,7 @@ func (e *engine) openRaw(cfg raw.Config, fc filter.Config) (err error) {
 		return err
 	}
 	e.path, e.filter, e.pathCounters = path, cfg.Filter, func() map[string]uint64 { return named(path.Counters()) }
-	e.ingress = "packet socket"
+	e.ingress = func() string { return "packet socket" }
 	return nil
 }
 

@@ -86,15 +86,16 @@ type engine struct {
 	log    *slog.Logger
 	filter table
 	path   datapath
-	// datapath is its name, ingress where the frames are judged.
-	datapath, ingress string
-	pathCounters      func() map[string]uint64
-	node              *membership.Node
-	link              *membership.Link
-	socket            net.Listener // of the status; nil: none
-	nic               nic.NIC
-	vips              []netip.Addr
-	start             time.Time
+	// datapath is its name, ingress where the frames are judged now.
+	datapath     string
+	ingress      func() string
+	pathCounters func() map[string]uint64
+	node         *membership.Node
+	link         *membership.Link
+	socket       net.Listener // of the status; nil: none
+	nic          nic.NIC
+	vips         []netip.Addr
+	start        time.Time
 
 	doctor  *doctor.Doctor
 	sockets *doctor.Sockets

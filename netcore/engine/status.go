@@ -36,7 +36,7 @@ func (e *engine) status() Status {
 	progress := e.node.Progress()
 	s := Status{
 		Cluster: e.opt.Config.Cluster.Name, Name: e.host, Build: e.buildID(), Rules: fmt.Sprintf("%016x", e.rules), Policy: policyName(e.opt.Config),
-		NIC: e.nic.Name, Driver: e.nic.Driver, Datapath: e.datapath, Ingress: e.ingress,
+		NIC: e.nic.Name, Driver: e.nic.Driver, Datapath: e.datapath, Ingress: e.ingress(),
 		WireMAC: e.path.WireMAC().String(), CloneMAC: e.opt.Config.VIP.CloneMAC.String(),
 		UptimeSec: time.Since(e.start).Seconds(), Goroutines: runtime.NumGoroutine(),
 		State: view.State.String(), Slot: place, Agreed: view.Agreed, Fenced: view.Fenced, Map: view.Map.Version,

@@ -40,14 +40,20 @@ func (d *Datapath) SetDirected(to *raw.Directed) error {
 func (d *Datapath) closeRelay() {
 	if r := d.relay.Swap(nil); r != nil {
 		r.Close()
+		d.relayDrops.Add(r.Dropped())
 	}
 }
 
 // judgeIn has the NIC's frames judged by XDP or by tcx, if they are not.
-func (d *Datapath) judgeIn(xdp bool) (err error) {
-	if xdp == (d.in == bpf.XDP) {
+func (d *Datapath) judgeIn(xdp bool) error {
+	if xdp == (d.Ingress() == bpf.XDP) {
 		return nil
 	}
-	d.in, err = d.filter.AttachNIC(d.cfg.NIC.Index, xdp)
+	return d.judgeAt(xdp)
+}
+
+func (d *Datapath) judgeAt(xdp bool) error {
+	in, err := d.filter.AttachNIC(d.cfg.NIC.Index, xdp)
+	d.in.Store(&in)
 	return err
 }

@@ -61,8 +61,9 @@ type Config struct {
 
 // Counters are what the datapath counts beyond the filter's verdicts.
 type Counters struct {
-	Guarded    uint64 // frames that were about to leave with the clone MAC as their source
-	SendErrors uint64 // announcements, delayed RSTs and, in directed mode, frames of others that could not be sent
+	Guarded       uint64 // frames that were about to leave with the clone MAC as their source
+	SendErrors    uint64 // announcements, delayed RSTs and, in directed mode, frames of others that could not be sent
+	RxKernelDrops uint64 // frames of others, in directed mode, that the kernel had no room for in the socket
 }
 
 // Datapath is one open datapath. Open makes it, Run keeps it, and one of Close and
@@ -73,10 +74,11 @@ type Datapath struct {
 	filter *bpf.Filter
 	left   bool // by a former engine
 	tx     int  // packet socket
-	in     bpf.Hook
+	in     atomic.Pointer[bpf.Hook]
 
 	responder  atomic.Pointer[neigh.Responder]
 	relay      atomic.Pointer[raw.Relay] // nil: the network floods
+	relayDrops atomic.Uint64             // of those before it
 	late       *delayed.Resets
 	sendErrors atomic.Uint64
 }
@@ -144,7 +146,7 @@ func (d *Datapath) addClone() error {
 
 // attach is the last step before clone0 comes up: from then on whatever it sends has the
 // right source, and whatever comes in is judged.
-func (d *Datapath) attach(link netlink.Link) (err error) {
+func (d *Datapath) attach(link netlink.Link) error {
 	if d.cfg.WireAddress {
 		if err := setWireAddress(d.cfg.NIC.MAC); err != nil {
 			return err
@@ -153,8 +155,7 @@ func (d *Datapath) attach(link netlink.Link) (err error) {
 	if _, err := d.filter.AttachClone(link.Attrs().Index); err != nil {
 		return err
 	}
-	d.in, err = d.filter.AttachNIC(d.cfg.NIC.Index, d.cfg.XDP)
-	return err
+	return d.judgeAt(d.cfg.XDP)
 }
 
 func setWireAddress(mac net.HardwareAddr) error {
@@ -177,8 +178,8 @@ func (d *Datapath) openSender() (err error) {
 // Filter is the filter in the kernel.
 func (d *Datapath) Filter() *bpf.Filter { return d.filter }
 
-// Ingress is where the NIC's frames are judged.
-func (d *Datapath) Ingress() bpf.Hook { return d.in }
+// Ingress is where the NIC's frames are judged now.
+func (d *Datapath) Ingress() bpf.Hook { return *d.in.Load() }
 
 // Close takes the node out: clone0 and the VIP are removed and the machine is left as it
 // was before Open. Connections on the VIP end.
@@ -311,7 +312,11 @@ func (d *Datapath) AfterQueued(do func()) { do() }
 
 // Counters gives the datapath's own counters.
 func (d *Datapath) Counters() Counters {
-	return Counters{Guarded: d.filter.Guarded(), SendErrors: d.sendErrors.Load()}
+	c := Counters{Guarded: d.filter.Guarded(), SendErrors: d.sendErrors.Load(), RxKernelDrops: d.relayDrops.Load()}
+	if r := d.relay.Load(); r != nil {
+		c.RxKernelDrops += r.Dropped()
+	}
+	return c
 }
 
 // sendLate sends a RST that has waited, from the wire MAC (I1).

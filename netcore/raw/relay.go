@@ -38,6 +38,7 @@ type Relay struct {
 	rx   *packet.Conn
 	tx   *sender
 	to   atomic.Pointer[directed]
+	drop atomic.Uint64
 	stop context.CancelFunc
 	done sync.WaitGroup
 
@@ -87,8 +88,17 @@ func (r *Relay) Close() {
 	r.stop()
 	_ = r.rx.SetReadDeadline(time.Now()) // wakes it
 	r.done.Wait()
+	r.Dropped()
 	_ = r.rx.Close()
 	r.tx.close()
+}
+
+// Dropped is how many frames the kernel had no room for in its socket.
+func (r *Relay) Dropped() uint64 {
+	if s, err := r.rx.Stats(); err == nil { // since the last look
+		r.drop.Add(uint64(s.Drops))
+	}
+	return r.drop.Load()
 }
 
 func (r *Relay) run(ctx context.Context) error {
