@@ -237,7 +237,8 @@ const (
 type Network struct {
 	// Mode is how frames for the VIP reach the nodes: flooded, by the switch, to all;
 	// directed, to one node that sends each on to its owner, where no switch floods; auto
-	// is flooded until the nodes find that it does not work. Directed needs Linux 6.6.
+	// is flooded until the nodes find that it does not work. Directed needs Linux 6.6: a
+	// node without it, or with flooded, stands aside while the others direct.
 	Mode string `yaml:"mode" default:"auto" enum:"auto,flooded,directed"`
 }
 

@@ -240,8 +240,8 @@ func takeTour(t *testing.T, img bootable, l *lab.Lab, all api.Cluster) {
 	defer clients.Close()
 	begin := time.Now()
 	asking := clients.Ask(t.Context(), 250*time.Millisecond)
+	o.capture() // which long downloads would fill
 	longer := o.longer(clients)
-	o.capture()
 	out := o.within(8*time.Minute, "rollout", "--reason", "another kernel", "--wait", "1m", "--timeout", "4m")
 	end := time.Now()
 	requests := asking.Stop()

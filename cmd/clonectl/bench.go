@@ -52,12 +52,13 @@ The workloads:
 
   standard   the file mix of WebStone 2: 500 to 5248000 octets, 19.8 kB on average
   2k         one file of 2000 octets
-  page       a page of 40 kB that the server compresses for each client, which is
-             work: for servers that do (nginx: gzip on; gzip_comp_level 9)
 
 A file's name is its size, so below URL there are 500, 5125, 51250, 512500,
-5248000, 2000 and 40000.html. The reference web service has the first two
-workloads at /bench/; for any other server, --write-content makes a folder of all.
+5248000 and 2000. The reference web service has them at /bench/; for any other
+server, --write-content makes a folder of them.
+
+With https each connection is that of a new client: it resumes no session, and does
+not look at the server's certificate.
 
 With --rate, requests begin at that rate whatever becomes of those before, and
 their time counts from when they should have begun, so that a server which
@@ -74,6 +75,7 @@ with some number of clients.`,
 		Example: `  clonectl bench http://10.77.0.10/bench/
   clonectl bench http://10.77.0.10/bench/ --workload 2k --clients 10,110,200 --duration 30s --repeat 3
   clonectl bench http://10.77.0.10/bench/ --keep-alive --rate 500 --json
+  clonectl bench https://www.example.com/bench/ --workload 2k
   clonectl bench http://10.77.0.10/bench/ --svg bench.svg     # beside what was published
   clonectl bench --write-content www                          # for another server`,
 		Args: usageArgs(cobra.MaximumNArgs(1)),
@@ -98,7 +100,7 @@ with some number of clients.`,
 		},
 	}
 	fs := cmd.Flags()
-	fs.StringVar(&f.workload, "workload", "standard", strings.Join(webstone.Names(), ", "))
+	fs.StringVar(&f.workload, "workload", "standard", "standard or 2k")
 	fs.IntSliceVar(&f.clients, "clients", webstone.PublishedClients(), "how `MANY` at a time, one measurement each")
 	fs.BoolVar(&f.keepAlive, "keep-alive", false, "a client keeps its connection")
 	fs.DurationVar(&f.warmUp, "warm-up", 2*time.Second, "not measured")
@@ -120,7 +122,7 @@ with some number of clients.`,
 	cmd.MarkFlagFilename("report", "json")
 	cmd.MarkFlagFilename("svg", "svg")
 	cmd.MarkFlagsMutuallyExclusive("write-content", "report")
-	for name, values := range map[string][]string{"workload": webstone.Names(), "arrivals": {"poisson", "constant"}} {
+	for name, values := range map[string][]string{"workload": {"standard", "2k"}, "arrivals": {"poisson", "constant"}} {
 		cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 	}
 	return cmd
@@ -161,11 +163,15 @@ func (f *benchFlags) config(ctx context.Context, target string) (cfg webstone.Co
 	if err != nil || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
 		return usage("%q: want a URL such as http://10.77.0.10/bench/", target)
 	}
-	if u.Scheme != "http" {
-		return usage("%s: only http can be measured", target)
+	port := uint64(80)
+	switch u.Scheme {
+	case "http":
+	case "https":
+		cfg.TLS, port = true, 443
+	default:
+		return usage("%s: only http and https can be measured", target)
 	}
 	cfg.Host, cfg.Prefix = u.Host, strings.TrimSuffix(u.EscapedPath(), "/")+"/"
-	port := uint64(80)
 	if p := u.Port(); p != "" {
 		if port, err = strconv.ParseUint(p, 10, 16); err != nil {
 			return usage("%s: no port %s", target, p)

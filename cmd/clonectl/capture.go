@@ -43,7 +43,9 @@ the file as often as there are nodes: one accepts it.
 
 Only frames for the cluster and from it are captured, but not those of the
 management API at the VIP. They hold what clients say, so it needs a certificate
-for control. It ends after --duration, after --count frames, or by Ctrl-C.
+for control. It ends after --duration, after --count frames, or by Ctrl-C. If a node
+does not answer, or its capture ends before that, the file has what there is, and the
+exit code is 1.
 
 A node whose filter runs as XDP ("clonectl status" shows it as the datapath) drops
 the frames of others' clients before the kernel can copy them: of such a node the
@@ -93,18 +95,27 @@ With system.ingress: tc in its configuration it has all.`,
 	return cmd
 }
 
-// captureInto captures on these nodes, none: all that there are.
+// captureGrace is how much longer than asked for a node's capture may go on.
+const captureGrace = 10 * time.Second
+
+// captureInto captures on these nodes, none: all that there are. If the file lacks a node,
+// or the end of what one saw, it is written all the same, and the error says so.
 func captureInto(cmd *cobra.Command, c *api.Client, file string, nodes []string, query url.Values, count int, duration time.Duration) (err error) {
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()
+	var lacks []error
+	names := map[string]string{}
 	if len(nodes) == 0 {
 		var all api.Cluster
 		if err := c.Get(ctx, "/v1/cluster", nil, &all); err != nil {
 			return notReached(err)
 		}
 		for _, n := range all.Nodes {
-			if n.Status != nil {
-				nodes = append(nodes, n.Node)
+			switch {
+			case n.Status != nil:
+				nodes, names[n.Node] = append(nodes, n.Node), n.Name
+			case !n.Gone:
+				lacks = append(lacks, fmt.Errorf("%s does not answer, and is not in it: %s", cmp.Or(n.Name, n.Node), n.Error))
 			}
 		}
 	}
@@ -117,14 +128,18 @@ func captureInto(cmd *cobra.Command, c *api.Client, file string, nodes []string,
 		for k, v := range query {
 			of[k] = v
 		}
-		stream, err := c.Stream(ctx, "/v1/capture", of)
+		// One that has died says no end.
+		patience, end := context.WithTimeout(ctx, duration+captureGrace)
+		stream, err := c.Stream(patience, "/v1/capture", of)
 		if err != nil {
+			end()
 			return notReached(err)
 		}
 		m.reading.Go(func() {
+			defer end()
 			defer stream.Close()
 			if err := m.read(ctx, i, stream); err != nil {
-				m.failed <- fmt.Errorf("%s: %w", n, err)
+				m.failed <- fmt.Errorf("%s: %w", cmp.Or(names[n], n), err)
 			}
 		})
 	}
@@ -155,13 +170,16 @@ func captureInto(cmd *cobra.Command, c *api.Client, file string, nodes []string,
 	close(m.failed)
 	for e := range m.failed {
 		if cmd.Context().Err() == nil { // Ctrl-C is a normal end
-			err = errors.Join(err, e)
+			lacks = append(lacks, e)
 		}
 	}
 	if err != nil {
-		return err
+		return errors.Join(append(lacks, err)...)
 	}
 	p.Done("%s: %s of %s%s%s", file, plural(m.written, "frame"), plural(len(nodes), "node"), m.lostText(), m.withoutText())
+	if len(lacks) > 0 {
+		return fmt.Errorf("%s is not complete: %w", file, errors.Join(lacks...))
+	}
 	return nil
 }
 
@@ -190,9 +208,14 @@ func newMerger(nodes, count int) *merger {
 	return &merger{count: count, frames: make(chan captured, 256), failed: make(chan error, nodes)}
 }
 
-// read reads one node's capture until its end; one that ends since ctx did is whole.
+// read reads one node's capture until its end, which has to be the one that was asked for,
+// or follow from that of ctx.
 func (m *merger) read(ctx context.Context, node int, r io.Reader) error {
+	lack := errors.New("the capture ended early")
 	ng, err := pcapgo.NewNgReader(r, pcapgo.NgReaderOptions{StatisticsCallback: func(_ int, s pcapgo.NgInterfaceStatistics) {
+		if lack = nil; strings.HasPrefix(s.Comment, capture.EndedEarly) {
+			lack = errors.New("the capture " + s.Comment)
+		}
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.lost += s.PacketsDropped
@@ -210,8 +233,10 @@ func (m *merger) read(ctx context.Context, node int, r io.Reader) error {
 	for {
 		data, ci, opts, err := ng.ReadPacketDataWithOptions()
 		switch {
-		case errors.Is(err, io.EOF), ctx.Err() != nil:
+		case ctx.Err() != nil:
 			return nil
+		case errors.Is(err, io.EOF):
+			return lack
 		case err != nil:
 			return fmt.Errorf("the capture ended early: %w", err)
 		}

@@ -19,12 +19,6 @@ import (
 	"clonecluster/netcore/finding"
 )
 
-// The exit codes of "doctor".
-const (
-	exitDoubtful = 1 // works now
-	exitRefuses  = 2 // the network does not do what the cluster needs
-)
-
 const (
 	// examineAgain is the time between two looks at how far an examination is.
 	examineAgain = 300 * time.Millisecond
@@ -65,8 +59,9 @@ frames a second for a few seconds, to find storm control. Every host on the segm
 gets those frames.
 
 The exit code is 0 if all is well, %d if something should be looked at or could not be
-told, and %d if the network does not do what the cluster needs. docs/findings has a
-page on each finding.`, exitDoubtful, exitRefuses),
+told, or the cluster serves around it in directed mode, and %d if the network does not
+do what the cluster needs; 1 if no node could be asked. docs/findings has a page on
+each finding.`, exitDoubtful, exitRefuses),
 		Example: `  clonectl doctor
   clonectl doctor --burst 8000
   clonectl doctor --node web-2 --json | jq '.findings[].what'`,
@@ -214,6 +209,10 @@ func (d *diagnosis) exit() error {
 		why := "not everything could be told"
 		if len(d.Findings) > 0 && d.Findings[0].Level > finding.Info {
 			why = d.Findings[0].What
+		}
+		i := slices.IndexFunc(d.Nodes, func(e api.Examination) bool { return e.Director != "" })
+		if i >= 0 && slices.ContainsFunc(d.Findings, func(c cause) bool { return doctor.ServedAround(c.Code) }) {
+			why += fmt.Sprintf("; the cluster serves around it in directed mode, by %s", d.Nodes[i].Director)
 		}
 		return codedError{errors.New("something should be looked at: " + why), exitDoubtful}
 	}

@@ -19,6 +19,8 @@ const (
 	exitFailure     = 1
 	exitUsage       = 2
 	exitDiffers     = 3
+	exitDoubtful    = 4 // of doctor: works now
+	exitRefuses     = 5 // of doctor: the network does not do what the cluster needs
 	exitInterrupted = 130
 )
 
@@ -68,9 +70,10 @@ for one IP address with one MAC address, with nothing in front of them), runs
 it in QEMU, checks its configuration, and shows and steers a running cluster.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 "verify" found a difference or the
-time of --wait of "drain", "reboot" or "rollout" ran out, 130 interrupted (but
-Ctrl-C is the normal end of "serve", of a live "qemu up", of "capture", and of what
-watches or follows: 0).`,
+time of --wait of "drain", "reboot" or "rollout" ran out, 4 "doctor" found something
+that should be looked at, 5 it found that the network does not cooperate, 130
+interrupted (but Ctrl-C is the normal end of "serve", of a live "qemu up", of
+"capture", and of what watches or follows: 0).`,
 		Example: `  clonectl build --config cluster.yaml   # everything that boots, for every way to boot
   clonectl image                         # kernel and initramfs for QEMU
   clonectl qemu up --nodes 3             # boot a cluster, answer on http://127.0.0.1:8080/

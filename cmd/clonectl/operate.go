@@ -288,6 +288,9 @@ func about(node, since string) url.Values {
 // follow hands on what comes until the user ends it. Each gives the time of what it
 // was given.
 func follow(ctx context.Context, c *api.Client, path string, query url.Values, each func([]byte) (time.Time, error)) error {
+	c.Lost = func(n uint64) {
+		fmt.Fprintf(os.Stderr, "clonectl: %d of those that come next are lost: the node no longer had them\n", n)
+	}
 	connected := false
 	for {
 		var failed error
@@ -455,6 +458,9 @@ the services, of an ordinary host those of its engine.`,
 			var got api.Logs
 			if err := c.Get(cmd.Context(), "/v1/logs", query, &got); err != nil {
 				return notReached(err)
+			}
+			if got.Lost > 0 {
+				fmt.Fprintf(os.Stderr, "clonectl: %s no longer has %s\n", got.Node, plural(int(got.Lost), "line"))
 			}
 			for _, l := range got.Lines {
 				if err := print(l); err != nil {

@@ -36,7 +36,14 @@ type oneNode struct {
 	log     *api.Record[api.LogLine]
 	exam    api.Examination
 	burst   int
+	breaks  string // how its captures end; empty: as they should
 }
+
+// The ways in which a capture ends other than with statistics and this comment.
+const (
+	breaksOff   = "it fails"
+	breaksClean = "without statistics"
+)
 
 const oneNodeID = "52:54:00:77:00:01"
 
@@ -101,10 +108,11 @@ func (n *oneNode) Owners() api.Owners {
 	return api.Owners{Map: 7, Nodes: []string{oneNodeID}, Buckets: make([]byte, 1024)}
 }
 
-func (n *oneNode) Examine(burst int, _ string) {
+func (n *oneNode) Examine(burst int, _ string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.burst, n.exam.Running = burst, true
+	return nil
 }
 
 // Examination runs until it has been asked for twice.
@@ -144,7 +152,15 @@ func (n *oneNode) Capture(_ context.Context, q capture.Query, w io.Writer, flush
 	for i, comment := range []string{"accept-new, bucket 7 is settled", "drop-foreign, bucket 9 is foreign"} {
 		err = errors.Join(err, out.Packet(id, capture.Frame{Time: time.Unix(int64(100-i), 5), Data: syn, Length: len(syn), Left: i == 1, Comment: comment}))
 	}
-	return errors.Join(err, out.Statistics(id, time.Unix(200, 0), 2, 3), flush())
+	switch n.breaks {
+	case "":
+		return errors.Join(err, out.Statistics(id, time.Unix(200, 0), 2, 3, "complete"), flush())
+	case breaksOff:
+		return errors.Join(errors.New(breaksOff), flush())
+	case breaksClean:
+		return errors.Join(err, flush())
+	}
+	return errors.Join(err, out.Statistics(id, time.Unix(200, 0), 2, 3, n.breaks), flush())
 }
 
 func (n *oneNode) Metrics(io.Writer, http.Header) (string, error) { return "text/plain", nil }
@@ -306,6 +322,9 @@ func TestCaptureWithout(t *testing.T) {
 			if _, err := w.AddInterface(fmt.Sprintf("n%d", i), about, 96); err != nil {
 				t.Fatal(err)
 			}
+			if err := w.Statistics(0, time.Now(), 0, 0, "complete"); err != nil {
+				t.Fatal(err)
+			}
 			if err := m.read(t.Context(), i, &b); err != nil {
 				t.Fatal(err)
 			}
@@ -346,6 +365,38 @@ func TestCapture(t *testing.T) {
 	}
 }
 
+// TestCaptureLacks: a capture that lacks a node, or the end of what one saw, is written,
+// and not said to be complete.
+func TestCaptureLacks(t *testing.T) {
+	for _, tt := range []struct {
+		name, breaks string
+		silent       bool
+		want         string
+	}{
+		{"whole", "complete: the time that was asked for", false, ""},
+		{"of an older node", "", false, ""},
+		{"the node's engine ends", capture.EndedEarly + "this node's engine ends", false, "web-2: the capture ended early: this node's engine ends"},
+		{"the node fails", breaksOff, false, "web-2: the capture ended early"},
+		{"no statistics at its end", breaksClean, false, "web-2: the capture ended early"},
+		{"a silent node", "", true, "web-3 does not answer, and is not in it"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, at := serveRollout(t)
+			c.nodes[1].breaks = tt.breaks
+			if tt.silent {
+				c.setAt(2, nowhere)
+			}
+			out, err := clonectl(t, append([]string{"capture", "-w", "c.pcapng"}, at...)...)
+			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), "c.pcapng is not complete: "+tt.want) {
+				t.Errorf("%v; want %q\n%s", err, tt.want, out)
+			}
+			if info, err := os.Stat("c.pcapng"); err != nil || info.Size() < 400 {
+				t.Errorf("what there was is not written: %v, %v", info, err)
+			}
+		})
+	}
+}
+
 // tsharkFields reads fields of each frame of a capture, with | between them.
 func tsharkFields(t *testing.T, file string, fields ...string) string {
 	t.Helper()
@@ -365,6 +416,43 @@ func tsharkFields(t *testing.T, file string, fields ...string) string {
 		t.Fatalf("tshark: %v: %s", err, errs.String())
 	}
 	return string(out)
+}
+
+// TestPolicyHolds: a change is done when all nodes know of it, and what holds is told and
+// counts, which may be somebody else's.
+func TestPolicyHolds(t *testing.T) {
+	t.Run("a silent node", func(t *testing.T) {
+		c, at := serveRollout(t)
+		there := c.nodes[2].at
+		c.setAt(2, nowhere)
+		begin := time.Now()
+		time.AfterFunc(time.Second, func() { c.setAt(2, there) })
+		out, err := clonectl(t, append([]string{"policy", "load"}, at...)...)
+		if took := time.Since(begin); err != nil || took < time.Second || !strings.Contains(out, "balance load") {
+			t.Errorf("done after %v, while a node was silent for 1s: %v\n%s", took, err, out)
+		}
+	})
+	other := api.Policy{Version: 1, Balance: "even", Set: "even", Configured: "even", Affinity: "none", Author: "52:54:00:77:00:02", By: "somebody else"}
+	other.Nodes = []api.PolicyNode{{Node: "52:54:00:77:00:01", Name: "web-1", Weight: 70, Set: true}, {Node: "52:54:00:77:00:02", Name: "web-2", Weight: 100}}
+	for _, tt := range []struct{ args, fails string }{
+		{"policy load", "the balance is not load, as change 1 by somebody else holds"},
+		{"policy configured", "the balance is not configured"},
+		{"policy even", ""},
+		{"weight web-1 50", "the weight of web-1 is not 50"},
+		{"weight web-1 configured", "the weight of web-1 is not the configured one"},
+		{"weight web-2 100", "the weight of web-2 is not 100"},
+		{"weight web-2 configured", ""},
+		{"weight 00:01 70", ""},
+	} {
+		t.Run(tt.args, func(t *testing.T) {
+			c, at := serveRollout(t)
+			c.other = &other
+			out, err := clonectl(t, append(strings.Fields(tt.args), at...)...)
+			if (err == nil) != (tt.fails == "") || err != nil && !strings.Contains(err.Error(), tt.fails) || !strings.Contains(out, "somebody else") {
+				t.Errorf("%v; want %q, and what holds\n%s", err, tt.fails, out)
+			}
+		})
+	}
 }
 
 // TestDrainWait: the exit code says whether the connections have ended.

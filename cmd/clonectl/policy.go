@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -127,7 +128,8 @@ NODE is a host name, a wire MAC or the end of one.`,
 // beacon's time.
 const policySpread = 10 * time.Second
 
-// changePolicy changes it and waits until all nodes go by it.
+// changePolicy changes it, waits until all nodes go by one policy, and shows that: it may
+// be another one than was ordered, if somebody else did so at the same time.
 func changePolicy(cmd *cobra.Command, c *api.Client, o api.PolicyOrder, asJSON bool) error {
 	var p api.Policy
 	if err := c.Post(cmd.Context(), "/v1/policy", nil, o, &p); err != nil {
@@ -136,9 +138,47 @@ func changePolicy(cmd *cobra.Command, c *api.Client, o api.PolicyOrder, asJSON b
 	if err := awaitPolicy(cmd.Context(), c, p.Version); err != nil {
 		return err
 	}
-	return show(cmd, asJSON, &p, printPolicy)
+	var now api.Policy
+	if err := c.Get(cmd.Context(), "/v1/policy", nil, &now); err != nil {
+		return notReached(err)
+	}
+	if err := show(cmd, asJSON, &now, printPolicy); err != nil {
+		return err
+	}
+	if lack := notAsOrdered(o, now); lack != "" {
+		return fmt.Errorf("%s, as change %d by %s holds: it came at the same time, or later; order it again if it shall hold", lack, now.Version, printable(now.By))
+	}
+	return nil
 }
 
+// notAsOrdered says what is otherwise than ordered; empty: nothing.
+func notAsOrdered(o api.PolicyOrder, p api.Policy) string {
+	want := o.Balance
+	if want == "configured" {
+		want = ""
+	}
+	if o.Balance != "" && p.Set != want {
+		return "the balance is not " + o.Balance
+	}
+	var nodes []api.Peer
+	for _, n := range p.Nodes {
+		nodes = append(nodes, api.Peer{Node: n.Node, Name: n.Name})
+	}
+	for name, weight := range o.Weights {
+		found, err := api.Find(name, nodes)
+		i := slices.IndexFunc(p.Nodes, func(n api.PolicyNode) bool { return err == nil && n.Node == found.Node })
+		switch {
+		case weight == 0 && (i < 0 || !p.Nodes[i].Set):
+		case weight == 0:
+			return "the weight of " + name + " is not the configured one"
+		case i < 0 || !p.Nodes[i].Set || p.Nodes[i].Weight != weight:
+			return fmt.Sprintf("the weight of %s is not %d", name, weight)
+		}
+	}
+	return ""
+}
+
+// awaitPolicy waits until all nodes have this version or a later one, and the same.
 func awaitPolicy(ctx context.Context, c *api.Client, version uint64) error {
 	progress := newProgress(os.Stderr)
 	defer progress.Clear()
@@ -152,9 +192,18 @@ func awaitPolicy(ctx context.Context, c *api.Client, version uint64) error {
 			continue
 		}
 		behind = ""
+		author := ""
 		for _, n := range all.Nodes {
-			if n.Status != nil && n.Status.PolicyVersion < version {
-				behind = nodeName(*n.Status) + " does not know of it yet"
+			switch s := n.Status; {
+			case s == nil && n.Gone:
+			case s == nil:
+				behind = fmt.Sprintf("%s does not say whether it knows of it: %s", cmp.Or(n.Name, n.Node), n.Error)
+			case s.PolicyVersion < version:
+				behind = nodeName(*s) + " does not know of it yet"
+			case author != "" && s.PolicyAuthor != "" && s.PolicyAuthor != author:
+				behind = "the nodes go by two orders that came at the same time"
+			default:
+				author = cmp.Or(s.PolicyAuthor, author) // one of before has none
 			}
 		}
 		if behind == "" {

@@ -104,9 +104,9 @@ restarted), or keeps connections for longer than --wait.
 Put what they shall boot where they boot from first: onto the boot server, or onto
 their disks.
 
-One that has stopped goes on with --resume, without the nodes that are done. Ctrl-C
-while a node drains has it take part again; one that restarts already comes back by
-itself.`,
+One that has stopped goes on with --resume, without the nodes that are done; with
+--expect, those that run another program are not done. Ctrl-C while a node drains has
+it take part again; one that restarts already comes back by itself.`,
 		Example: `  clonectl rollout --dry-run
   clonectl rollout --reason "kernel 6.12.9" --wait 10m
   clonectl rollout --resume`,
@@ -131,7 +131,10 @@ itself.`,
 			}
 			defer state.close()
 			if !resume {
-				state.Only, state.Expect = args, expect
+				state.Only = args
+			}
+			if expect != "" {
+				state.Expect = expect
 			}
 			ro := newRollout(c, r, asJSON, cmd.OutOrStdout())
 			defer ro.p.Clear()
@@ -335,7 +338,9 @@ func (r *rollout) plan(all []api.Status, state *rolloutState) (nodes []api.Statu
 		only[p.Node] = true
 	}
 	for _, s := range all {
-		if !slices.Contains(state.Done, s.WireMAC) && (len(only) == 0 || only[s.WireMAC]) {
+		// One that was done is not, if another program is expected meanwhile.
+		done := slices.Contains(state.Done, s.WireMAC) && strings.HasPrefix(s.Build, state.Expect)
+		if !done && (len(only) == 0 || only[s.WireMAC]) {
 			nodes = append(nodes, s)
 		}
 	}

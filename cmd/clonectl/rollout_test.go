@@ -34,6 +34,7 @@ type rollCluster struct {
 	nodes   []*rollNode
 	reboots []string
 	ordered func(*rollNode) error // instead of a restart; may be nil
+	other   *api.Policy           // an order of somebody else's, which holds in the end
 }
 
 func (n *rollNode) Self() (string, string) { return n.id, n.name }
@@ -46,6 +47,8 @@ func (n *rollNode) Status() api.Status {
 		Cluster: "demo", Name: n.name, WireMAC: n.id, State: "serving", Agreed: true, Leader: n.c.nodes[0].id, Build: n.build, Policy: "byRandom",
 		UptimeSec: time.Since(n.born).Seconds(), Drain: api.Drain{Draining: drained, Flows: n.flows},
 	}
+	p := n.Policy()
+	s.PolicyVersion, s.PolicyAuthor = p.Version, p.Author
 	if drained {
 		s.State = "draining"
 	}
@@ -74,6 +77,31 @@ func (n *rollNode) Peers() (peers []api.Peer) {
 		}
 	}
 	return peers
+}
+
+// SetPolicy changes it here at once, and soon at all.
+func (n *rollNode) SetPolicy(ctx context.Context, o api.PolicyOrder, who string) (api.Policy, error) {
+	p, err := n.oneNode.SetPolicy(ctx, o, who)
+	p.Author = n.id
+	n.setPolicy(p)
+	holds := p
+	n.c.mu.Lock()
+	if n.c.other != nil {
+		holds = *n.c.other
+	}
+	others := n.c.nodes[1:]
+	n.c.mu.Unlock()
+	for _, m := range others {
+		m.setPolicy(holds)
+	}
+	time.AfterFunc(700*time.Millisecond, func() { n.setPolicy(holds) })
+	return p, err
+}
+
+func (n *rollNode) setPolicy(p api.Policy) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.policy = p
 }
 
 func (n *rollNode) Reboot(_ context.Context, o api.Order, who string) error {
@@ -132,6 +160,16 @@ func (c *rollCluster) setFlows(node, flows int) {
 	c.nodes[node].flows = flows
 }
 
+// setAt says where a node is reached.
+func (c *rollCluster) setAt(node int, at netip.AddrPort) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.nodes[node].at = at
+}
+
+// nowhere is where nobody answers.
+var nowhere = netip.MustParseAddrPort("127.0.0.1:1")
+
 func (c *rollCluster) rebooted() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -158,8 +196,17 @@ func TestRollout(t *testing.T) {
 	if out, err = run("rollout"); !errors.As(err, new(usageError)) || !strings.Contains(err.Error(), "--resume") {
 		t.Errorf("beginning while one has stopped: %v\n%s", err, out)
 	}
+	if out, err = run("rollout --resume --expect newer --dry-run"); err != nil || strings.Count(out, "web-") != 3 {
+		t.Errorf("what is left if another program is expected: %v\n%s", err, out)
+	}
+	if out, err = run("rollout --resume --expect newer --timeout 5s"); err == nil || !strings.Contains(err.Error(), "web-2 came back with program new; want newer") || c.rebooted() != "web-2 web-3 web-2" {
+		t.Errorf("resumed with another program to expect: %q, %v\n%s", c.rebooted(), err, out)
+	}
+	c.mu.Lock()
+	c.reboots = []string{"web-2", "web-3"}
+	c.mu.Unlock()
 	c.nodes[2].next = "new"
-	if out, err = run("rollout --resume --json"); err != nil || c.rebooted() != "web-2 web-3 web-3 web-1" || strings.Count(out, `"step":"done"`) != 2 {
+	if out, err = run("rollout --resume --expect new --json"); err != nil || c.rebooted() != "web-2 web-3 web-3 web-1" || strings.Count(out, `"step":"done"`) != 2 {
 		t.Errorf("resumed: %q, %v\n%s", c.rebooted(), err, out)
 	}
 	if out, err = run("rollout --resume"); !errors.As(err, new(usageError)) {

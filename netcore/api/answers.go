@@ -43,14 +43,18 @@ type Findings struct {
 }
 
 // OfferedBuckets is the answer to GET /v1/offered: what each of the 1024 buckets was
-// offered since the engine of the node that is asked began.
+// offered since the engine of the node that is asked began. A look is taken once a second,
+// and whenever the map or who is alive changes.
 type OfferedBuckets struct {
-	Node      string    `json:"node"`
-	Time      time.Time `json:"time"`
-	Total     Offered   `json:"total"`
-	Frames    []uint64  `json:"frames"`
-	SYNs      []uint64  `json:"syns"`
-	SYNsAgain []uint64  `json:"syns_again"`
+	Node   string    `json:"node"`
+	Time   time.Time `json:"time"`
+	Total  Offered   `json:"total"`
+	Frames []uint64  `json:"frames"`
+	// Unowned are those of Frames that came while no live node had the bucket; a node that
+	// has died counts as live until the others have noticed.
+	Unowned   []uint64 `json:"unowned"`
+	SYNs      []uint64 `json:"syns"`
+	SYNsAgain []uint64 `json:"syns_again"`
 }
 
 // Examination is the answer to GET /v1/doctor and POST /v1/doctor.

@@ -16,11 +16,13 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"clonecluster/netcore/doctor"
 	"clonecluster/netcore/finding"
 )
 
@@ -293,6 +295,11 @@ func TestExamine(t *testing.T) {
 	if err := control.Post(t.Context(), "/v1/doctor", url.Values{"burst": {"7"}}, nil, &e); !errors.As(err, &refused) || refused.Code != http.StatusBadRequest {
 		t.Errorf("a burst of 7: %v; want 400", err)
 	}
+	other.Set("burst", strconv.Itoa(doctor.MaxRate))
+	if err := control.Post(t.Context(), "/v1/doctor", other, nil, &e); !errors.As(err, &refused) || refused.Code != http.StatusConflict {
+		t.Errorf("a burst while the network is examined: %v; want 409", err)
+	}
+	other.Set("burst", "500")
 	if len(nodes[1].orders) != 0 {
 		t.Errorf("what was refused was done: %v", nodes[1].orders)
 	}
@@ -378,7 +385,7 @@ func TestForward(t *testing.T) {
 	if err := control.Get(t.Context(), "/v1/status", url.Values{"node": {"node2"}}, &s); !errors.As(err, &e) || e.Code != 502 {
 		t.Errorf("another node in its place: %v; want 502", err)
 	}
-	conf, err := nodes[1].server.identity.client(nodes[1].id, "")
+	conf, err := nodes[1].server.identity.client(nodes[1].id, "", RoleNode)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -493,7 +500,7 @@ func TestEvents(t *testing.T) {
 				return stop
 			}
 			return nil
-		})
+		}, nil)
 		if !errors.Is(err, stop) || !slices.Equal(texts, tt.want) {
 			t.Errorf("%s: %q, %v; want %q", tt.name, texts, err, tt.want)
 		}
@@ -503,6 +510,43 @@ func TestEvents(t *testing.T) {
 		n.events.mu.Lock()
 		n.events.ring, n.events.next = n.events.ring[:3], 4
 		n.events.mu.Unlock()
+	}
+}
+
+// TestFollowLost: who follows is told of what is lost, if it was to come, and what is not
+// wanted is looked at once.
+func TestFollowLost(t *testing.T) {
+	for _, tt := range []struct {
+		since string
+		lost  uint64
+	}{{"", 0}, {"0", 0}, {"1h", 0}, {"2", 100}, {fmt.Sprint(mostLines), 0}} {
+		n := start(t, "02:00:00:00:00:01", "one", Limits{}, authority(t, testKey))
+		add := func(source string) { n.log.Add(LogLine{Time: time.Now(), Source: source, Text: source}) }
+		const last = 1 + mostLines + 100 + 1
+		add("engine")
+		for range mostLines + 100 {
+			add("web")
+		}
+		add("engine")
+		var lost uint64
+		c := n.client(t, RoleReadOnly)
+		c.Lost = func(n uint64) { lost += n }
+		enough := errors.New("enough")
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		err := c.Follow(ctx, "/v1/logs", url.Values{"since": {tt.since}, "source": {"engine"}}, func([]byte) error {
+			for ctx.Err() == nil && n.lookedAfter() <= last {
+				add("web")
+				time.Sleep(10 * time.Millisecond)
+			}
+			if n.lookedAfter() <= last {
+				return fmt.Errorf("it looks again and again at what came after line %d", n.lookedAfter())
+			}
+			return enough
+		})
+		cancel()
+		if !errors.Is(err, enough) || lost != tt.lost {
+			t.Errorf("since %q: %d lost, %v; want %d", tt.since, lost, err, tt.lost)
+		}
 	}
 }
 
@@ -532,6 +576,38 @@ func TestFollowEnds(t *testing.T) {
 	}
 	if err := <-ended; err == nil {
 		t.Error("the client did not notice")
+	}
+}
+
+// TestCaptureEnds: one that fails does not look whole, also by way of another node, and
+// one that ends with the engine says so.
+func TestCaptureEnds(t *testing.T) {
+	nodes := startAll(t, 2, Limits{})
+	c := nodes[0].client(t, RoleControl)
+	for _, tt := range []struct {
+		name  string
+		count int
+		fails bool
+	}{{"node1", 3, false}, {"node2", 3, false}, {"node1", breaksAfter, true}, {"node2", breaksAfter, true}} {
+		body, err := c.Stream(t.Context(), "/v1/capture", url.Values{"node": {tt.name}, "count": {fmt.Sprint(tt.count)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(body)
+		if body.Close(); (err != nil) != tt.fails || len(got) < 100 {
+			t.Errorf("%d frames of %s: %d bytes, %v; want an error: %v", tt.count, tt.name, len(got), err, tt.fails)
+		}
+	}
+	body, err := c.Stream(t.Context(), "/v1/capture", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	go nodes[0].server.Close(ctx)
+	if got, err := io.ReadAll(body); err != nil || !strings.Contains(string(got), "ended early: this node's engine ends") {
+		t.Errorf("when the engine ends: %q, %v", got, err)
 	}
 }
 

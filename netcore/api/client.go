@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -24,6 +25,8 @@ type Client struct {
 	http *http.Client
 	// Dial makes the connections; nil: net.Dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Lost is told of what Follow did not get, as the node no longer had it. nil: nobody is.
+	Lost func(n uint64)
 
 	mu        sync.Mutex
 	addresses []netip.AddrPort
@@ -228,18 +231,22 @@ func (c *Client) Follow(ctx context.Context, path string, query url.Values, each
 		return err
 	}
 	defer resp.Body.Close()
-	return readEvents(resp.Body, each)
+	return readEvents(resp.Body, each, c.Lost)
 }
 
 // readEvents reads the data of server-sent events, each in one line, as the server
-// here writes them.
-func readEvents(r io.Reader, each func(data []byte) error) error {
+// here writes them, and what is said to be lost.
+func readEvents(r io.Reader, each func(data []byte) error, lost func(n uint64)) error {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(make([]byte, 4096), mostAnswer)
 	for lines.Scan() {
 		if data, ok := bytes.CutPrefix(lines.Bytes(), []byte("data:")); ok {
 			if err := each(bytes.TrimPrefix(data, []byte(" "))); err != nil {
 				return err
+			}
+		} else if text, ok := strings.CutPrefix(lines.Text(), lostComment); ok && lost != nil {
+			if n, err := strconv.ParseUint(text, 10, 64); err == nil {
+				lost(n)
 			}
 		}
 	}

@@ -1,7 +1,11 @@
 package api
 
 import (
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
 	"net"
+	"net/http"
 	"net/netip"
 	"slices"
 	"sync"
@@ -11,7 +15,8 @@ import (
 
 // door is before TLS: it bounds how many connections there are, of whom, and how
 // many come in a second. What strangers share among them takes nothing from those who
-// have shown a certificate lately, nor from the cluster's nodes.
+// have shown a certificate lately, and what those share who may only look takes nothing
+// from those who control, nor from the cluster's nodes.
 type door struct {
 	limits  Limits
 	peers   func() []Peer
@@ -19,25 +24,47 @@ type door struct {
 
 	mu        sync.Mutex
 	strangers []*guest // the oldest first
-	clients   int
+	clients   share    // all that have shown a certificate
+	readers   share    // of these, with a read-only one
+	holders   map[holder]*share
 	sources   map[netip.Prefix]*source
-	all       bucket // of the sources that are not trusted
+	all       bucket // of the sources that are strange
+	looking   bucket // of those that have shown a read-only certificate
 	nodes     map[netip.Addr]bool
 	nodesAt   time.Time
 }
 
+// share is what some clients have of the limits together.
+type share struct {
+	connections, streams int
+	asked                bucket
+}
+
+// holder is a read-only certificate: its hash.
+type holder [sha256.Size]byte
+
+// standing is what a source has shown: the order is that of trust.
+type standing int
+
+const (
+	strange standing = iota
+	looks            // a read-only certificate
+	trusted          // one for control; or it is a node's
+)
+
 // source is an address, or an IPv6 /64, within which a stranger may choose. A node of
 // the cluster is one by itself.
 type source struct {
-	guests int
-	comes  bucket
-	rarely bucket    // has tokens for a source that seldom comes
-	shown  time.Time // when a certificate was shown last
+	guests  int
+	readers int // of these, with a read-only certificate
+	comes   bucket
+	rarely  bucket                 // has tokens for a source that seldom comes
+	shown   [trusted + 1]time.Time // when a certificate was shown last
 }
 
 const (
-	// trustFor is how long a source is trusted that has shown a certificate, and
-	// mostTrusted of how many that is known.
+	// trustFor is how long it counts that a source has shown a certificate, and
+	// mostTrusted of how many that is known, for each kind of certificate.
 	trustFor    = time.Hour
 	mostTrusted = 256
 	// Who comes so seldom is let in before the others who are not trusted: an operator
@@ -54,13 +81,16 @@ type guest struct {
 	from    netip.Prefix
 	isKnown bool
 	gone    bool
-	trusted bool
+	came    standing    // of its source, when it came
 	late    *time.Timer // ends it, as long as it is a stranger's
-	asked   bucket      // of one goroutine
+	// By the certificate that it has shown:
+	role   Role
+	shares []*share
+	asked  bucket
 }
 
 func newDoor(l Limits, peers func() []Peer) *door {
-	return &door{limits: l, peers: peers, sources: map[netip.Prefix]*source{}}
+	return &door{limits: l, peers: peers, sources: map[netip.Prefix]*source{}, holders: map[holder]*share{}}
 }
 
 // at gives a listener behind the door.
@@ -100,8 +130,11 @@ func (d *door) enter(c net.Conn, now time.Time) *guest {
 		s = &source{}
 		d.sources[from] = s
 	}
-	trusted := isNode || s.trusted(now)
-	if !d.mayCome(s, trusted, now) {
+	as := s.standing(now)
+	if isNode {
+		as = trusted
+	}
+	if !d.mayCome(s, as, now) {
 		return nil
 	}
 	here := 0
@@ -117,9 +150,9 @@ func (d *door) enter(c net.Conn, now time.Time) *guest {
 		return nil
 	}
 	if len(d.strangers) >= d.limits.Strangers {
-		d.end(d.strangers[max(0, slices.IndexFunc(d.strangers, func(g *guest) bool { return !g.trusted }))])
+		d.end(d.strangers[d.leastWelcome()])
 	}
-	g := &guest{Conn: c, door: d, from: from, trusted: trusted}
+	g := &guest{Conn: c, door: d, from: from, came: as}
 	g.late = time.AfterFunc(d.limits.Show, func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
@@ -132,14 +165,38 @@ func (d *door) enter(c net.Conn, now time.Time) *guest {
 	return g
 }
 
+// leastWelcome is the stranger's connection that makes place for another one: the oldest
+// of those that are not trusted, and of these one that looks if those have more than
+// half of the places.
+func (d *door) leastWelcome() int {
+	looking := 0
+	for _, g := range d.strangers {
+		if g.came == looks {
+			looking++
+		}
+	}
+	goes := strange
+	if looking > d.limits.Strangers/2 {
+		goes = looks
+	}
+	i := slices.IndexFunc(d.strangers, func(g *guest) bool { return g.came == goes })
+	if i < 0 {
+		i = slices.IndexFunc(d.strangers, func(g *guest) bool { return g.came != trusted })
+	}
+	return max(0, i)
+}
+
 // mayCome says whether one more connection of a source fits into the rates.
-func (d *door) mayCome(s *source, trusted bool, now time.Time) bool {
+func (d *door) mayCome(s *source, as standing, now time.Time) bool {
 	rate := d.limits.NewPerSecond
 	if !s.comes.take(now, rate/5, rate/2) {
 		return false
 	}
-	if trusted {
+	switch as {
+	case trusted:
 		return true
+	case looks:
+		return d.looking.take(now, rate/2, rate/2)
 	}
 	burst := rate / 2 // the rest of it is for those who seldom come
 	if s.rarely.take(now, rareRate, rareBurst) {
@@ -148,34 +205,43 @@ func (d *door) mayCome(s *source, trusted bool, now time.Time) bool {
 	return d.all.take(now, rate, burst)
 }
 
-func (s *source) trusted(now time.Time) bool {
-	return !s.shown.IsZero() && now.Sub(s.shown) < trustFor
+func (s *source) standing(now time.Time) standing {
+	for as := trusted; as > strange; as-- {
+		if s.showed(as, now) {
+			return as
+		}
+	}
+	return strange
+}
+
+func (s *source) showed(as standing, now time.Time) bool {
+	return !s.shown[as].IsZero() && now.Sub(s.shown[as]) < trustFor
 }
 
 // trust notes that a certificate was shown; if there are too many, the source of which
-// that is the longest ago is a stranger again. d.mu is held.
-func (d *door) trust(s *source, now time.Time) {
-	if !s.trusted(now) {
+// that is the longest ago loses it. d.mu is held.
+func (d *door) trust(s *source, as standing, now time.Time) {
+	if !s.showed(as, now) {
 		n, oldest := 0, s
 		for _, o := range d.sources {
-			if o.trusted(now) {
+			if o.showed(as, now) {
 				n++
-				if oldest == s || o.shown.Before(oldest.shown) {
+				if oldest == s || o.shown[as].Before(oldest.shown[as]) {
 					oldest = o
 				}
 			}
 		}
 		if n >= mostTrusted {
-			oldest.shown = time.Time{}
+			oldest.shown[as] = time.Time{}
 		}
 	}
-	s.shown = now
+	s.shown[as] = now
 }
 
 // forget drops what is known of strangers' sources that have no connection.
 func (d *door) forget(now time.Time) {
 	for from, s := range d.sources {
-		if s.guests == 0 && !s.trusted(now) {
+		if s.guests == 0 && s.standing(now) == strange {
 			delete(d.sources, from)
 		}
 	}
@@ -195,41 +261,140 @@ func (d *door) leave(g *guest) {
 	}
 	g.gone = true
 	g.late.Stop()
-	if s := d.sources[g.from]; s != nil {
+	s := d.sources[g.from]
+	if s != nil {
 		s.guests--
 	}
-	if g.isKnown {
-		d.clients--
-	} else if i := slices.Index(d.strangers, g); i >= 0 {
-		d.strangers = slices.Delete(d.strangers, i, i+1)
+	if !g.isKnown {
+		if i := slices.Index(d.strangers, g); i >= 0 {
+			d.strangers = slices.Delete(d.strangers, i, i+1)
+		}
+		return
+	}
+	for _, of := range g.shares {
+		of.connections--
+	}
+	if g.role == RoleReadOnly && s != nil {
+		s.readers--
 	}
 }
 
-// known says that the connection has shown a certificate; false: too many have.
-func (g *guest) known() bool {
-	d := g.door
+// known says which certificate the connection has shown; false: too many have.
+func (g *guest) known(role Role, cert *x509.Certificate) bool {
+	d, now := g.door, time.Now()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	switch {
-	case g.isKnown:
-		return true
-	case g.gone || d.clients >= d.limits.Connections:
+	if g.isKnown || g.gone {
+		return g.isKnown
+	}
+	s, as, shares := d.sources[g.from], trusted, d.sharesOf(role, cert, now)
+	if role == RoleReadOnly {
+		as = looks
+	}
+	if s != nil {
+		d.trust(s, as, now)
+	}
+	if !fits(shares, d.limits.Connections, func(of *share) int { return of.connections }) || as == looks && s != nil && s.readers >= max(1, d.limits.PerSource*3/4) {
+		d.refused.Add(1)
 		return false
 	}
 	if i := slices.Index(d.strangers, g); i >= 0 {
 		d.strangers = slices.Delete(d.strangers, i, i+1)
 	}
-	g.isKnown = true
+	g.isKnown, g.role, g.shares = true, role, shares
 	g.late.Stop()
-	d.clients++
-	if s := d.sources[g.from]; s != nil {
-		d.trust(s, time.Now())
+	for _, of := range shares {
+		of.connections++
+	}
+	if as == looks && s != nil {
+		s.readers++
 	}
 	return true
 }
 
-// asks says that a request has come; false: too many have.
-func (g *guest) asks(rate float64) bool { return g.asked.take(time.Now(), rate, 2*rate) }
+// sharesOf are those that a certificate has a part in: a limit is for the first, half of
+// it for the second, and a quarter for the third. Those of certificates that nobody shows
+// any more are forgotten. d.mu is held.
+func (d *door) sharesOf(role Role, cert *x509.Certificate, now time.Time) []*share {
+	if role != RoleReadOnly {
+		return []*share{&d.clients}
+	}
+	for h, of := range d.holders {
+		if of.connections == 0 && of.streams == 0 && now.Sub(of.asked.last) > time.Minute {
+			delete(d.holders, h)
+		}
+	}
+	h := holder(sha256.Sum256(cert.Raw))
+	if d.holders[h] == nil {
+		d.holders[h] = &share{}
+	}
+	return []*share{&d.clients, &d.readers, d.holders[h]}
+}
+
+// fits says whether there is place for one more.
+func fits(shares []*share, most int, has func(*share) int) bool {
+	for i, of := range shares {
+		if has(of) >= max(1, most>>i) {
+			return false
+		}
+	}
+	return true
+}
+
+// stream takes one of the places for what goes on; who has not come by the door is a
+// client among others.
+func (d *door) stream(g *guest) (leave func(), err error) {
+	shares := []*share{&d.clients}
+	if g != nil {
+		shares = g.shares
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !fits(shares, d.limits.Streams, func(of *share) int { return of.streams }) {
+		return nil, problem{http.StatusServiceUnavailable, errors.New("too many clients follow this node already")}
+	}
+	for _, of := range shares {
+		of.streams++
+	}
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		for _, of := range shares {
+			of.streams--
+		}
+	}, nil
+}
+
+// asks says that a request has come; false: too many have. A node is not bounded, as
+// each bounds those whom it asks for.
+func (g *guest) asks() bool {
+	if g.role == RoleNode {
+		return true
+	}
+	now, rate := time.Now(), g.door.limits.Requests
+	g.door.mu.Lock()
+	defer g.door.mu.Unlock()
+	if !g.asked.take(now, rate, 2*rate) {
+		return false
+	}
+	if g.role != RoleReadOnly {
+		return true
+	}
+	all, one := g.shares[1], g.shares[2]
+	return one.asked.take(now, 2*rate, 4*rate) && all.asked.take(now, 4*rate, 8*rate)
+}
+
+// owes counts n more requests, which the last one makes of other nodes.
+func (g *guest) owes(n int) {
+	if g == nil || g.role != RoleReadOnly {
+		return
+	}
+	g.door.mu.Lock()
+	defer g.door.mu.Unlock()
+	for _, of := range g.shares[1:] {
+		of.asked.spent += float64(n)
+	}
+}
 
 func (g *guest) Close() error {
 	g.door.mu.Lock()

@@ -30,13 +30,18 @@ func TestFlood(t *testing.T) {
 		from    string
 		sources int
 		before  time.Duration // the operator has been here; 0: not yet
+		read    bool          // those that flood have read-only certificates, as far as that is remembered
 	}{
-		{"an operator's first", "192.0.2.7:5000", 40, 0},
-		{"an operator who has been here", "192.0.2.7:5000", 40, 50 * time.Minute},
-		{"an operator who has been here, and a flood of ten times as many", "192.0.2.7:5000", 400, 50 * time.Minute},
-		{"an operator who was here long ago", "192.0.2.7:5000", 400, 2 * time.Hour},
-		{"a node", "[fe80::2%eth0]:5000", 400, 0},
-		{"a node in the prefix of a flood", "[2001:db8::2]:5000", 400, 0},
+		{"an operator's first", "192.0.2.7:5000", 40, 0, false},
+		{"an operator's first among readers", "192.0.2.7:5000", 40, 0, true},
+		{"an operator's first among many readers", "192.0.2.7:5000", 400, 0, true},
+		{"an operator who has been here, and readers", "192.0.2.7:5000", 400, 50 * time.Minute, true},
+		{"a node, and readers", "[fe80::2%eth0]:5000", 400, 0, true},
+		{"an operator who has been here", "192.0.2.7:5000", 40, 50 * time.Minute, false},
+		{"an operator who has been here, and a flood of ten times as many", "192.0.2.7:5000", 400, 50 * time.Minute, false},
+		{"an operator who was here long ago", "192.0.2.7:5000", 400, 2 * time.Hour, false},
+		{"a node", "[fe80::2%eth0]:5000", 400, 0, false},
+		{"a node in the prefix of a flood", "[2001:db8::2]:5000", 400, 0, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -52,7 +57,7 @@ func TestFlood(t *testing.T) {
 					}
 					time.Sleep(30 * time.Millisecond) // of the handshake
 					defer g.Close()
-					return g.known() && !c.closed // by this goroutine, or with d.mu, which known takes
+					return g.known(RoleControl, nil) && !c.closed // by this goroutine, or with d.mu, which known takes
 				}
 				if tt.before > 0 {
 					if !operator() {
@@ -60,17 +65,26 @@ func TestFlood(t *testing.T) {
 					}
 					time.Sleep(tt.before)
 				}
+				address := func(source, port int) string {
+					switch source % 4 {
+					case 1:
+						return fmt.Sprintf("[2001:db8:0:%x::1]:%d", source, port)
+					case 3:
+						return fmt.Sprintf("[2001:db8::1:%x]:%d", source, port)
+					}
+					return fmt.Sprintf("198.51.%d.%d:%d", 100+source/250, source%250, port)
+				}
+				if tt.read {
+					for i := range tt.sources {
+						from, _ := d.sourceOf((&caller{from: address(i, 1)}).RemoteAddr(), time.Now())
+						d.sources[from] = &source{}
+						d.trust(d.sources[from], looks, time.Now())
+					}
+				}
 				refused, strangers, begin := 0, 0, time.Now()
 				for step := range 10 * 25 { // 10 s, 25 connections a second from each
 					for source := range tt.sources {
-						from := fmt.Sprintf("198.51.%d.%d:%d", 100+source/250, source%250, 1000+step)
-						if source%2 == 1 {
-							from = fmt.Sprintf("[2001:db8::1:%x]:%d", source, 1000+step)
-							if source%4 == 1 {
-								from = fmt.Sprintf("[2001:db8:0:%x::1]:%d", source, 1000+step)
-							}
-						}
-						if g, _ := come(from); g != nil {
+						if g, _ := come(address(source, 1000+step)); g != nil {
 							strangers++
 						}
 					}
@@ -89,7 +103,7 @@ func TestFlood(t *testing.T) {
 				count := func() (strangers, clients int) {
 					d.mu.Lock()
 					defer d.mu.Unlock()
-					return len(d.strangers), d.clients
+					return len(d.strangers), d.clients.connections
 				}
 				if n, _ := count(); n > d.limits.Strangers {
 					t.Errorf("%d strangers are there; want at most %d", n, d.limits.Strangers)
@@ -105,12 +119,12 @@ func TestFlood(t *testing.T) {
 }
 
 // TestTrusted: that of few sources it is remembered that they have shown a
-// certificate, and not for ever.
+// certificate, and not for ever; those with read-only ones take nothing from the others.
 func TestTrusted(t *testing.T) {
 	d := newDoor(Limits{}.orDefaults(), func() []Peer { return nil })
-	trusted := func(now time.Time) (n int) {
+	count := func(now time.Time) (n int) {
 		for _, s := range d.sources {
-			if s.trusted(now) {
+			if s.standing(now) == trusted {
 				n++
 			}
 		}
@@ -125,15 +139,23 @@ func TestTrusted(t *testing.T) {
 		}
 		d.sources[from] = &source{}
 		now = now.Add(time.Second)
-		d.trust(d.sources[from], now)
+		d.trust(d.sources[from], trusted, now)
 	}
-	if n := trusted(now); n != mostTrusted || d.sources[first].trusted(now) {
-		t.Errorf("%d sources are trusted, the first of them %v; want %d and not the first", n, d.sources[first].trusted(now), mostTrusted)
+	if n := count(now); n != mostTrusted || d.sources[first].standing(now) != strange {
+		t.Errorf("%d sources are trusted, the first of them %v; want %d and not the first", n, d.sources[first].standing(now), mostTrusted)
 	}
-	if d.forget(now); len(d.sources) != mostTrusted {
+	for i := range 2 * mostTrusted {
+		from := netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}), 32)
+		d.sources[from] = &source{}
+		d.trust(d.sources[from], looks, now)
+	}
+	if n := count(now); n != mostTrusted {
+		t.Errorf("%d sources are trusted after many with read-only certificates; want %d", n, mostTrusted)
+	}
+	if d.forget(now); len(d.sources) != 2*mostTrusted {
 		t.Errorf("%d sources are kept; want those that are trusted", len(d.sources))
 	}
-	if n := trusted(now.Add(trustFor)); n != 0 {
+	if n := count(now.Add(trustFor)); n != 0 {
 		t.Errorf("%d are trusted for ever", n)
 	}
 }

@@ -40,6 +40,7 @@ type engine struct {
 	socket  bool
 	bucket  int
 	found   []finding.Finding
+	after   uint64 // the line after which the log was looked at last
 }
 
 func (e *engine) Self() (string, string)  { return e.id, e.host }
@@ -125,11 +126,24 @@ func (e *engine) Owners() Owners {
 
 func (e *engine) Logs(_ context.Context, after uint64) ([]LogLine, string, uint64, <-chan struct{}, error) {
 	lines, lost, more := e.log.After(after)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.after = after
 	return lines, e.log.Run(), lost, more, nil
 }
 
-func (e *engine) Examine(burst int, who string) {
+func (e *engine) lookedAfter() uint64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.after
+}
+
+func (e *engine) Examine(burst int, who string) error {
+	if burst == doctor.MaxRate {
+		return doctor.ErrExamining
+	}
 	e.order(false, Order{Reason: fmt.Sprint("burst ", burst)}, who)
+	return nil
 }
 func (e *engine) Examination() Examination {
 	return Examination{Node: e.id, Checks: []doctor.Check{{Name: "flooding", Verdict: doctor.Good}}}
@@ -144,8 +158,19 @@ func (e *engine) Capture(ctx context.Context, q capture.Query, w io.Writer, flus
 	for i := 0; err == nil && i < q.Count; i++ {
 		err = out.Packet(id, capture.Frame{Time: time.Unix(int64(i), 0), Data: make([]byte, 60), Length: 60, Comment: "accept-new"})
 	}
-	return errors.Join(err, flush())
+	if q.Count == 0 { // until its end is asked for
+		err = errors.Join(err, flush())
+		<-ctx.Done()
+		return errors.Join(err, out.Statistics(id, time.Now(), 0, 0, capture.EndedEarly+context.Cause(ctx).Error()))
+	}
+	if q.Count == breaksAfter {
+		return errors.Join(errors.New("broken"), flush())
+	}
+	return errors.Join(err, out.Statistics(id, time.Now(), uint64(q.Count), 0, "complete"), flush())
 }
+
+// breaksAfter is the number of frames after which a capture fails.
+const breaksAfter = 13
 
 func (e *engine) Boot(context.Context) (Boot, error) {
 	if !e.boot {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"time"
 )
 
 // identity is a node's key and its certificates, one for each of the addresses
@@ -65,8 +66,15 @@ func (i *identity) server(self func() (id, host string)) *tls.Config {
 	}
 }
 
-// client is how the node asks another one.
-func (i *identity) client(id, host string) (*tls.Config, error) {
+// client is how the node asks another one, as a node or for those who may only look.
+func (i *identity) client(id, host string, as Role) (*tls.Config, error) {
+	if as == RoleReadOnly {
+		cert, err := i.authority.Issue(as, id, time.Time{})
+		if err != nil {
+			return nil, err
+		}
+		return i.authority.Client(cert), nil
+	}
 	cert, err := i.at(id, host, netip.Addr{})
 	if err != nil {
 		return nil, err

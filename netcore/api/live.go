@@ -107,11 +107,13 @@ type hearsay struct {
 	booted bool
 }
 
-// watch joins those who look. It begins with the first and ends with the last.
-func (s *Server) watch() (w *watch, leave func()) {
+// watch joins those who look. It begins with the first, who is charged for what is asked
+// then, and ends with the last.
+func (s *Server) watch(g *guest) (w *watch, leave func()) {
 	s.watchMu.Lock()
 	defer s.watchMu.Unlock()
 	if s.watching == nil {
+		g.owes(3 * len(s.backend.Peers()))
 		ctx, cancel := context.WithCancel(context.Background())
 		w := &watch{server: s, cancel: cancel, events: NewEvents(), more: make(chan struct{}), heard: map[string]*hearsay{}}
 		w.running.Go(func() { w.run(ctx) })
@@ -268,7 +270,7 @@ func (w *watch) told(h *hearsay, note func()) {
 // askPeer asks another node for its status, its events and its boot. Only the
 // goroutine that asks changes run and last.
 func (w *watch) askPeer(ctx context.Context, p Peer, h *hearsay) error {
-	c, err := w.server.peer(p)
+	c, err := w.server.peer(p, RoleNode)
 	if err != nil {
 		return err
 	}
@@ -379,12 +381,12 @@ func (w *watch) complete() (ok bool, more <-chan struct{}) {
 func (s *Server) live(w http.ResponseWriter, r *http.Request) (any, error) {
 	role, had := s.roleOf(r), seen{}
 	if !follows(r) {
-		free, err := s.stream()
+		free, err := s.door.stream(guestOf(r))
 		if err != nil {
 			return nil, err
 		}
 		defer free()
-		all, leave := s.watch()
+		all, leave := s.watch(guestOf(r))
 		defer leave()
 		// Many nodes that do not answer are not waited for one after the other.
 		enough := time.NewTimer(s.limits.Ask + time.Second)
@@ -400,7 +402,7 @@ func (s *Server) live(w http.ResponseWriter, r *http.Request) (any, error) {
 			case <-r.Context().Done():
 				return nil, r.Context().Err()
 			case <-s.ended:
-				return nil, problem{http.StatusServiceUnavailable, errors.New("this node's engine ends")}
+				return nil, problem{http.StatusServiceUnavailable, errEnds}
 			case <-enough.C:
 				over = true
 			case <-more:
@@ -412,7 +414,7 @@ func (s *Server) live(w http.ResponseWriter, r *http.Request) (any, error) {
 	defer func() { leave() }()
 	next := func(uint64) ([]Live, uint64, <-chan struct{}, error) {
 		if all == nil { // not before there is a place for one more who follows
-			all, leave = s.watch()
+			all, leave = s.watch(guestOf(r))
 		}
 		l, ok, more := all.since(&had, role)
 		if !ok {
@@ -420,5 +422,5 @@ func (s *Server) live(w http.ResponseWriter, r *http.Request) (any, error) {
 		}
 		return []Live{l}, 0, more, nil
 	}
-	return nil, follow(s, w, r, "look", 0, next, func(Live) (uint64, string) { return had.look, "live" })
+	return nil, follow(s, w, r, "look", 0, next, func(Live) bool { return true }, func(Live) (uint64, string) { return had.look, "live" })
 }

@@ -98,14 +98,14 @@ func FuzzParseOrder(f *testing.F) {
 }
 
 func FuzzReadEvents(f *testing.F) {
-	f.Add([]byte("id: a.1\nevent: lost\ndata: {}\n\n: \n\ndata:x\n"))
+	f.Add([]byte("id: a.1\nevent: lost\ndata: {}\n\n: \n\ndata:x\n: lost 7\n: lost -1\n"))
 	f.Fuzz(func(t *testing.T, stream []byte) {
 		if err := readEvents(bytes.NewReader(stream), func(data []byte) error {
 			if bytes.ContainsRune(data, '\n') {
 				t.Errorf("data of two lines: %q", data)
 			}
 			return nil
-		}); err == nil {
+		}, func(uint64) {}); err == nil {
 			t.Error("a stream without an end")
 		}
 	})

@@ -39,7 +39,7 @@ type Param struct {
 
 var (
 	sinceParam  = Param{Name: "since", About: "only what came after the event or line with this number, or from this time on (RFC 3339), or for so long (10m)"}
-	followParam = Param{Name: "follow", About: "1: go on with what comes, as server-sent events; the header Accept: text/event-stream says the same"}
+	followParam = Param{Name: "follow", About: "1: go on with what comes, as server-sent events; the header Accept: text/event-stream says the same. A comment (: lost 12) says that the node no longer has so many of those that would be next"}
 	burstParam  = Param{Name: "burst", About: "how many frames a second a burst to the clone MAC goes up to, to find storm control; 250 to 16000; left out or 0: none"}
 	nodeParam   = Param{Name: "node", About: "the node that is meant, by wire MAC, by the end of it (02:03) or by host name; left out: the one that is asked"}
 )
@@ -62,7 +62,7 @@ var Routes = []Route{
 	{Method: "GET", Path: "/v1/logs", Name: "logs", Summary: "The last lines that a node logged", Role: RoleReadOnly, Answer: Logs{}, Events: LogLine{}, Params: []Param{
 		sinceParam, followParam, {Name: "source", About: "only the lines of engine, of init, or of a service"},
 	}, OfNode: true},
-	{Method: "GET", Path: "/v1/capture", Name: "capture", Summary: "The cluster's frames as they pass a node's NIC, as pcapng, with the verdict on each as its comment", Role: RoleControl, Params: []Param{
+	{Method: "GET", Path: "/v1/capture", Name: "capture", Summary: "The cluster's frames as they pass a node's NIC, as pcapng, with the verdict on each as its comment. The comment of the statistics at the end begins with \"complete: \" or \"ended early: \"", Role: RoleControl, Params: []Param{
 		{Name: "client", About: "only this client's frames: an address, or one with a port"},
 		{Name: "port", About: "only those of this port of the VIP"},
 		{Name: "verdict", About: "only those with these verdicts: names with commas between them, or the first word of several, as drop or accept"},
@@ -73,7 +73,7 @@ var Routes = []Route{
 	}, Type: "application/x-pcapng", Streams: true, OfNode: true},
 	{Method: "GET", Path: "/v1/boot", Name: "boot", Summary: "How an appliance booted, and what it runs; 404 from an engine on an ordinary host", Role: RoleReadOnly, Answer: Boot{}, Also: []int{404}, OfNode: true},
 	{Method: "GET", Path: "/v1/doctor", Name: "examination", Summary: "Will the network cooperate? What a node knows of it, and how far the examination is that runs", Role: RoleReadOnly, Answer: Examination{}, OfNode: true},
-	{Method: "POST", Path: "/v1/doctor", Name: "examine", Summary: "Have a node examine the network now, and all others with it; it takes some seconds. One that runs goes on", Role: RoleControl, Answer: Examination{}, Params: []Param{burstParam}, OfNode: true},
+	{Method: "POST", Path: "/v1/doctor", Name: "examine", Summary: "Have a node examine the network now, and all others with it; it takes some seconds. One that runs goes on; a burst cannot be added to it (409)", Role: RoleControl, Answer: Examination{}, Params: []Param{burstParam}, OfNode: true},
 	{Method: "GET", Path: "/metrics", Name: "metrics", Summary: "What Prometheus asks for, in its text format or another that the header Accept names", Role: RoleReadOnly, Type: "text/plain", OfNode: true},
 	{Method: "POST", Path: "/v1/drain", Name: "drain", Summary: "Give a node's share to the others; its connections go on. It stays so until it is resumed, but over a restart of the machine", Role: RoleControl, Body: Order{}, Answer: Status{}, OfNode: true},
 	{Method: "POST", Path: "/v1/resume", Name: "resume", Summary: "Have a drained node take its share again", Role: RoleControl, Body: Order{}, Answer: Status{}, OfNode: true},

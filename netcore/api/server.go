@@ -21,6 +21,7 @@ import (
 
 	"clonecluster/netcore/capture"
 	"clonecluster/netcore/dashboard"
+	"clonecluster/netcore/doctor"
 	"clonecluster/netcore/finding"
 )
 
@@ -52,8 +53,9 @@ type Backend interface {
 	// if that is not known.
 	Logs(ctx context.Context, after uint64) (lines []LogLine, run string, lost uint64, more <-chan struct{}, err error)
 	// Examine has the network examined, unless that is under way, with a burst up to
-	// so many frames a second; 0: none. Examination is how far it is.
-	Examine(burst int, who string)
+	// so many frames a second; 0: none. With a burst the error matches doctor.ErrExamining
+	// if it is under way. Examination is how far it is.
+	Examine(burst int, who string) error
 	Examination() Examination
 	// Capture writes the frames that pass the node's NIC until ctx ends or the query is
 	// satisfied.
@@ -78,17 +80,21 @@ type Peer struct {
 	Gone       string           // it is no longer there, and why
 }
 
-// Limits bound what clients can take of a node. The zero value means the defaults.
+// Limits bound what clients can take of a node. The zero value means the defaults. Of
+// the connections with a certificate and of the streams those with read-only
+// certificates have half, and those with one of these a quarter.
 type Limits struct {
 	Connections int // of clients with a certificate, 64
 	Strangers   int // connections of which that is not known yet, 32; one more ends the oldest
-	PerSource   int // connections of one address, or of one IPv6 /64, 16; half of that of strangers
-	Streams     int // that are followed, 16
+	PerSource   int // connections of one address, or of one IPv6 /64, 16; half of that of strangers, three quarters with read-only certificates
+	Streams     int // that are followed, 32
 	// NewPerSecond bounds new connections, as the handshake costs processor time:
 	// 100 of all strangers, and a fifth of that of one source. Sources that have shown a
-	// certificate within an hour, and the cluster's nodes, have the fifth for themselves.
+	// certificate for control within an hour, and the cluster's nodes, have the fifth for
+	// themselves; those that have shown a read-only one have half of the rate together.
 	NewPerSecond float64
-	// Requests bounds the requests of one client's connection in a second, 50.
+	// Requests bounds the requests of one client's connection in a second, 50; those with
+	// one read-only certificate have twice that, and all of these four times.
 	Requests float64
 	Show     time.Duration // for showing a certificate, with the first request, 3 s
 	Header   time.Duration // for the handshake and the request's header, 5 s
@@ -103,7 +109,7 @@ func (l Limits) orDefaults() Limits {
 	def(&l.Connections, 64)
 	def(&l.Strangers, 32)
 	def(&l.PerSource, 16)
-	def(&l.Streams, 16)
+	def(&l.Streams, 32)
 	def(&l.NewPerSecond, 100)
 	def(&l.Requests, 50)
 	def(&l.Show, 3*time.Second)
@@ -137,13 +143,12 @@ type Server struct {
 	identity *identity
 	door     *door
 	http     *http.Server
-	streams  chan struct{}
 	captures chan struct{}
 	ended    chan struct{} // closed when the streams have to end
 	endOnce  sync.Once
 
 	peersMu sync.Mutex
-	peers   map[string]*Client
+	peers   map[asked]*Client
 
 	clusterMu sync.Mutex
 	cluster   Cluster
@@ -161,8 +166,8 @@ func NewServer(a *Authority, b Backend, limits Limits, log *slog.Logger) (*Serve
 	}
 	limits = limits.orDefaults()
 	s := &Server{
-		backend: b, log: log, limits: limits, identity: id, door: newDoor(limits, b.Peers), streams: make(chan struct{}, limits.Streams), captures: make(chan struct{}, mostCaptures),
-		ended: make(chan struct{}), peers: map[string]*Client{},
+		backend: b, log: log, limits: limits, identity: id, door: newDoor(limits, b.Peers), captures: make(chan struct{}, mostCaptures),
+		ended: make(chan struct{}), peers: map[asked]*Client{},
 	}
 	s.http = &http.Server{
 		Handler:           s.handler(),
@@ -183,6 +188,12 @@ func NewServer(a *Authority, b Backend, limits Limits, log *slog.Logger) (*Serve
 }
 
 type guestKey struct{}
+
+// guestOf gives the connection of a request; nil: it has not come by the door.
+func guestOf(r *http.Request) *guest {
+	g, _ := r.Context().Value(guestKey{}).(*guest)
+	return g
+}
 
 // Serve answers on a listener until Close (nil) or until the listener fails. It may
 // run several times at once.
@@ -271,6 +282,9 @@ func (s *Server) handler() http.Handler {
 	})
 }
 
+// refuseAfter is how long a connection waits of which too many requests have come.
+const refuseAfter = 100 * time.Millisecond
+
 // coded remembers the code of an answer.
 type coded struct {
 	http.ResponseWriter
@@ -289,15 +303,20 @@ func (c *coded) Unwrap() http.ResponseWriter { return c.ResponseWriter }
 func (s *Server) admit(w http.ResponseWriter, r *http.Request, byPath map[string][]Route) (Route, error) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	g, _ := r.Context().Value(guestKey{}).(*guest)
 	role := s.roleOf(r)
 	if role == "" {
 		w.Header().Set("Connection", "close") // the place is for those who have one
-	} else if g != nil {
-		if !g.known() {
+	} else if g := guestOf(r); g != nil {
+		if !g.known(role, r.TLS.PeerCertificates[0]) {
+			w.Header().Set("Connection", "close")
 			return Route{}, problem{http.StatusServiceUnavailable, errors.New("too many clients are connected")}
 		}
-		if !g.asks(s.limits.Requests) {
+		if !g.asks() {
+			// To refuse costs something, too.
+			select {
+			case <-r.Context().Done():
+			case <-time.After(refuseAfter):
+			}
 			w.Header().Set("Retry-After", "1")
 			return Route{}, problem{http.StatusTooManyRequests, errors.New("too many requests")}
 		}
@@ -390,7 +409,12 @@ func (s *Server) examine(_ http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, problem{http.StatusBadRequest, err}
 	}
-	s.backend.Examine(burst, who(r))
+	switch err := s.backend.Examine(burst, who(r)); {
+	case errors.Is(err, doctor.ErrExamining):
+		return nil, problem{http.StatusConflict, err}
+	case err != nil:
+		return nil, err
+	}
 	return s.backend.Examination(), nil
 }
 
@@ -522,7 +546,7 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, route Route) (d
 	case s.roleOf(r) == RoleNode: // asked on behalf of somebody: once is enough
 		return false, problem{http.StatusNotFound, fmt.Errorf("this is node %s and not %s", id, peer.Node)}
 	}
-	c, err := s.peer(peer)
+	c, err := s.peer(peer, s.roleOf(r))
 	if err != nil {
 		return false, problem{http.StatusBadGateway, err}
 	}
@@ -543,20 +567,13 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, route Route) (d
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, s.limits.Ask)
 		defer cancel()
-	} else if leave, err := s.stream(); err != nil {
+	} else if leave, err := s.door.stream(guestOf(r)); err != nil {
 		return false, err
 	} else {
 		defer leave()
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithCancel(ctx)
+		var cancel func()
+		ctx, cancel = s.untilEnd(ctx)
 		defer cancel()
-		go func() {
-			select {
-			case <-s.ended:
-				cancel()
-			case <-ctx.Done():
-			}
-		}()
 	}
 	resp, err := c.raw(ctx, r.Method, route.Path, query, body, header)
 	if err != nil {
@@ -565,51 +582,102 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, route Route) (d
 	defer resp.Body.Close()
 	w.Header().Set("Content-Type", resp.Header.Get("Content-Type"))
 	w.WriteHeader(resp.StatusCode)
-	pass(w, resp.Body, s.limits.Answer)
+	if pass(w, resp.Body, s.limits.Answer) != nil {
+		breakOff()
+	}
 	return true, nil
 }
 
-// pass hands on what comes as it comes.
-func pass(w http.ResponseWriter, r io.Reader, patience time.Duration) {
+// pass hands on what comes as it comes, until its end.
+func pass(w http.ResponseWriter, r io.Reader, patience time.Duration) error {
 	control := http.NewResponseController(w)
 	buf := make([]byte, 16<<10)
 	for {
 		n, err := r.Read(buf)
 		_ = control.SetWriteDeadline(time.Now().Add(patience))
-		if _, werr := w.Write(buf[:n]); werr != nil || control.Flush() != nil || err != nil {
-			return
+		if _, werr := w.Write(buf[:n]); werr != nil {
+			return werr
+		}
+		switch ferr := control.Flush(); {
+		case errors.Is(err, io.EOF):
+			return ferr
+		case err != nil:
+			return err
+		case ferr != nil:
+			return ferr
 		}
 	}
 }
 
-// peer gives the client for a node, with a connection that stays for a while.
-func (s *Server) peer(p Peer) (*Client, error) {
+// asked is a node and the role for which it is asked.
+type asked struct {
+	node string
+	role Role
+}
+
+// peer gives the client for a node, with a connection that stays for a while. For those
+// who may only look nodes are asked as by one who may only look, apart from what
+// they ask for others and of themselves, and with few new connections.
+func (s *Server) peer(p Peer, behalf Role) (*Client, error) {
 	if p.Gone != "" {
 		return nil, errors.New(p.Gone)
 	}
 	if len(p.Addresses) == 0 {
 		return nil, fmt.Errorf("node %s has not said where it is reached", p.Node)
 	}
+	who := asked{p.Node, RoleNode}
+	if behalf == RoleReadOnly {
+		who.role = behalf
+	}
 	s.peersMu.Lock()
 	defer s.peersMu.Unlock()
-	c := s.peers[p.Node]
+	c := s.peers[who]
 	if c == nil {
 		id, host := s.backend.Self()
-		conf, err := s.identity.client(id, host)
+		conf, err := s.identity.client(id, host, who.role)
 		if err != nil {
 			return nil, err
 		}
-		if len(s.peers) >= 512 { // of many ids over the years
+		if len(s.peers) >= 1024 { // of many ids over the years
 			for _, old := range s.peers {
 				old.Close()
 			}
 			clear(s.peers)
 		}
 		c = NewClient(ofNode(conf, p.Node))
-		s.peers[p.Node] = c
+		if who.role == RoleReadOnly {
+			c.Dial = sparingly(s.limits.NewPerSecond / 10)
+		}
+		s.peers[who] = c
 	}
 	c.SetAddresses(p.Addresses...)
 	return c, nil
+}
+
+// sparingly dials each address so many times a second at most, of what its door lets in
+// of this node.
+func sparingly(rate float64) func(ctx context.Context, network, address string) (net.Conn, error) {
+	var mu sync.Mutex
+	dials := map[string]*bucket{}
+	take := func(address string) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		b := dials[address]
+		if b == nil {
+			if len(dials) >= 64 { // it had many over the years
+				clear(dials)
+			}
+			b = &bucket{}
+			dials[address] = b
+		}
+		return b.take(time.Now(), rate, rate)
+	}
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		if !take(address) {
+			return nil, errors.New("too many new connections for read-only clients")
+		}
+		return (&net.Dialer{}).DialContext(ctx, network, address)
+	}
 }
 
 // clusterFor is how long one answer of all nodes serves all who ask.
@@ -647,7 +715,8 @@ func (s *Server) ofAll(ctx context.Context) Cluster {
 	c.Nodes = []NodeReport{{Node: id, Name: host, Addresses: own.Addresses, Status: &own}}
 	peers := s.backend.Peers()
 	reports := make([]NodeReport, len(peers))
-	s.askAll(ctx, peers, func(ctx context.Context, i int, client *Client, err error) {
+	// It is for all who wait here, and not only for who came first.
+	s.askAll(context.WithoutCancel(ctx), peers, RoleNode, func(ctx context.Context, i int, client *Client, err error) {
 		p := peers[i]
 		report := NodeReport{Node: p.Node, Name: p.Name, Gone: p.Gone != ""}
 		for _, a := range p.Addresses {
@@ -666,18 +735,16 @@ func (s *Server) ofAll(ctx context.Context) Cluster {
 	})
 	c.Nodes = append(c.Nodes, reports...)
 	slices.SortFunc(c.Nodes, func(a, b NodeReport) int { return strings.Compare(a.Node, b.Node) })
-	if ctx.Err() == nil {
-		s.cluster, s.clusterAt = c, time.Now()
-	}
+	s.cluster, s.clusterAt = c, time.Now()
 	return c
 }
 
 // askedAtOnce is how many nodes are asked at a time.
 const askedAtOnce = 32
 
-// askAll asks nodes at the same time and returns when all have answered or their
-// time is over.
-func (s *Server) askAll(ctx context.Context, peers []Peer, ask func(ctx context.Context, i int, c *Client, err error)) {
+// askAll asks nodes at the same time for somebody of that role, and returns when all
+// have answered or their time is over.
+func (s *Server) askAll(ctx context.Context, peers []Peer, behalf Role, ask func(ctx context.Context, i int, c *Client, err error)) {
 	ctx, cancel := context.WithTimeout(ctx, s.limits.Ask)
 	defer cancel()
 	places := make(chan struct{}, askedAtOnce)
@@ -686,7 +753,7 @@ func (s *Server) askAll(ctx context.Context, peers []Peer, ask func(ctx context.
 		places <- struct{}{}
 		g.Go(func() {
 			defer func() { <-places }()
-			c, err := s.peer(p)
+			c, err := s.peer(p, behalf)
 			ask(ctx, i, c, err)
 		})
 	}
@@ -710,7 +777,8 @@ func (s *Server) which(_ http.ResponseWriter, r *http.Request) (any, error) {
 		said := make([]WhichNode, len(peers))
 		query := f.Values()
 		query.Set("alone", "1")
-		s.askAll(r.Context(), peers, func(ctx context.Context, i int, c *Client, err error) {
+		guestOf(r).owes(len(peers))
+		s.askAll(r.Context(), peers, s.roleOf(r), func(ctx context.Context, i int, c *Client, err error) {
 			said[i] = WhichNode{Node: peers[i].Node, Name: peers[i].Name}
 			var theirs Which
 			if err == nil {

@@ -36,6 +36,9 @@ type Status struct {
 	Balance string   `json:"balance"` // in force: even or load
 	// PolicyVersion is that of GET /v1/policy; 0: all is as configured.
 	PolicyVersion uint64 `json:"policy_version"`
+	// PolicyAuthor is the node that took the last change: two that did not know of each
+	// other's have the same version, until one of them holds on all nodes.
+	PolicyAuthor string `json:"policy_author,omitempty"`
 
 	// Unwell are the services that fail their checks, with the reason.
 	Unwell []string `json:"unwell"`

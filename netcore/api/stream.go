@@ -18,16 +18,6 @@ func follows(r *http.Request) bool {
 	return f != "" && f != "0" || strings.Contains(r.Header.Get("Accept"), "text/event-stream")
 }
 
-// stream takes one of the places for those who follow.
-func (s *Server) stream() (leave func(), err error) {
-	select {
-	case s.streams <- struct{}{}:
-		return func() { <-s.streams }, nil
-	default:
-		return nil, problem{http.StatusServiceUnavailable, errors.New("too many clients follow this node already")}
-	}
-}
-
 // since reads from where on something is wanted. A browser that has lost its
 // connection says the last id that it had, which counts if it is of this run.
 func since(r *http.Request, run string) (Since, error) {
@@ -50,14 +40,16 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, err
 	}
 	id, _ := s.backend.Self()
-	next := func(after uint64) ([]Event, uint64, <-chan struct{}, error) {
-		some, lost, more := record.After(after)
-		return keep(some, func(e Event) bool { return e.Time.After(from.Time) }), lost, more, nil
-	}
+	want := func(e Event) bool { return e.Time.After(from.Time) }
 	if follows(r) {
-		return nil, follow(s, w, r, record.Run(), from.ID, next, func(e Event) (uint64, string) { return e.ID, e.Kind })
+		next := func(after uint64) ([]Event, uint64, <-chan struct{}, error) {
+			some, lost, more := record.After(after)
+			return some, lost, more, nil
+		}
+		return nil, follow(s, w, r, record.Run(), from.ID, next, want, func(e Event) (uint64, string) { return e.ID, e.Kind })
 	}
-	some, lost, _, _ := next(from.ID)
+	some, lost, _ := record.After(from.ID)
+	some = keep(some, want)
 	if !from.Time.IsZero() || from.ID == 0 { // the beginning is not wanted, or whatever there is
 		lost = 0
 	}
@@ -78,10 +70,11 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request) (any, error) {
 	id, _ := s.backend.Self()
 	next := func(after uint64) ([]LogLine, uint64, <-chan struct{}, error) {
 		some, _, lost, more, err := s.backend.Logs(ctx, after)
-		return keep(some, func(l LogLine) bool { return l.Time.After(from.Time) && (source == "" || l.Source == source) }), lost, more, err
+		return some, lost, more, err
 	}
+	want := func(l LogLine) bool { return l.Time.After(from.Time) && (source == "" || l.Source == source) }
 	if follows(r) {
-		return nil, follow(s, w, r, run, from.ID, next, func(l LogLine) (uint64, string) { return l.ID, "line" })
+		return nil, follow(s, w, r, run, from.ID, next, want, func(l LogLine) (uint64, string) { return l.ID, "line" })
 	}
 	some, lost, _, err := next(from.ID)
 	if err != nil {
@@ -90,7 +83,7 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request) (any, error) {
 	if !from.Time.IsZero() || from.ID == 0 {
 		lost = 0
 	}
-	return Logs{Node: id, Run: run, Lines: some, Lost: lost}, nil
+	return Logs{Node: id, Run: run, Lines: keep(some, want), Lost: lost}, nil
 }
 
 func keep[T any](some []T, want func(T) bool) []T {
@@ -108,12 +101,16 @@ const (
 	keepAlive    = 10 * time.Second
 )
 
-// follow sends what there is and what comes as server-sent events (HTML standard,
-// 9.2), until the client or the server ends.
+// lostComment begins the comment that says how many of those that come next are lost.
+const lostComment = ": lost "
+
+// follow sends what there is and what comes, if it is wanted, as server-sent events (HTML
+// standard, 9.2), until the client or the server ends. What there was before that, and is
+// lost, counts only for who names the last that was had.
 func follow[T any](s *Server, w http.ResponseWriter, r *http.Request, run string, after uint64,
-	next func(after uint64) ([]T, uint64, <-chan struct{}, error), label func(T) (id uint64, kind string),
+	next func(after uint64) ([]T, uint64, <-chan struct{}, error), want func(T) bool, label func(T) (id uint64, kind string),
 ) error {
-	leave, err := s.stream()
+	leave, err := s.door.stream(guestOf(r))
 	if err != nil {
 		return err
 	}
@@ -126,14 +123,22 @@ func follow[T any](s *Server, w http.ResponseWriter, r *http.Request, run string
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.WriteHeader(http.StatusOK)
 	said := time.Now()
-	for {
-		some, _, more, err := next(after)
+	for begun := after > 0; ; begun = true {
+		some, lost, more, err := next(after)
 		_ = control.SetWriteDeadline(time.Now().Add(s.limits.Answer))
 		if err != nil {
 			return nil // the client asks again, and is told then
 		}
+		if lost > 0 && begun {
+			if _, err := fmt.Fprintf(w, "%s%d\n\n", lostComment, lost); err != nil {
+				return nil
+			}
+		}
 		for _, t := range some {
 			id, kind := label(t)
+			if after = max(after, id); !want(t) {
+				continue
+			}
 			data, err := json.Marshal(t)
 			if err != nil {
 				return nil
@@ -141,7 +146,7 @@ func follow[T any](s *Server, w http.ResponseWriter, r *http.Request, run string
 			if _, err := fmt.Fprintf(w, "id: %s.%d\nevent: %s\ndata: %s\n\n", run, id, kind, data); err != nil {
 				return nil
 			}
-			after, said = max(after, id), time.Now()
+			said = time.Now()
 		}
 		if time.Since(said) >= keepAlive {
 			if _, err := fmt.Fprint(w, ": \n\n"); err != nil {
@@ -171,6 +176,25 @@ func follow[T any](s *Server, w http.ResponseWriter, r *http.Request, run string
 	}
 }
 
+// errEnds is why what goes on comes to its end with the engine.
+var errEnds = errors.New("this node's engine ends")
+
+// untilEnd gives a context that ends with the engine, too.
+func (s *Server) untilEnd(ctx context.Context) (_ context.Context, cancel func()) {
+	ctx, end := context.WithCancelCause(ctx)
+	go func() {
+		select {
+		case <-s.ended:
+			end(errEnds)
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { end(nil) }
+}
+
+// breakOff ends an answer that has begun and is not whole so that the client sees that.
+func breakOff() { panic(http.ErrAbortHandler) }
+
 func (s *Server) isEnded() bool {
 	select {
 	case <-s.ended:
@@ -195,20 +219,13 @@ func (s *Server) capture(w http.ResponseWriter, r *http.Request) (any, error) {
 	default:
 		return nil, problem{http.StatusServiceUnavailable, errors.New("too many captures run on this node already")}
 	}
-	leave, err := s.stream()
+	leave, err := s.door.stream(guestOf(r))
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
-	ctx, cancel := context.WithCancel(r.Context())
+	ctx, cancel := s.untilEnd(r.Context())
 	defer cancel()
-	go func() {
-		select {
-		case <-s.ended:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
 	control := http.NewResponseController(w)
 	if err := control.SetReadDeadline(time.Time{}); err != nil {
 		return nil, fmt.Errorf("capturing: %w", err)
@@ -216,8 +233,10 @@ func (s *Server) capture(w http.ResponseWriter, r *http.Request) (any, error) {
 	out := &captureAnswer{w: w, control: control, patience: s.limits.Answer}
 	if err := s.backend.Capture(ctx, q, out, control.Flush); err != nil && !out.begun {
 		return nil, err
+	} else if err != nil {
+		breakOff()
 	}
-	return nil, nil // one that ends early lacks the statistics at its end
+	return nil, nil
 }
 
 // captureAnswer is an answer that begins with the first that is written.

@@ -278,6 +278,24 @@ func ifindexOf(l link.Link) (int, error) {
 	return 0, nil
 }
 
+// end takes an attachment away, which this process or a former one made: at once, and not
+// some time after the last who holds it has let go, as the kernel does it by itself.
+func (f *Filter) end(name string) (err error) {
+	l := f.links[name]
+	if l == nil && f.pins != "" {
+		if l, err = link.LoadPinnedLink(filepath.Join(f.pins, name), nil); errors.Is(err, os.ErrNotExist) {
+			return nil
+		} else if err != nil {
+			return errors.Join(f.unpin(name), err)
+		}
+	}
+	if l != nil {
+		err = errors.Join(l.Detach(), l.Close())
+		delete(f.links, name)
+	}
+	return errors.Join(f.unpin(name), err)
+}
+
 // unpin ends a pinned link, if there is one.
 func (f *Filter) unpin(name string) error {
 	if f.pins == "" {

@@ -94,12 +94,3 @@ func (f *Filter) Undirect() (err error) {
 	}
 	return errors.Join(f.end(directedIn), f.end(directedOut), err)
 }
-
-// end takes an attachment away, which this process or a former one made.
-func (f *Filter) end(name string) (err error) {
-	if l := f.links[name]; l != nil {
-		err = l.Close()
-		delete(f.links, name)
-	}
-	return errors.Join(f.unpin(name), err)
-}

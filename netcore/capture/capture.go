@@ -46,6 +46,25 @@ type Frame struct {
 // never becomes a packet that the kernel could copy, as with XDP.
 const WithoutDropped = "what XDP drops is not seen"
 
+// EndedEarly is what the comment of the statistics begins with, at the end of a capture
+// that is not whole; what comes then is the reason. One without statistics is not whole,
+// either.
+const EndedEarly = "ended early: "
+
+// ended says why a capture has come to its end, for that comment: it has failed, or
+// whoever wanted it does so no longer, with ctx, or it is whole.
+func ended(ctx context.Context, q Query, written int, failed error) string {
+	switch {
+	case failed != nil:
+		return EndedEarly + failed.Error()
+	case q.Count > 0 && written == q.Count:
+		return fmt.Sprintf("complete: the number of frames that was asked for, %d", q.Count)
+	case ctx.Err() != nil:
+		return EndedEarly + context.Cause(ctx).Error()
+	}
+	return fmt.Sprintf("complete: the time that was asked for, %v", q.Duration)
+}
+
 // Config is where frames are taken.
 type Config struct {
 	Interface *net.Interface
@@ -73,9 +92,11 @@ const (
 	batch = 100 * time.Millisecond
 )
 
-// Run writes a capture to w until ctx ends, the query is satisfied (nil), or w fails.
+// Run writes a capture to w until ctx ends, whose cause it says then, the query is
+// satisfied (nil), or w fails.
 // Flush, if not nil, is called when what was written shall go out.
 func Run(ctx context.Context, cfg Config, q Query, w io.Writer, flush func() error) error {
+	whole := ctx
 	ctx, cancel := context.WithTimeout(ctx, q.Duration)
 	defer cancel()
 	conn, err := open(cfg.Interface)
@@ -134,7 +155,7 @@ func Run(ctx context.Context, cfg Config, q Query, w io.Writer, flush func() err
 	if stats, err := conn.Stats(); err == nil {
 		t.ring.lost += uint64(stats.Drops)
 	}
-	if err := out.Statistics(0, time.Now(), t.seen, t.ring.lost); err != nil {
+	if err := out.Statistics(0, time.Now(), t.seen, t.ring.lost, ended(whole, q, written, t.err)); err != nil {
 		return err
 	}
 	if flush != nil {

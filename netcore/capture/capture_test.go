@@ -2,6 +2,8 @@ package capture
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"net/url"
 	"reflect"
 	"testing"
@@ -34,12 +36,12 @@ func TestWriter(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := w.Statistics(1, at, 7, 3); err != nil {
+	if err := w.Statistics(1, at, 7, 3, "complete: enough"); err != nil {
 		t.Fatal(err)
 	}
 	var dropped uint64
 	r, err := pcapgo.NewNgReader(&b, pcapgo.NgReaderOptions{StatisticsCallback: func(id int, s pcapgo.NgInterfaceStatistics) {
-		if id == 1 && s.PacketsReceived == 7 {
+		if id == 1 && s.PacketsReceived == 7 && s.Comment == "complete: enough" {
 			dropped = s.PacketsDropped
 		}
 	}})
@@ -66,6 +68,29 @@ func TestWriter(t *testing.T) {
 	}
 	if ifi, err := r.Interface(1); err != nil || ifi.Name != "web-2" || ifi.Description != "about web-2" || ifi.SnapLength != 96 {
 		t.Errorf("the second interface is %+v, %v", ifi, err)
+	}
+}
+
+// TestEnded: the end says whether it is the one that was asked for.
+func TestEnded(t *testing.T) {
+	gone, cancel := context.WithCancelCause(t.Context())
+	cancel(errors.New("the engine ends"))
+	q := Query{Count: 5, Duration: time.Minute}
+	for _, tt := range []struct {
+		ctx     context.Context
+		written int
+		failed  error
+		want    string
+	}{
+		{t.Context(), 4, nil, "complete: the time that was asked for, 1m0s"},
+		{t.Context(), 5, nil, "complete: the number of frames that was asked for, 5"},
+		{gone, 5, nil, "complete: the number of frames that was asked for, 5"},
+		{gone, 4, nil, "ended early: the engine ends"},
+		{t.Context(), 4, errors.New("no such device"), "ended early: no such device"},
+	} {
+		if got := ended(tt.ctx, q, tt.written, tt.failed); got != tt.want {
+			t.Errorf("after %d frames, %v, %v: %q; want %q", tt.written, tt.ctx.Err(), tt.failed, got, tt.want)
+		}
 	}
 }
 

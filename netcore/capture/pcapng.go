@@ -17,7 +17,7 @@ const (
 	linkEthernet = 1
 
 	optEnd         = 0
-	optComment     = 1
+	optComment     = 1 // of any block
 	optFlags       = 2 // of a packet
 	optName        = 2 // of an interface
 	optDescription = 3
@@ -81,12 +81,13 @@ func (p *Writer) Packet(id int, f Frame) error {
 	return p.end()
 }
 
-// Statistics says at the end how many frames of an interface came, and how many of
-// them there was no room for.
-func (p *Writer) Statistics(id int, at time.Time, received, dropped uint64) error {
+// Statistics says at the end how many frames of an interface came, how many of them
+// there was no room for, and why it is the end.
+func (p *Writer) Statistics(id int, at time.Time, received, dropped uint64, why string) error {
 	p.begin(blockStatistics)
 	p.u32(uint32(id))
 	p.time(at)
+	p.option(optComment, []byte(why))
 	p.option(optReceived, binary.LittleEndian.AppendUint64(nil, received))
 	p.option(optDropped, binary.LittleEndian.AppendUint64(nil, dropped))
 	return p.end()

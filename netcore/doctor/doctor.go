@@ -20,7 +20,7 @@ import (
 // Config is what a Machine goes by.
 type Config struct {
 	CloneMAC [6]byte
-	MTU      int           // of the NIC, in bytes
+	MTU      int           // of the NIC, in bytes, as long as nobody says otherwise
 	Interval time.Duration // between two rounds of probes
 	// Quick is the time between two rounds when something is to be found out now.
 	Quick time.Duration
@@ -44,7 +44,10 @@ const (
 	patience = 5 * time.Second
 	// grace is how long a stranger who speaks for the VIP may take to prove that it
 	// is a node.
-	grace    = 10 * time.Second
+	grace = 10 * time.Second
+	// holdBack is how long a conflict that was only counted waits for word that the
+	// cluster is in directed mode, in which the director's own packets count as such.
+	holdBack = 5 * time.Second
 	mostKept = 64 // of what anybody on the segment can make this node remember
 )
 
@@ -66,6 +69,8 @@ type Actions struct {
 	// Announce: say on the segment that the VIP is here, as after a failover.
 	Announce bool
 	Frames   []Frame
+	// Ask: have everybody who has the VIP say so.
+	Ask bool
 	// Burst, if any, is sent beside the steps; its end is told by BurstSent.
 	Burst []Stage
 	Next  int64 // when to step again, if nothing happens before
@@ -177,6 +182,7 @@ type Machine struct {
 	leakWhat  string
 	strangers map[stranger]int64
 	claims    map[claim]*claimed
+	conflicts conflicts
 	servers   map[string]int64
 	returned  int64 // a frame of this node's came back
 	twin      int64
@@ -193,9 +199,10 @@ type Machine struct {
 	exam  exam
 	storm *storm
 
-	directed, able bool  // of this node
-	healed         int64 // when something last came again that had been lost
-	badAt, goodAt  int64 // since when the clone MAC does not, or does, reach all
+	directed, able bool              // of this node
+	director       membership.NodeID // if it is directed
+	healed         int64             // when something last came again that had been lost
+	badAt, goodAt  int64             // since when the clone MAC does not, or does, reach all
 }
 
 // New makes the doctor of a node.
@@ -238,9 +245,17 @@ func (m *Machine) Self(p membership.Peer, now int64) {
 	m.begin(p, now)
 }
 
+// MTU says what the NIC has from the next round on, in bytes; 0: nothing is known.
+func (m *Machine) MTU(mtu int) {
+	if mtu > 0 {
+		m.cfg.MTU = mtu
+	}
+}
+
 // Members says whom the membership protocol knows: true who hears this node as well.
 func (m *Machine) Members(live map[membership.NodeID]bool, now int64) {
 	m.known = live
+	m.acquit()
 	for id, both := range live {
 		switch _, since := m.oneWay[id]; {
 		case both:
@@ -316,6 +331,7 @@ func (m *Machine) node(p *membership.Probe, now int64) *node {
 	}
 	n = &node{Peer: p.Peer, tag: p.Tag(), since: m.round, links: map[membership.Tag]*link{}}
 	m.nodes[p.ID] = n
+	m.acquit()
 	return n
 }
 
@@ -397,10 +413,12 @@ func (m *Machine) Tick(now int64) (a Actions) {
 	}
 	m.doubt(now)
 	m.watchPlace(now)
+	m.conflicts.settle(m.directing(), now)
 	m.experiment(now, &a)
 	m.examine(now, &a)
 	if now >= m.next {
 		a.Frames = append(a.Frames, m.probes()...)
+		a.Ask = m.mayAsk(now) && (m.asking || m.lowest() || len(m.claims) > 0 || m.conflicts.count > 0)
 		m.last, m.next = now, now+int64(m.cfg.Interval)
 		if m.hurry > 0 {
 			m.hurry--
@@ -410,6 +428,9 @@ func (m *Machine) Tick(now int64) (a Actions) {
 		} else {
 			m.asking = false
 		}
+	}
+	if m.conflicts.fresh {
+		m.conflicts.fresh, a.Ask = false, a.Ask || m.mayAsk(now)
 	}
 	a.Next = min(m.next, now+int64(m.cfg.Quick)/2)
 	if m.quiet(now) {
@@ -443,6 +464,9 @@ func (m *Machine) forget(now int64) {
 			}
 		}
 	}
+	if len(m.nodes) == 0 { // and nobody is left to tell where frames go
+		m.place, m.before, m.snooping = place{}, place{}, false
+	}
 	old := now - int64(remember)
 	for s, at := range m.strangers {
 		if at < old {
@@ -461,6 +485,9 @@ func (m *Machine) forget(now int64) {
 	}
 	if m.leakAt < old {
 		m.leaks = 0
+	}
+	if m.conflicts.at < old {
+		m.conflicts.count = 0
 	}
 	if m.renamed < old {
 		m.renames = 0
@@ -543,6 +570,16 @@ func (m *Machine) ordered() []*node {
 	}
 	slices.SortFunc(all, func(a, b *node) int { return a.ID.Compare(b.ID) })
 	return all
+}
+
+// lowest tells whether this node has the lowest id of those that are heard.
+func (m *Machine) lowest() bool {
+	for id := range m.nodes {
+		if id.Compare(m.self.ID) < 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // someNodes are those whose turn it is.

@@ -125,14 +125,25 @@ func (c *Check) bad(f finding.Finding, what string, args ...any) {
 func (m *Machine) Checks(now int64) []Check {
 	all := []Check{
 		m.checkFlooding(), m.checkStorm(), m.checkLeak(), m.checkWire(now), m.checkGroup(), m.checkBothWays(now), m.checkMTU(),
-		m.checkDuplicates(now), m.checkClusters(), m.checkVIP(now), m.checkDHCP(),
+		m.checkDuplicates(now), m.checkClusters(), m.checkVIP(now), m.checkDHCP(), m.checkMode(),
 	}
 	for i := range all {
 		if all[i].Verdict == "" {
 			all[i].Verdict = Good
 		}
+		for j := range all[i].Findings {
+			if f := &all[i].Findings[j]; m.directed && ServedAround(f.Code) {
+				f.Level = min(f.Level, finding.Warning)
+			}
+		}
 	}
 	return all
+}
+
+// ServedAround tells of the code of a finding whether directed mode makes up for it: where
+// frames to the clone MAC go is then of no consequence, as clients send none.
+func ServedAround(code string) bool {
+	return slices.ContainsFunc([]finding.Finding{noFlooding, cloneMACLearned, arpSnooping, cloneMACLeak}, func(f finding.Finding) bool { return f.Code == code })
 }
 
 // Findings are what is wrong, one for each code.
@@ -200,6 +211,10 @@ func (m *Machine) checkFlooding() Check {
 
 func (m *Machine) checkStorm() Check {
 	c := Check{Name: "storm control", What: "not tried: it takes a burst, which is sent when it is asked for"}
+	if m.exam.unsent != "" {
+		c.Verdict, c.What = Unknown, "the burst that was asked for was not sent: "+m.exam.unsent
+		return c
+	}
 	if m.storm == nil {
 		return c
 	}
@@ -403,12 +418,10 @@ func (m *Machine) checkVIP(now int64) Check {
 	clone := membership.NodeID(m.cfg.CloneMAC)
 	var who, strangers []string
 	for k, d := range m.claims {
-		_, member := m.known[k.from]
-		_, probing := m.nodes[k.from]
 		switch {
-		case k.mac != clone && !(member || probing):
+		case k.mac != clone:
 			who = append(who, fmt.Sprintf("%s says that %v is at %s", macText(k.from), k.vip, macText(k.mac)))
-		case k.mac == clone && !member && !probing && now-d.first >= int64(grace) && d.last > d.first:
+		case now-d.first >= int64(grace) && d.last > d.first:
 			strangers = append(strangers, macText(k.from))
 		}
 	}
@@ -416,6 +429,8 @@ func (m *Machine) checkVIP(now int64) Check {
 	slices.Sort(strangers)
 	if len(who) > 0 {
 		c.bad(vipConflict, "another host has the VIP: %s", strings.Join(who, ", "))
+	} else if n := m.conflicts.count; n > 0 {
+		c.bad(vipConflict, "another machine announces the VIP, or has the clone MAC (%s within ten minutes), and does not answer who asks for the VIP", plural(n, "packet"))
 	}
 	if len(strangers) > 0 {
 		c.bad(secondCluster, "%s, which is no node of this cluster, announces the VIP with this cluster's clone MAC", strings.Join(strangers, ", "))
@@ -432,6 +447,14 @@ func (m *Machine) checkDHCP() Check {
 		c.What = "one DHCP server is heard: " + servers[0]
 	default:
 		c.bad(dhcpServers, "%d DHCP servers answer on this segment: %s; nodes may get other addresses at their next start", len(servers), strings.Join(servers, ", "))
+	}
+	return c
+}
+
+func (m *Machine) checkMode() Check {
+	c := Check{Name: "mode", What: "flooded: every node is to get all frames for the VIP"}
+	if m.directed {
+		c.What = fmt.Sprintf("directed: %s takes all frames for the VIP and sends them on to their owners", macText(m.director))
 	}
 	return c
 }

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"errors"
 	"slices"
 	"time"
 
@@ -149,9 +150,11 @@ func (m *Machine) watchPlace(now int64) {
 	}
 }
 
-// Direct says whether this node takes the cluster to be in directed mode, and whether
-// it is able to be. The others are told at once.
-func (m *Machine) Direct(directed, able bool, now int64) {
+// Direct says whom this node takes to direct, the zero value if the cluster is not in
+// directed mode, and whether the node is able to be in it. The others are told at once.
+func (m *Machine) Direct(by membership.NodeID, able bool, now int64) {
+	directed := by != membership.NodeID{}
+	m.director = by
 	if directed != m.directed || able != m.able {
 		m.directed, m.able = directed, able
 		m.rush(1, now)
@@ -164,6 +167,8 @@ type exam struct {
 	begun int64
 	until int64
 	rate  int // the highest of the burst; 0: none
+	// unsent is why a burst that was asked for was not sent.
+	unsent string
 }
 
 type phase int
@@ -181,15 +186,23 @@ func (e *exam) running() bool { return e.phase != idle && e.phase != done }
 
 var phaseNames = [...]string{"", "probing", "seeing whether an announcement moves the clone MAC", "sending a burst", "counting what came of the burst", ""}
 
+// ErrExamining says that no burst was added to the examination that is running.
+var ErrExamining = errors.New("the network is being examined already, without this burst: ask again when that has ended, in some seconds")
+
 // Examine begins an examination, unless one is running. With a rate it ends with a
-// burst to the clone MAC of up to so many frames a second.
-func (m *Machine) Examine(rate int, now int64) {
+// burst to the clone MAC of up to so many frames a second; one that is running does not,
+// and then the error is ErrExamining.
+func (m *Machine) Examine(rate int, now int64) error {
 	if m.exam.running() {
-		return
+		if rate > 0 {
+			return ErrExamining
+		}
+		return nil
 	}
 	m.exam = exam{phase: looking, begun: now, rate: min(rate, MaxRate)}
 	m.rush(confirmed+3, now)
 	m.exam.until = now + int64(m.cfg.Quick)*(confirmed+4)
+	return nil
 }
 
 // examine goes on with an examination.
@@ -204,14 +217,28 @@ func (m *Machine) examine(now int64, a *Actions) {
 		// Whoever has to announces now by itself; all look again.
 		m.rush(confirmed+2, now)
 		wait(trying, confirmed+4)
-	case e.phase <= trying && e.rate > 0 && m.place.kind == placeAll:
+	case e.phase <= trying && e.rate > 0 && m.place.kind == placeAll && len(m.nodes) > 0:
 		a.Burst = m.burst()
 		wait(bursting, 1000) // BurstSent ends it
 	case e.phase == bursting:
 		m.BurstSent(now)
 	default:
+		if e.phase <= trying && e.rate > 0 {
+			e.unsent = m.whyNoBurst()
+		}
 		e.phase = done
 	}
+}
+
+// whyNoBurst tells what stands against a burst.
+func (m *Machine) whyNoBurst() string {
+	switch {
+	case len(m.nodes) == 0:
+		return "this node hears no other, which could count what arrives"
+	case m.place.kind == placeUnknown:
+		return "it is not known yet whether frames to the clone MAC reach every node"
+	}
+	return "frames to the clone MAC do not reach every node even one by one"
 }
 
 // BurstSent says that the burst has been sent, or cannot be.

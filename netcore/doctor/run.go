@@ -13,6 +13,7 @@ import (
 
 	"clonecluster/netcore/finding"
 	"clonecluster/netcore/membership"
+	"clonecluster/netcore/neigh"
 )
 
 // A Wire is how a Doctor sends frames; Send must not keep them.
@@ -29,22 +30,31 @@ type Options struct {
 	// true: who hears this node as well.
 	Self    func() membership.Peer
 	Members func() map[membership.NodeID]bool
-	// Leaks, if set, counts frames that came in with the clone MAC as their source
-	// and that no Hear is told of: RARPs, and ARP and IP packets.
-	Leaks func() (rarps, others uint64)
+	// MTU, if set, gives that of the NIC, in bytes, as it is now; 0: it is not known.
+	MTU func() int
+	// Dropped, if set, counts what came in and no Hear may be told of.
+	Dropped func() Dropped
 	// Announce says on the segment that the VIP is at the clone MAC.
 	Announce func() error
 	Board    *finding.Board
 	Logger   *slog.Logger
 }
 
+// Dropped is what a datapath has dropped, in frames, before a packet socket sees it.
+type Dropped struct {
+	RARPs, FromClone uint64 // with the clone MAC as their source; FromClone: other than RARPs
+	Conflicts        uint64 // ARP and NDP that give the VIP another MAC, or another address the clone MAC
+}
+
 // An Examination is how far one is, and what is known.
 type Examination struct {
-	Node    string  `json:"node"` // wire MAC
-	Running bool    `json:"running"`
-	Doing   string  `json:"doing,omitempty"`
-	Nodes   int     `json:"nodes"` // other nodes whose probes are heard
-	Checks  []Check `json:"checks"`
+	Node    string `json:"node"` // wire MAC
+	Running bool   `json:"running"`
+	Doing   string `json:"doing,omitempty"`
+	Nodes   int    `json:"nodes"` // other nodes whose probes are heard
+	// Director is who takes the frames for the VIP in directed mode, by wire MAC.
+	Director string  `json:"director,omitempty"`
+	Checks   []Check `json:"checks"`
 }
 
 // A Doctor runs a Machine. Its methods may be called from several goroutines.
@@ -54,8 +64,7 @@ type Doctor struct {
 
 	mu      sync.Mutex
 	machine *Machine
-	rarps   uint64 // of opt.Leaks
-	others  uint64
+	dropped Dropped
 	board   *finding.Source
 	bursts  sync.WaitGroup
 }
@@ -69,8 +78,8 @@ func NewDoctor(opt Options) *Doctor {
 		opt.Quick = Quick
 	}
 	d := &Doctor{opt: opt, wake: make(chan struct{}, 1), board: opt.Board.Source(), machine: New(opt.Config, opt.Self(), opt.Now())}
-	if opt.Leaks != nil {
-		d.rarps, d.others = opt.Leaks()
+	if opt.Dropped != nil {
+		d.dropped = opt.Dropped()
 	}
 	return d
 }
@@ -96,18 +105,14 @@ func (d *Doctor) step(ctx context.Context) time.Duration {
 	d.mu.Lock()
 	now := d.opt.Now()
 	m := d.machine
-	m.Self(d.opt.Self(), now)
+	self := d.opt.Self()
+	m.Self(self, now)
 	m.Members(d.opt.Members(), now)
-	if d.opt.Leaks != nil {
-		rarps, others := d.opt.Leaks()
-		if others > d.others {
-			m.Leak("an ARP or IP packet", int(others-d.others), now)
-			d.others = others
-		}
-		if rarps > d.rarps {
-			m.Leak(aRARP, int(rarps-d.rarps), now)
-			d.rarps = rarps
-		}
+	if d.opt.MTU != nil && now >= m.next {
+		m.MTU(d.opt.MTU())
+	}
+	if d.opt.Dropped != nil {
+		d.takeDropped(d.opt.Dropped(), now)
 	}
 	a := m.Tick(now)
 	d.report(m.Findings(now))
@@ -125,7 +130,42 @@ func (d *Doctor) step(ctx context.Context) time.Duration {
 		// What cannot be sent shows as lost.
 		_ = d.opt.Wire.Send(d.opt.Codec.Probe(&f.Probe, f.To))
 	}
+	if a.Ask {
+		d.ask(self.ID)
+	}
 	return max(time.Millisecond, time.Duration(a.Next-d.opt.Now()))
+}
+
+// takeDropped tells the Machine what the datapath has dropped since the last step.
+func (d *Doctor) takeDropped(now Dropped, at int64) {
+	since := func(n, before uint64) int { return int(max(n, before) - before) }
+	if n := since(now.FromClone, d.dropped.FromClone); n > 0 {
+		d.machine.Leak("an ARP or IP packet", n, at)
+	}
+	if n := since(now.RARPs, d.dropped.RARPs); n > 0 {
+		d.machine.Leak(aRARP, n, at)
+	}
+	if n := since(now.Conflicts, d.dropped.Conflicts); n > 0 {
+		d.machine.Conflict(n, at)
+	}
+	d.dropped = now
+}
+
+// ask asks the segment who has the VIPs. The answers come to the wire MAC alone, so that
+// every datapath lets Hear have them: that of an owner, and that of anybody else.
+func (d *Doctor) ask(self membership.NodeID) {
+	for _, vip := range d.opt.VIPs {
+		source := netip.IPv4Unspecified()
+		if vip.Is6() {
+			source = neigh.LinkLocal(self[:])
+		}
+		frame, err := neigh.Question(self[:], source, vip)
+		if err != nil {
+			d.opt.Logger.Warn("asking who has the VIP", "vip", vip, "error", err)
+			continue
+		}
+		_ = d.opt.Wire.Send(frame) // there will be another time
+	}
 }
 
 // report puts on the board what is found, but for what is put there by others.
@@ -169,19 +209,20 @@ func (d *Doctor) prod() {
 }
 
 // Examine begins an examination, unless one is running; see Machine.Examine.
-func (d *Doctor) Examine(rate int) {
+func (d *Doctor) Examine(rate int) error {
 	d.mu.Lock()
-	d.machine.Examine(rate, d.opt.Now())
+	err := d.machine.Examine(rate, d.opt.Now())
 	d.mu.Unlock()
 	d.prod()
+	return err
 }
 
-// Direct says whether this node takes the cluster to be in directed mode, and whether
-// it is able to be.
-func (d *Doctor) Direct(directed, able bool) {
+// Direct says whom this node takes to direct, and whether it is able to be in directed
+// mode; see Machine.Direct.
+func (d *Doctor) Direct(by membership.NodeID, able bool) {
 	d.mu.Lock()
 	before := d.machine.next
-	d.machine.Direct(directed, able, d.opt.Now())
+	d.machine.Direct(by, able, d.opt.Now())
 	changed := d.machine.next < before
 	d.mu.Unlock()
 	if changed {
@@ -219,9 +260,13 @@ func (d *Doctor) Examination() Examination {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	m := d.machine
-	return Examination{
+	e := Examination{
 		Node: m.self.ID.String(), Running: m.exam.running(), Doing: phaseNames[m.exam.phase], Nodes: len(m.nodes), Checks: m.Checks(d.opt.Now()),
 	}
+	if m.directed {
+		e.Director = m.director.String()
+	}
+	return e
 }
 
 // Hear takes a frame from the NIC: what is of no interest it ignores.
@@ -245,9 +290,11 @@ func (d *Doctor) Hear(frame []byte) {
 	switch kind {
 	case membership.EtherType:
 		d.hearProbe(frame, src, now)
-	case etherARP:
-		if vip, mac, ok := arpClaim(frame, d.opt.VIPs); ok {
-			d.machine.Claim(src, mac, vip, now)
+	case etherARP, etherIPv6:
+		for _, vip := range d.opt.VIPs {
+			if mac := neigh.Claimed(frame, vip); mac != nil && vip.Is6() == (kind == etherIPv6) {
+				d.machine.Claim(src, membership.NodeID(mac), vip, now)
+			}
 		}
 	case etherIPv4:
 		if id := dhcpServer(frame); id != "" {
@@ -294,17 +341,8 @@ const (
 	etherIPv4 = 0x0800
 	etherARP  = 0x0806
 	etherRARP = 0x8035
+	etherIPv6 = 0x86dd
 )
-
-// arpClaim reads who says in an ARP packet (RFC 826) that it has one of the VIPs: with
-// the VIP as the sender's address.
-func arpClaim(frame []byte, vips []netip.Addr) (vip netip.Addr, mac membership.NodeID, ok bool) {
-	if len(frame) < 42 || binary.BigEndian.Uint64(frame[12:]) != 0x0806_0001_0800_0604 {
-		return vip, mac, false
-	}
-	vip = netip.AddrFrom4([4]byte(frame[28:32]))
-	return vip, membership.NodeID(frame[22:28]), slices.Contains(vips, vip)
-}
 
 // dhcpServer gives the server of a DHCP offer or acknowledgement (RFC 2131): its
 // identifier, or else its MAC; empty if the frame is none.

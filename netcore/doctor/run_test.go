@@ -23,7 +23,11 @@ import (
 
 func mustAddr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
-var testVIP = mustAddr("10.77.0.10")
+var (
+	testVIP  = mustAddr("10.77.0.10")
+	testVIP6 = mustAddr("fd77::10")
+	testVIPs = []netip.Addr{testVIP, testVIP6}
+)
 
 // lab is doctors at a virtual switch, in a bubble of fake time.
 type lab struct {
@@ -33,6 +37,7 @@ type lab struct {
 	nodes []*Doctor
 	board []*finding.Board
 	bpf   []int // nodes on the datapath bpf, by index
+	mtu   []int // of their NICs
 }
 
 // inLab runs a test of n doctors; those at the indexes bpf are on that datapath, the
@@ -67,9 +72,11 @@ func inLab(t *testing.T, cfg vswitch.Config, n int, f func(*lab), bpf ...int) {
 func (l *lab) add(self membership.NodeID, codec *membership.Codec, base time.Time) *Doctor {
 	l.t.Helper()
 	var d *Doctor
-	dropped, leaks := l.filter()
+	drops, dropped := l.filter()
+	answer := func([]byte) {}
 	port, err := l.sw.Attach(fmt.Sprintf("port%d", len(l.ports)+1), vswitch.ReceiverFunc(func(f []byte) {
-		if dropped(f) {
+		answer(f)
+		if drops(f) {
 			return
 		}
 		if to := [6]byte(f); f[0]&1 != 0 || to == cloneMAC || to == [6]byte(self) {
@@ -79,38 +86,61 @@ func (l *lab) add(self membership.NodeID, codec *membership.Codec, base time.Tim
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	board := finding.NewBoard(nil)
+	if len(l.nodes) == 0 { // one owns the bucket of those who ask
+		answer = answers(l.t, port, cloneMAC, self)
+	}
+	board, i := finding.NewBoard(nil), len(l.nodes)
 	d = NewDoctor(Options{
-		Config: Config{CloneMAC: cloneMAC, MTU: 1500}, Codec: codec, Wire: wire{port}, VIPs: []netip.Addr{testVIP},
+		Config: Config{CloneMAC: cloneMAC, MTU: 1500}, Codec: codec, Wire: wire{port}, VIPs: testVIPs,
 		Now:      func() int64 { return int64(time.Since(base)) + 1 },
 		Self:     func() membership.Peer { return membership.Peer{ID: self, Incarnation: uint64(self[5]) + 1000} },
 		Members:  func() map[membership.NodeID]bool { return nil },
-		Leaks:    leaks,
+		Dropped:  dropped,
+		MTU:      func() int { return l.mtu[i] },
 		Announce: func() error { announce(l.t, port, self); return nil },
 		Board:    board, Logger: slog.New(slog.DiscardHandler),
 	})
-	l.ports, l.nodes, l.board = append(l.ports, port), append(l.nodes, d), append(l.board, board)
+	l.ports, l.nodes, l.board, l.mtu = append(l.ports, port), append(l.nodes, d), append(l.board, board), append(l.mtu, 1500)
 	return d
 }
 
-// filter gives what the datapath of the node that is cabled next drops before the
-// doctor hears it, and counts. The programs of bpf are held equal to the reference
-// filter that stands for them.
-func (l *lab) filter() (dropped func(frame []byte) bool, leaks func() (rarps, others uint64)) {
+// filter tells what the datapath of the node that is cabled next drops before the
+// doctor hears it, and what it counts. The programs of bpf are held equal to the
+// reference filter that stands for them; what goes on is what "passes" in filter.c says.
+func (l *lab) filter() (drops func(frame []byte) bool, dropped func() Dropped) {
 	if !slices.Contains(l.bpf, len(l.nodes)) {
 		return func([]byte) bool { return false }, nil
 	}
-	f, err := filter.New(filter.Config{CloneMAC: cloneMAC, VIP4: testVIP})
+	f, err := filter.New(filter.Config{CloneMAC: cloneMAC, VIP4: testVIP, VIP6: testVIP6})
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	dropped = func(frame []byte) bool {
+	drops = func(frame []byte) bool {
 		v := f.Ingress(frame, 0, nil)
-		return v == filter.DropCloneSource || v == filter.DropCloneRARP
+		if v.Accept() || v == filter.AnswerNeighbor {
+			return false
+		}
+		if toClone(frame) && !membership.IsProbe(frame) {
+			return true
+		}
+		return !slices.Contains([]filter.Verdict{filter.DropNotOurs, filter.DropVLAN, filter.DropMalformed, filter.DropOversized}, v)
 	}
-	return dropped, func() (rarps, others uint64) {
+	return drops, func() Dropped {
 		c := f.Counters()
-		return c[filter.DropCloneRARP], c[filter.DropCloneSource]
+		return Dropped{RARPs: c[filter.DropCloneRARP], FromClone: c[filter.DropCloneSource], Conflicts: c[filter.DropConflict]}
+	}
+}
+
+// answers gives what answers at a port who asks for the VIPs: with a MAC, from another.
+func answers(t *testing.T, p *vswitch.Port, mac, wireMAC [6]byte) func(frame []byte) {
+	r, err := neigh.New(neigh.Config{CloneMAC: mac, WireMAC: wireMAC, VIP4: testVIP, VIP6: testVIP6, Directed: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(frame []byte) {
+		if reply, err := r.Reply(frame, nil); err == nil {
+			p.Send(reply)
+		}
 	}
 }
 
@@ -169,7 +199,9 @@ func (l *lab) found(i int) string {
 func (l *lab) examine(rate int) (took time.Duration) {
 	begin := time.Now()
 	for i, d := range l.nodes {
-		d.Examine(map[bool]int{true: rate}[i == 0])
+		if err := d.Examine(map[bool]int{true: rate}[i == 0]); err != nil {
+			l.t.Fatal(err)
+		}
 	}
 	for l.nodes[0].Examination().Running {
 		time.Sleep(50 * time.Millisecond)
@@ -195,6 +227,17 @@ func TestVirtualSwitch(t *testing.T) {
 	rarp := func(l *lab) {
 		f := append(slices.Repeat([]byte{0xff}, 6), cloneMAC[:]...)
 		l.ports[1].Send(append(append(f, 0x80, 0x35), make([]byte, 46)...))
+	}
+	conflict := func(l *lab, vip int) {
+		r, err := neigh.New(neigh.Config{CloneMAC: [6]byte{2, 9, 9, 9, 9, 9}, WireMAC: [6]byte{2, 9, 9, 9, 9, 8}, VIP4: testVIP, VIP6: testVIP6})
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		frames, err := r.Announcements()
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		l.ports[2].Send(frames[vip])
 	}
 	for _, tt := range []struct {
 		name  string
@@ -227,17 +270,10 @@ func TestVirtualSwitch(t *testing.T) {
 			p := membership.Probe{Peer: membership.Peer{ID: id(9)}, Way: membership.ToAll, CloneMAC: cloneMAC}
 			l.ports[1].Send(other.Probe(&p, broadcast))
 		}, want: [3]string{secondCluster.Code, "", secondCluster.Code}},
-		{name: "the VIP is somebody else's", do: func(l *lab) {
-			r, err := neigh.New(neigh.Config{CloneMAC: [6]byte{2, 9, 9, 9, 9, 9}, WireMAC: [6]byte{2, 9, 9, 9, 9, 8}, VIP4: testVIP})
-			if err != nil {
-				l.t.Fatal(err)
-			}
-			frames, err := r.Announcements()
-			if err != nil {
-				l.t.Fatal(err)
-			}
-			l.ports[2].Send(frames[0])
-		}, want: [3]string{vipConflict.Code, vipConflict.Code, ""}},
+		{name: "the VIP is somebody else's", do: func(l *lab) { conflict(l, 0) }, want: [3]string{vipConflict.Code, vipConflict.Code, ""}},
+		{name: "the VIP is somebody else's, on bpf", do: func(l *lab) { conflict(l, 0) }, bpf: []int{0, 1, 2}, want: [3]string{vipConflict.Code, vipConflict.Code, ""}},
+		{name: "the IPv6 VIP is somebody else's", do: func(l *lab) { conflict(l, 1) }, want: [3]string{vipConflict.Code, vipConflict.Code, ""}},
+		{name: "the IPv6 VIP is somebody else's, on bpf", do: func(l *lab) { conflict(l, 1) }, bpf: []int{0, 1, 2}, want: [3]string{vipConflict.Code, vipConflict.Code, ""}},
 		{name: "two DHCP servers", do: func(l *lab) { l.ports[2].Send(dhcp(1)); l.ports[2].Send(dhcp(2)) }, want: [3]string{dhcpServers.Code, dhcpServers.Code, ""}},
 		{name: "one DHCP server", do: func(l *lab) { l.ports[2].Send(dhcp(1)); l.ports[2].Send(dhcp(1)) }},
 	} {
@@ -319,6 +355,121 @@ func TestLeakNamed(t *testing.T) {
 	}
 }
 
+// TestAsked: who has a VIP and says nothing of it until he is asked, on every datapath,
+// is named by all nodes, and forgotten when he has gone.
+func TestAsked(t *testing.T) {
+	host := [6]byte{2, 9, 9, 9, 9, 8}
+	for _, tt := range []struct {
+		name string
+		mac  [6]byte
+		asks func(frame []byte) bool // what is answered
+		want string
+	}{
+		{"a host", host, func([]byte) bool { return true }, vipConflict.Code},
+		{"a host, by IPv4", host, func(f []byte) bool { return f[12] == 8 }, vipConflict.Code},
+		{"a host, by IPv6", host, func(f []byte) bool { return f[12] == 0x86 }, vipConflict.Code},
+		{"a second cluster", cloneMAC, func([]byte) bool { return true }, secondCluster.Code},
+		{"nobody", host, func([]byte) bool { return false }, ""},
+	} {
+		for _, late := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, late %v", tt.name, late), func(t *testing.T) {
+				inLab(t, vswitch.Config{}, 3, func(l *lab) {
+					if late {
+						time.Sleep(4 * Interval)
+					}
+					answer := func([]byte) {}
+					port, err := l.sw.Attach("host", vswitch.ReceiverFunc(func(f []byte) {
+						if tt.asks(f) {
+							answer(f)
+						}
+					}))
+					if err != nil {
+						t.Fatal(err)
+					}
+					answer = answers(t, port, tt.mac, host)
+					if late {
+						l.examine(0)
+					}
+					time.Sleep(2 * Interval)
+					for i := range l.nodes {
+						if got := l.found(i); got != tt.want {
+							t.Errorf("node %d found %q; want %q", i+1, got, tt.want)
+						}
+						for _, f := range l.board[i].Current() {
+							if !strings.Contains(f.What, macText(host)) {
+								t.Errorf("node %d: %q does not name %s", i+1, f.What, macText(host))
+							}
+						}
+					}
+					port.Cut()
+					time.Sleep(remember + 2*Interval)
+					for i := range l.nodes {
+						if got := l.found(i); got != "" {
+							t.Errorf("when he has gone node %d finds %q", i+1, got)
+						}
+					}
+				}, 1, 2)
+			})
+		}
+	}
+}
+
+// TestMTUChanged: the MTU of a NIC is looked at again, so that one that is changed while
+// the nodes run is told, until it is changed back.
+func TestMTUChanged(t *testing.T) {
+	inLab(t, vswitch.Config{}, 3, func(l *lab) {
+		set := func(mtu int) {
+			l.nodes[1].mu.Lock()
+			defer l.nodes[1].mu.Unlock()
+			l.mtu[1] = mtu
+		}
+		for _, step := range []struct {
+			mtu  int
+			want string
+		}{{1500, ""}, {1400, mtuMismatch.Code}, {0, mtuMismatch.Code}, {1500, ""}} {
+			set(step.mtu)
+			l.examine(0)
+			for i := range l.nodes {
+				if got := l.found(i); got != step.want {
+					t.Errorf("with an MTU of %d at one: node %d found %q; want %q", step.mtu, i+1, got, step.want)
+				}
+			}
+		}
+	})
+}
+
+// TestServedAround: in directed mode the doctor says who directs, and what directed mode
+// makes up for is a warning.
+func TestServedAround(t *testing.T) {
+	inLab(t, vswitch.Config{}, 3, func(l *lab) {
+		l.rule(vswitch.Rule{Name: "noflood", At: vswitch.Egress, Match: toClone, Drop: true})
+		time.Sleep(8 * time.Second)
+		for _, directed := range []bool{false, true, false} {
+			var by membership.NodeID
+			if directed {
+				by = id(1)
+			}
+			for _, d := range l.nodes {
+				d.Direct(by, true)
+			}
+			time.Sleep(4 * time.Second)
+			level, director, mode := finding.Critical, "", "flooded: "
+			if directed {
+				level, director, mode = finding.Warning, id(1).String(), "directed: "+id(1).String()
+			}
+			for i, d := range l.nodes {
+				e := d.Examination()
+				if c := e.Checks[len(e.Checks)-1]; e.Director != director || c.Name != "mode" || c.Verdict != Good || !strings.HasPrefix(c.What, mode) {
+					t.Errorf("directed: %v: node %d says %q and %+v; want %q and %q", directed, i+1, e.Director, c, director, mode)
+				}
+				if f := l.board[i].Current(); l.found(i) != noFlooding.Code || f[0].Level != level {
+					t.Errorf("directed: %v: node %d finds %+v; want %s at level %v", directed, i+1, f, noFlooding.Code, level)
+				}
+			}
+		}
+	})
+}
+
 // TestStormControl: the rate at which a virtual switch stops to flood, and that one
 // without a limit gets no finding.
 func TestStormControl(t *testing.T) {
@@ -356,7 +507,7 @@ func FuzzHear(f *testing.F) {
 	f.Add([]byte{})
 	now := int64(1)
 	d := NewDoctor(Options{
-		Config: Config{CloneMAC: cloneMAC, MTU: 1500}, Codec: codec, VIPs: []netip.Addr{testVIP}, Now: func() int64 { now += 1e6; return now },
+		Config: Config{CloneMAC: cloneMAC, MTU: 1500}, Codec: codec, VIPs: testVIPs, Now: func() int64 { now += 1e6; return now },
 		Self: func() membership.Peer { return membership.Peer{ID: id(1), Incarnation: 1} }, Members: func() map[membership.NodeID]bool { return nil },
 		Board: finding.NewBoard(nil),
 	})

@@ -1,7 +1,9 @@
 package doctor
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -102,6 +104,41 @@ func (s *segment) send(from int, f Frame) {
 			s.due[to] = min(s.due[to], max(m.next, s.now+int64(5*time.Millisecond)))
 		}
 	}
+}
+
+// announce has every node speak for the VIP, as it does when clients ask; all hear it.
+// In directed mode they name the lowest. Who runs is a member.
+func (s *segment) announce(directed bool) {
+	live := map[membership.NodeID]bool{}
+	at := membership.NodeID(cloneMAC)
+	for i, m := range slices.Backward(s.nodes) {
+		if m != nil {
+			live[id(i+1)] = true
+			if directed {
+				at = id(i + 1)
+			}
+		}
+	}
+	for i, m := range s.nodes {
+		if m == nil {
+			continue
+		}
+		for from := range live {
+			m.Claim(from, at, mustAddr("10.77.0.10"), s.now)
+		}
+		others := maps.Clone(live)
+		delete(others, id(i+1))
+		m.Members(others, s.now)
+	}
+}
+
+// examine has a node examine the segment, and waits for it.
+func (s *segment) examine(i, rate int) {
+	if err := s.nodes[i].Examine(rate, s.now); err != nil {
+		s.t.Fatal(err)
+	}
+	s.due[i] = 0
+	s.pass(10 * time.Second)
 }
 
 // codes are the findings of a node in one line.
@@ -235,8 +272,8 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// TestNoFalseAlarm: a good network with loss, nodes that start again, that die and that
-// come, for hours.
+// TestNoFalseAlarm: a good network with loss, nodes that speak for the VIP, start again, die
+// or leave for minutes and come, for hours.
 func TestNoFalseAlarm(t *testing.T) {
 	for seed := range uint64(20) {
 		s := newSegment(t, 5)
@@ -257,6 +294,7 @@ func TestNoFalseAlarm(t *testing.T) {
 			}
 			for range 20 {
 				s.pass(time.Duration(s.rng.IntN(5000)) * time.Millisecond)
+				s.announce(seed%2 == 1)
 				for i, m := range s.nodes {
 					if m == nil {
 						continue
@@ -311,9 +349,7 @@ func TestBurst(t *testing.T) {
 				}
 				return 1
 			}
-			s.nodes[0].Examine(tt.rate, s.now)
-			s.due[0] = 0
-			s.pass(8 * time.Second)
+			s.examine(0, tt.rate)
 			if s.nodes[0].exam.phase != done {
 				t.Fatalf("the examination is at %v", s.nodes[0].exam.phase)
 			}
@@ -325,6 +361,64 @@ func TestBurst(t *testing.T) {
 				t.Errorf("it says %q", c.What)
 			}
 		})
+	}
+}
+
+// TestLastOne: a node whose others have gone knows nothing of flooding any more, and has
+// nobody to send a burst to.
+func TestLastOne(t *testing.T) {
+	for _, alone := range []time.Duration{time.Second, 5 * Interval} {
+		s := newSegment(t, 3)
+		s.pass(3 * time.Second)
+		s.nodes[1], s.nodes[2] = nil, nil
+		s.pass(alone)
+		m := s.nodes[0]
+		if c := m.checkFlooding(); len(m.nodes) == 0 && (c.Verdict != Unknown || m.place.kind != placeUnknown) {
+			t.Errorf("alone for %v it says of flooding: %+v", alone, c)
+		}
+		s.examine(0, 8000)
+		if m.exam.running() {
+			t.Errorf("alone for %v: the examination is at %v", alone, m.exam.phase)
+		}
+	}
+}
+
+// TestNoBurst: a burst that was asked for and not sent is said not to have been, and why,
+// until the next examination.
+func TestNoBurst(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		nodes int
+		lost  []membership.Way
+		want  string
+	}{
+		{"alone", 1, nil, "hears no other"},
+		{"no flooding", 3, []membership.Way{membership.ToClone}, "do not reach every node"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newSegment(t, tt.nodes)
+			s.deliver = way(tt.lost...)
+			s.pass(5 * time.Second)
+			m := s.nodes[0]
+			s.examine(0, 8000)
+			if c := m.checkStorm(); m.exam.running() || c.Verdict != Unknown || !strings.Contains(c.What, tt.want) {
+				t.Errorf("%+v; want that %s", c, tt.want)
+			}
+			s.examine(0, 0)
+			if c := m.checkStorm(); c.Verdict == Unknown {
+				t.Errorf("after an examination without a burst: %+v", c)
+			}
+		})
+	}
+	s := newSegment(t, 3)
+	s.pass(5 * time.Second)
+	for _, tt := range []struct {
+		rate int
+		want error
+	}{{0, nil}, {0, nil}, {8000, ErrExamining}} {
+		if err := s.nodes[0].Examine(tt.rate, s.now); !errors.Is(err, tt.want) {
+			t.Errorf("a rate of %d: %v; want %v", tt.rate, err, tt.want)
+		}
 	}
 }
 
@@ -350,6 +444,21 @@ func TestHeard(t *testing.T) {
 			m.Claim(id(2), cloneMAC, vip, s.now)
 			s.pass(grace)
 			m.Claim(id(2), cloneMAC, vip, s.now)
+		}, ""},
+		{"the VIP elsewhere, as was counted", func(s *segment, m *Machine) { m.Conflict(1, s.now); s.pass(holdBack) }, vipConflict.Code},
+		{"the director's own, as was counted", func(s *segment, m *Machine) {
+			m.Conflict(3, s.now)
+			s.nodes[1].Direct(id(1), true, s.now)
+			s.due[1] = 0
+			s.pass(holdBack)
+		}, ""},
+		{"the director's last, as was counted", func(s *segment, m *Machine) {
+			m.Direct(id(1), true, s.now)
+			s.due[0] = 0
+			s.pass(time.Second)
+			m.Direct(membership.NodeID{}, true, s.now)
+			m.Conflict(3, s.now)
+			s.pass(holdBack)
 		}, ""},
 		{"one DHCP server", func(s *segment, m *Machine) { m.Server("10.77.0.1", s.now) }, ""},
 		{"two DHCP servers", func(s *segment, m *Machine) { m.Server("10.77.0.1", s.now); m.Server("10.77.0.2", s.now) }, dhcpServers.Code},
@@ -386,7 +495,7 @@ func TestHealing(t *testing.T) {
 		lossless := s.deliver
 		s.deliver = way(membership.ToClone, membership.BurstClone)
 		for _, m := range s.nodes {
-			m.Direct(true, true, s.now)
+			m.Direct(id(1), true, s.now)
 		}
 		s.pass(4*Interval + 7*time.Second)
 		s.deliver = lossless

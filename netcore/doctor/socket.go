@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"clonecluster/netcore/membership"
+	"clonecluster/netcore/neigh"
 )
 
 // Sockets hear on a NIC what a Doctor wants to know, and send for it. Each hears one
@@ -25,8 +28,8 @@ type Sockets struct {
 // maxHeard is more than any frame that is of interest.
 const maxHeard = membership.MaxProbe + 1
 
-// OpenSockets opens them on a NIC. They also hear there what goes to a macvlan on it.
-func OpenSockets(nic net.Interface) (_ *Sockets, err error) {
+// OpenSockets opens them on a NIC, those for IPv6 if there is a VIP of it. They also hear there what goes to a macvlan on it.
+func OpenSockets(nic net.Interface, vips []netip.Addr) (_ *Sockets, err error) {
 	s := &Sockets{fd: -1}
 	defer func() {
 		if err != nil {
@@ -34,10 +37,11 @@ func OpenSockets(nic net.Interface) (_ *Sockets, err error) {
 		}
 	}()
 	kind := bpf.LoadAbsolute{Off: 17, Size: 1}
-	for _, l := range []struct {
+	type ear struct {
 		protocol int
 		filter   []bpf.Instruction
-	}{
+	}
+	ears := []ear{
 		// A probe, not one of this node's own, nor a beacon.
 		{membership.EtherType, []bpf.Instruction{kind, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 4, SkipTrue: 1}, accept, drop}},
 		{etherRARP, []bpf.Instruction{accept}},
@@ -47,15 +51,22 @@ func OpenSockets(nic net.Interface) (_ *Sockets, err error) {
 			bpf.LoadAbsolute{Off: 23, Size: 1}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_UDP, SkipTrue: 3},
 			bpf.LoadAbsolute{Off: 34, Size: 4}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 67<<16 | 68, SkipTrue: 1}, accept, drop,
 		}},
-	} {
+	}
+	groups := [][]byte{membership.Group[:]}
+	if slices.ContainsFunc(vips, netip.Addr.Is6) {
+		ears, groups = append(ears, ear{etherIPv6, neigh.AdvertisementFilter}), append(groups, neigh.AllNodesMAC)
+	}
+	for _, l := range ears {
 		conn, err := listen(nic, l.protocol, l.filter)
 		if err != nil {
 			return nil, err
 		}
 		s.conns = append(s.conns, conn)
 	}
-	if err := s.conns[0].JoinGroup(membership.Group[:]); err != nil {
-		return nil, fmt.Errorf("joining the group of probes on %s: %w", nic.Name, err)
+	for _, g := range groups {
+		if err := s.conns[0].JoinGroup(g); err != nil {
+			return nil, fmt.Errorf("joining the group %v on %s: %w", net.HardwareAddr(g), nic.Name, err)
+		}
 	}
 	rc, err := s.conns[0].SyscallConn()
 	if err != nil {

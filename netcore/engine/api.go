@@ -279,8 +279,8 @@ func (b backend) Health() api.Health {
 
 // Offered gives what each bucket was offered.
 func (b backend) Offered() api.OfferedBuckets {
-	o := b.offering.buckets()
-	return api.OfferedBuckets{Node: b.self(), Time: time.Now(), Total: b.offering.rates(), Frames: o.Frames[:], SYNs: o.SYNs[:], SYNsAgain: o.Again[:]}
+	o, unowned := b.offering.buckets()
+	return api.OfferedBuckets{Node: b.self(), Time: time.Now(), Total: b.offering.rates(), Frames: o.Frames[:], Unowned: unowned[:], SYNs: o.SYNs[:], SYNsAgain: o.Again[:]}
 }
 
 // Peers are the other nodes that are heard or were so until a while ago.

@@ -1,11 +1,15 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
+
+	"github.com/cilium/ebpf"
 
 	"clonecluster/config"
 	"clonecluster/netcore/finding"
@@ -15,14 +19,20 @@ import (
 
 const (
 	// directedTick is the time between two looks at who directs, and at who may want what;
-	// floodedTick that between two while nothing is directed or waits to be announced.
+	// floodedTick that between two while nothing is directed or waits to be announced, and
+	// the engine has not just started.
 	directedTick = 50 * time.Millisecond
 	floodedTick  = 500 * time.Millisecond
 	// directedAfter is how long frames to the clone MAC must not have reached all nodes
 	// before they are directed, and floodedAfter how long they must have before they are
-	// no longer, if Options say nothing else.
+	// no longer; the latter if Options say nothing else.
 	directedAfter = 5 * time.Second
 	floodedAfter  = 2 * time.Minute
+	// againAfter is after what time it is tried again where it has failed, if Options say
+	// nothing else.
+	againAfter = 30 * time.Second
+	// doubtFor is how long a leader has to say that nothing is directed any more.
+	doubtFor = 3 * time.Second
 	// lingerFor is how long after that a client is served that has missed the announcement.
 	lingerFor = time.Minute
 	// unsettledFor is how long after a map has changed all nodes get all frames: who
@@ -36,37 +46,63 @@ var announceAt = [...]time.Duration{0, 200 * time.Millisecond, time.Second}
 
 // directing is what watchDirected remembers.
 type directing struct {
-	on       bool
+	able     bool      // this node can, as far as is known
+	said     string    // why not
+	again    time.Time // when that is tried again; zero: never
+	on       bool      // the cluster does
+	doubted  time.Time // since when the leader has said otherwise; zero: it has not
 	director membership.NodeID
 	version  membership.MapID
 	mapAt    time.Time
+	met      map[membership.Peer]bool // who was there at the last look
 	set      *raw.Directed
 	lingers  time.Time   // until when it stays set when nothing is directed
 	announce []time.Time // to come
-	said     string      // why it cannot be
+}
+
+// outlook is what a node goes by when it says whether frames are to be directed, and by whom.
+type outlook struct {
+	mode      string
+	leader    membership.NodeID // zero: not known
+	self      mate
+	others    []mate        // the live ones whose doctors are heard
+	bad, good time.Duration // of Doctor.Flooding
+}
+
+// mate is what a node is to directed mode.
+type mate struct {
+	id        membership.NodeID
+	takesPart bool // as those who may lead
+	able      bool
+	directed  bool // it takes the cluster to be in that mode
 }
 
 // watchDirected has the datapath do without flooding where it has to, until ctx ends.
 func (e *engine) watchDirected(ctx context.Context) {
-	able, mode := true, e.opt.Config.Network.Mode
 	found := e.findings.Source()
-	var d directing
+	d := directing{able: true}
+	if e.opt.Config.Network.Mode == config.ModeFlooded {
+		d.able, d.said = false, "its network.mode is flooded"
+	}
 	tick := time.NewTimer(0)
 	defer tick.Stop()
 	for {
 		v, now := e.node.View(), time.Now()
-		on, lacking := e.wantDirected(mode, able, v, d.on)
-		if able {
-			if err := e.direct(&d, on, v, now); err != nil {
-				err = errors.Join(err, e.path.SetDirected(nil))
-				able, d = false, directing{said: err.Error()}
+		o := e.outlook(v, &d)
+		if err := e.direct(&d, &o, v, now); err != nil {
+			if err = errors.Join(err, e.path.SetDirected(nil)); err.Error() != d.said {
 				e.log.Warn("there is no directed mode", "error", err)
 			}
+			d.fail(err, now.Add(e.opt.AgainAfter))
+			continue
 		}
-		e.doctor.Direct(d.on, able && mode != config.ModeFlooded)
-		found.Set(e.directedFindings(&d, v, mode, lacking, able)...)
+		if aside := d.on && !d.able; aside != e.aside.Swap(aside) {
+			e.node.StandAside(ctx, aside)
+		}
+		e.doctor.Direct(d.by(v.Self.ID), d.able)
+		found.Set(e.directedFindings(&d, &o)...)
 		next := floodedTick
-		if d.set != nil || len(d.announce) > 0 {
+		if d.set != nil || len(d.announce) > 0 || now.Sub(e.start) < directedAfter {
 			next = directedTick
 		}
 		tick.Reset(toBeat(next))
@@ -78,56 +114,106 @@ func (e *engine) watchDirected(ctx context.Context) {
 	}
 }
 
-// wantDirected decides whether frames are to be directed, and tells which nodes stand
-// against it. The leader decides for all; a node whose leader is not known goes on.
-func (e *engine) wantDirected(mode string, able bool, v membership.View, now bool) (on bool, lacking []string) {
-	switch {
-	case mode == config.ModeDirected:
-		return able, nil
-	case mode == config.ModeFlooded:
-		return false, nil
-	case v.Leader != v.Self.ID:
-		if directed, _, known := e.doctor.Directed(v.Leader); known {
-			return directed && able, nil
-		}
-		return now, nil
+// fail is that this node cannot, until then or, where the kernel lacks something, ever.
+func (d *directing) fail(err error, again time.Time) {
+	d.able, d.said, d.set, d.again = false, err.Error(), nil, again
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		d.again = time.Time{}
 	}
-	bad, good := e.doctor.Flooding()
-	if good >= e.opt.FloodedAfter || !now && bad < directedAfter {
-		return false, nil
-	}
-	if !able {
-		lacking = append(lacking, e.called(v.Self.ID))
-	}
+}
+
+func (e *engine) outlook(v membership.View, d *directing) outlook {
+	takesPart := func(s membership.State) bool { return s == membership.Serving || s == membership.Draining }
+	o := outlook{mode: e.opt.Config.Network.Mode, leader: v.Leader, self: mate{v.Self.ID, takesPart(v.State), d.able, d.on}}
+	o.bad, o.good = e.doctor.Flooding()
 	for _, m := range v.Members {
 		if m.Self || !m.Live {
 			continue
 		}
-		if _, able, known := e.doctor.Directed(m.ID); known && !able {
-			lacking = append(lacking, e.called(m.ID))
+		if directed, able, known := e.doctor.Directed(m.ID); known {
+			o.others = append(o.others, mate{m.ID, takesPart(m.State), able, directed})
 		}
 	}
-	return len(lacking) == 0, lacking
+	return o
+}
+
+// wanted decides whether frames are to be directed. The leader decides for all; a node
+// whose leader is not known goes on. What is directed stays so until the network floods,
+// or nobody can direct: a node that cannot stands aside.
+func (o *outlook) wanted(floodedAfter time.Duration) bool {
+	can, already := o.self.able, false
+	for _, n := range o.others {
+		can, already = can || n.able, already || n.able && n.directed
+	}
+	switch {
+	case o.mode == config.ModeDirected:
+		return o.self.able || already
+	case o.leader != o.self.id:
+		for _, n := range o.others {
+			if n.id == o.leader {
+				return n.directed
+			}
+		}
+		return o.self.directed
+	case o.mode == config.ModeFlooded || o.good >= floodedAfter:
+		return false
+	}
+	return can && (o.self.directed || already || o.bad >= directedAfter)
+}
+
+// director is whom clients are to be told: the lowest node that does its part, or the
+// leader while there is none.
+func (o *outlook) director() membership.NodeID {
+	var able []membership.NodeID
+	if o.self.able && o.self.takesPart {
+		able = append(able, o.self.id)
+	}
+	for _, n := range o.others {
+		if n.able && n.directed && n.takesPart {
+			able = append(able, n.id)
+		}
+	}
+	if len(able) == 0 {
+		return o.leader
+	}
+	return slices.MinFunc(able, membership.NodeID.Compare)
+}
+
+// goes says whether this node takes the cluster to be in directed mode, and who directs. It
+// does not take another leader's word for the end at once: one that has just started does
+// not know yet.
+func (d *directing) goes(o *outlook, floodedAfter time.Duration, now time.Time) (on bool, director membership.NodeID) {
+	if on = o.wanted(floodedAfter); on || !d.on || o.leader == o.self.id {
+		d.doubted = time.Time{}
+		return on, o.director()
+	}
+	if d.doubted.IsZero() {
+		d.doubted = now
+	}
+	return now.Sub(d.doubted) < doubtFor, d.director
 }
 
 // direct brings the datapath to what is wanted.
-func (e *engine) direct(d *directing, on bool, v membership.View, now time.Time) error {
+func (e *engine) direct(d *directing, o *outlook, v membership.View, now time.Time) error {
 	if v.Map != d.version || !v.Agreed {
 		d.version, d.mapAt = v.Map, now
 	}
+	on, director := d.goes(o, e.opt.FloodedAfter, now)
 	if !on && d.on {
 		e.log.Info("frames for the VIP are flooded again")
 		d.on, d.lingers = false, now.Add(lingerFor)
-		d.repeat(v, now)
+		d.repeat(o.leader == o.self.id, now)
 	}
+	again := !d.able && !d.again.IsZero() && !now.Before(d.again)
 	switch {
+	case !d.able && !again:
 	case !on && d.set != nil && !now.Before(d.lingers):
 		d.set = nil
 		if err := e.path.SetDirected(nil); err != nil {
 			e.log.Warn("taking directed mode back", "error", err)
 		}
-	case on || d.set != nil:
-		set := e.directedTo(v, now.Sub(d.mapAt) < unsettledFor)
+	case on || d.set != nil || again:
+		set := directedTo(v, o, on, director, now.Sub(d.mapAt) < unsettledFor)
 		if !on {
 			set.Director = raw.MAC(e.opt.Config.VIP.CloneMAC)
 		}
@@ -137,11 +223,15 @@ func (e *engine) direct(d *directing, on bool, v membership.View, now time.Time)
 			}
 			d.set = set
 		}
-		if on && (!d.on || v.Leader != d.director) {
-			d.on, d.director = true, v.Leader
-			e.log.Info("frames for the VIP are directed", "by", v.Leader)
-			d.repeat(v, now)
+		d.able, d.said = true, ""
+	}
+	// Who comes may have announced the clone MAC before it knew.
+	if came := d.meet(v); on && (!d.on || director != d.director || came) {
+		if !d.on || director != d.director {
+			e.log.Info("frames for the VIP are directed", "by", director)
 		}
+		d.on, d.director = true, director
+		d.repeat(director == o.self.id && d.able, now)
 	}
 	for len(d.announce) > 0 && !now.Before(d.announce[0]) {
 		d.announce = d.announce[1:]
@@ -150,10 +240,31 @@ func (e *engine) direct(d *directing, on bool, v membership.View, now time.Time)
 	return nil
 }
 
-// repeat has the leader tell the clients where the VIP is now.
-func (d *directing) repeat(v membership.View, now time.Time) {
+// by is who directs, self if nobody else is known; the zero value if nobody does.
+func (d *directing) by(self membership.NodeID) (id membership.NodeID) {
+	if d.on {
+		id = cmp.Or(d.director, self)
+	}
+	return id
+}
+
+// meet reports whether there is a node that was not there before.
+func (d *directing) meet(v membership.View) (came bool) {
+	met := map[membership.Peer]bool{}
+	for _, m := range v.Members {
+		if m.Live && !m.Self {
+			met[m.Peer] = true
+			came = came || !d.met[m.Peer]
+		}
+	}
+	d.met = met
+	return came
+}
+
+// repeat has this node, if it is the one to do so, tell the clients where the VIP is now.
+func (d *directing) repeat(this bool, now time.Time) {
 	d.announce = d.announce[:0]
-	if v.Leader != v.Self.ID {
+	if !this {
 		return
 	}
 	for _, after := range announceAt {
@@ -162,27 +273,34 @@ func (d *directing) repeat(v membership.View, now time.Time) {
 }
 
 // directedTo says who gets what: the owner of a bucket, and whoever may have flows in
-// it; or everybody.
-func (e *engine) directedTo(v membership.View, everybody bool) *raw.Directed {
-	to := &raw.Directed{Director: v.Leader, Answer: v.Leader == v.Self.ID}
-	if v.Leader == (membership.NodeID{}) {
-		to.Director = v.Self.ID // nobody else is known
+// it; or everybody. A node that does not keep its kernel from frames, or not yet, gets none:
+// it would answer for all buckets, and ask for clients by ARP in the name of the clone MAC.
+func directedTo(v membership.View, o *outlook, on bool, director membership.NodeID, everybody bool) *raw.Directed {
+	if director == (membership.NodeID{}) {
+		director = o.self.id // nobody else is known
+	}
+	to := &raw.Directed{Director: director, Answer: director == o.self.id}
+	takes := func(id membership.NodeID) bool {
+		return slices.ContainsFunc(o.others, func(n mate) bool { return n.id == id && n.able && (n.directed || !on) })
 	}
 	for _, m := range v.Members {
 		if !m.Self {
 			to.Nodes = append(to.Nodes, m.ID)
 		}
+		if takes(m.ID) {
+			to.All = append(to.All, m.ID)
+		}
 	}
 	if everybody {
 		for b := range to.To {
-			to.To[b] = to.Nodes
+			to.To[b] = to.All
 		}
 		return to
 	}
 	for b := range to.To {
 		owner, owned := v.Owner(b)
 		for _, m := range v.Members {
-			if !m.Self && (owned && m.ID == owner || m.May.Has(b)) {
+			if (owned && m.ID == owner || m.May.Has(b)) && slices.Contains(to.All, raw.MAC(m.ID)) {
 				to.To[b] = append(to.To[b], m.ID)
 			}
 		}
@@ -191,7 +309,7 @@ func (e *engine) directedTo(v membership.View, everybody bool) *raw.Directed {
 }
 
 func sameDirected(a, b *raw.Directed) bool {
-	if a.Director != b.Director || a.Answer != b.Answer || !slices.Equal(a.Nodes, b.Nodes) {
+	if a.Director != b.Director || a.Answer != b.Answer || !slices.Equal(a.Nodes, b.Nodes) || !slices.Equal(a.All, b.All) {
 		return false
 	}
 	for i := range a.To {
@@ -202,18 +320,34 @@ func sameDirected(a, b *raw.Directed) bool {
 	return true
 }
 
-// directedFindings tell that frames are directed, or should be and cannot.
-func (e *engine) directedFindings(d *directing, v membership.View, mode string, lacking []string, able bool) []finding.Finding {
-	f := finding.Finding{Code: "directed-mode", Level: finding.Info, Node: v.Self.ID.String(), Fix: "nothing if it is fast enough; else mend the network as the doctor's other findings say"}
+// directedFindings tell that frames are directed, who cannot take part in that, or that
+// they should be and cannot.
+func (e *engine) directedFindings(d *directing, o *outlook) []finding.Finding {
+	const newer = "run these nodes on a kernel with tcx (Linux 6.6 or later) and without network.mode: flooded, or mend the network as the doctor's other findings say"
+	f := finding.Finding{Code: "directed-mode", Level: finding.Info, Node: o.self.id.String(), Fix: "nothing if it is fast enough; else mend the network as the doctor's other findings say"}
+	var lacking []string
+	for _, n := range o.others {
+		if !n.able {
+			lacking = append(lacking, e.called(n.id))
+		}
+	}
 	switch {
 	case d.on:
 		f.What = fmt.Sprintf("the cluster is in directed mode: %s takes all frames for the VIP and sends them on to their owners", e.called(d.director))
-	case mode == config.ModeDirected && !able:
-		f.Level, f.Fix = finding.Warning, "run the nodes on a kernel with tcx (Linux 6.6 or later)"
+		switch {
+		case !d.able:
+			f.Level, f.Fix = finding.Critical, newer
+			f.What += "; this node cannot get any and takes no connections: " + d.said
+		case len(lacking) > 0 && o.leader == o.self.id:
+			f.Level, f.Fix = finding.Critical, newer
+			f.What += "; these nodes cannot get any and take no connections: " + strings.Join(lacking, ", ")
+		}
+	case o.mode == config.ModeDirected && !d.able:
+		f.Level, f.Fix = finding.Warning, newer
 		f.What = "directed mode is asked for, and is not to be had here: " + d.said
-	case len(lacking) > 0:
-		f.Level, f.Fix = finding.Warning, "run these nodes on a kernel with tcx (Linux 6.6 or later), or mend the network as the doctor's other findings say"
-		f.What = fmt.Sprintf("the network does not flood, and directed mode is not to be had, as these nodes cannot: %v", lacking)
+	case o.mode == config.ModeAuto && o.leader == o.self.id && !d.able && o.bad >= directedAfter:
+		f.Level, f.Fix = finding.Critical, newer
+		f.What = "the network does not flood, and directed mode is not to be had, as no node can: " + d.said
 	default:
 		return nil
 	}

@@ -2,8 +2,11 @@ package engine_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/url"
 	"os"
 	"os/signal"
 	"slices"
@@ -12,8 +15,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
 	"clonecluster/config"
+	"clonecluster/netcore/api"
 	"clonecluster/netcore/engine"
+	"clonecluster/netcore/finding"
 	"clonecluster/netcore/netnstest"
 )
 
@@ -43,6 +53,43 @@ func (c *cluster) flooding(onOff string) {
 	}
 }
 
+// mode writes a mode of the network into the configuration.
+func (c *cluster) mode(mode string) {
+	c.t.Helper()
+	text, err := os.ReadFile(c.config)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if err := os.WriteFile(c.config, fmt.Appendf(text, "\nnetwork:\n  mode: %s\n", mode), 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// servedAround checks that the doctors say who directs, and that it makes up for what the
+// network lacks.
+func (c *cluster) servedAround() {
+	c.t.Helper()
+	c.diagnose()
+	look := c.operator(api.RoleReadOnly, "10.77.0.101")
+	for _, n := range c.nodes {
+		var e api.Examination
+		if err := look.Get(c.t.Context(), "/v1/doctor", url.Values{"node": {n.MAC}}, &e); err != nil {
+			c.t.Fatal(err)
+		}
+		level := finding.Info
+		for _, check := range e.Checks {
+			for _, f := range check.Findings {
+				if f.Code == "no-flooding" {
+					level = f.Level
+				}
+			}
+		}
+		if e.Director != c.nodes[0].MAC || level != finding.Warning {
+			c.t.Errorf("%s: %+v; want that %s directs, and no-flooding as a warning", n.Name, e, c.nodes[0].MAC)
+		}
+	}
+}
+
 // TestDirectedMode: where the switch does not flood, the nodes find it out and serve in
 // directed mode; connections of all nodes live on when the director dies, but for its
 // own, and when another starts.
@@ -55,6 +102,7 @@ func TestDirectedMode(t *testing.T) {
 			t.Errorf("%s: %s; want that the leader directs", n.Name, what)
 		}
 	}
+	c.servedAround()
 	for _, host := range []string{vip4, "[" + vip6 + "]"} {
 		answers := map[string]int{}
 		for range 60 {
@@ -105,6 +153,9 @@ func init() { netnstest.Register("cloned-soon-flooded", clonedSoonFlooded) }
 // soonFlooded is how long clonedSoonFlooded has to see flooding.
 const soonFlooded = 3 * time.Second
 
+// soonAgain is after what time it tries a failed directed mode again.
+const soonAgain = 5 * time.Second
+
 // clonedSoonFlooded is cloned that takes a network's word for it sooner.
 func clonedSoonFlooded(args []string) int {
 	cfg, err := config.LoadFile(args[0])
@@ -113,7 +164,7 @@ func clonedSoonFlooded(args []string) int {
 		defer stop()
 		err = engine.Run(ctx, engine.Options{
 			Config: cfg, Interface: "eth0", StatusSocket: args[1], Drain: -1, Datapath: args[2], BPFFS: args[3],
-			Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)), FloodedAfter: soonFlooded,
+			Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)), FloodedAfter: soonFlooded, AgainAfter: soonAgain,
 		})
 	}
 	if err != nil {
@@ -190,17 +241,122 @@ func TestFloodedAgain(t *testing.T) {
 	c.checkSwitch()
 }
 
+// fullOfPrograms leaves no room for directed mode's tcx program at a node's NIC, until it is
+// freed.
+func (n *node) fullOfPrograms() (free func()) {
+	n.c.t.Helper()
+	var links []link.Link
+	free = func() {
+		for _, l := range links {
+			_ = l.Close()
+		}
+		links = nil
+	}
+	n.c.t.Cleanup(free)
+	err := n.Do(func() error {
+		nic, err := net.InterfaceByName("eth0")
+		if err != nil {
+			return err
+		}
+		for {
+			p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()}})
+			if err != nil {
+				return err
+			}
+			defer p.Close()
+			l, err := link.AttachTCX(link.TCXOptions{Interface: nic.Index, Program: p, Attach: ebpf.AttachTCXIngress})
+			switch {
+			case errors.Is(err, unix.ERANGE) && n.datapath == "raw":
+				return nil
+			case errors.Is(err, unix.ERANGE): // one for the filter
+				return links[len(links)-1].Close()
+			case err != nil:
+				return err
+			}
+			links = append(links, l)
+		}
+	})
+	if err != nil {
+		n.c.t.Fatal(err)
+	}
+	return free
+}
+
+// TestDirectedWithoutOne: a node that cannot do its part in directed mode, and that would
+// lead, joins: the others serve on and it takes nothing, until it can.
+func TestDirectedWithoutOne(t *testing.T) {
+	c := newCluster(t, 3)
+	c.flooding("off")
+	able := c.nodes[1:]
+	for _, n := range able {
+		n.StartHTTP()
+		n.cloned = n.Start("cloned-soon-flooded", c.config, n.status, n.datapath, c.BPFFS())
+	}
+	c.agree(able...)
+	for _, n := range able {
+		n.findingOf("directed-mode", true)
+	}
+	var streams []*stream
+	for range 6 {
+		streams = append(streams, c.openStream())
+	}
+	free := c.nodes[0].fullOfPrograms()
+	c.nodes[0].StartHTTP()
+	c.nodes[0].cloned = c.nodes[0].Start("cloned-soon-flooded", c.config, c.nodes[0].status, c.nodes[0].datapath, c.BPFFS())
+	var longest time.Duration
+	told := func() bool {
+		for _, f := range able[0].Status().Findings {
+			if f.Code == "directed-mode" && strings.Contains(f.What, able[0].MAC) {
+				s := c.nodes[0].Status()
+				return s.State == "draining" && slices.ContainsFunc(s.Findings, func(f finding.Finding) bool {
+					return f.Code == "directed-mode" && f.Level == finding.Critical && strings.Contains(f.What, "this node cannot")
+				})
+			}
+		}
+		return false
+	}
+	c.nodes[0].cloned.Await(0, "there is no directed mode")
+	for deadline := time.Now().Add(20 * time.Second); !told(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("node1 does not tell that it cannot, and stand aside:\n%+v\n%s", c.nodes[0].Status().Findings, c.nodes[0].cloned.Output())
+		}
+		began := time.Now()
+		c.get("http://" + vip4 + "/whoami")
+		longest = max(longest, time.Since(began))
+	}
+	t.Logf("as it came the longest wait was %v", longest.Round(time.Millisecond))
+	if longest > 4*time.Second {
+		t.Errorf("as it came a request waited %v", longest)
+	}
+	answers := map[string]int{}
+	for range 40 {
+		answers[c.get("http://"+vip4+"/whoami")]++
+	}
+	if len(answers) != 2 || answers[c.nodes[0].Name] > 0 {
+		t.Errorf("40 connections were answered by %v; want the two that can", answers)
+	}
+	c.askAll(streams, "are you there?")
+
+	free()
+	if what := c.nodes[0].findingOf("directed-mode", true); strings.Contains(what, "this node cannot") {
+		c.nodes[0].cloned.Await(0, "frames for the VIP are directed\\S* by="+c.nodes[0].MAC)
+	}
+	c.agree(c.nodes...)
+	clear(answers)
+	for range 60 {
+		answers[c.get("http://"+vip4+"/whoami")]++
+	}
+	if len(answers) != 3 {
+		t.Errorf("60 connections were answered by %v; want all three nodes", answers)
+	}
+	c.askAll(streams, "and now?")
+}
+
 // TestDirectedFromTheStart: a cluster that is told to serves in directed mode on any network,
 // and on one that floods nobody answers twice.
 func TestDirectedFromTheStart(t *testing.T) {
 	c := newCluster(t, 3)
-	text, err := os.ReadFile(c.config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(c.config, append(text, "\nnetwork:\n  mode: directed\n"...), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	c.mode(config.ModeDirected)
 	c.start()
 	for _, n := range c.nodes {
 		n.findingOf("directed-mode", true)

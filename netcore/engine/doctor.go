@@ -17,14 +17,14 @@ func (e *engine) openDoctor() (err error) {
 	if err != nil {
 		return fmt.Errorf("looking for the MTU of %s: %w", e.nic.Name, err)
 	}
-	if e.sockets, err = doctor.OpenSockets(*ifi); err != nil {
+	if e.sockets, err = doctor.OpenSockets(*ifi, e.vips); err != nil {
 		return err
 	}
 	e.doctor = doctor.NewDoctor(doctor.Options{
 		Config: doctor.Config{CloneMAC: [6]byte(e.opt.Config.VIP.CloneMAC), MTU: ifi.MTU},
 		Codec:  newCodec(e.opt.Config), Wire: e.sockets, VIPs: e.vips, Now: monotonic,
 		Self: func() membership.Peer { return e.node.View().Self }, Members: e.heardMembers,
-		Leaks: e.leaks, Announce: e.path.Announce, Board: e.findings, Logger: e.log,
+		MTU: e.mtu, Dropped: e.dropped, Announce: e.path.Announce, Board: e.findings, Logger: e.log,
 	})
 	return nil
 }
@@ -47,22 +47,33 @@ func (e *engine) heardMembers() map[membership.NodeID]bool {
 	return heard
 }
 
-// leaks counts frames from the clone MAC that the doctor's own sockets do not hear:
-// the programs drop them before, and raw's filter sees none but those of clients. They are
-// as of the last status.
-func (e *engine) leaks() (rarps, others uint64) {
+// mtu is that of the NIC now, in bytes; 0: it cannot be told.
+func (e *engine) mtu() int {
+	ifi, err := net.InterfaceByIndex(e.nic.Index)
+	if err != nil {
+		return 0
+	}
+	return ifi.MTU
+}
+
+// dropped counts what the doctor's own sockets do not hear: the programs drop it before,
+// and raw's filter sees no frames but those of clients. It is as of the last status.
+func (e *engine) dropped() doctor.Dropped {
 	c := e.verdicts.Load()
 	if c == nil { // the doctor begins with what there was before it
 		now := e.filter.Counters()
 		c = &now
 	}
-	return c[filter.DropCloneRARP], c[filter.DropCloneSource]
+	return doctor.Dropped{RARPs: c[filter.DropCloneRARP], FromClone: c[filter.DropCloneSource], Conflicts: c[filter.DropConflict]}
 }
 
 // Examine has the network examined.
-func (b backend) Examine(burst int, who string) {
+func (b backend) Examine(burst int, who string) error {
+	if err := b.doctor.Examine(burst); err != nil {
+		return err
+	}
 	b.log.Info("the network is examined", "by", who, "burst", burst)
-	b.doctor.Examine(burst)
+	return nil
 }
 
 // Examination is how far that is.

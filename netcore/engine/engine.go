@@ -72,6 +72,9 @@ type Options struct {
 	// FloodedAfter is how long frames to the clone MAC must have reached all nodes before
 	// directed mode ends. Zero: 2 min.
 	FloodedAfter time.Duration
+	// AgainAfter is after what time directed mode is tried again where it has failed. Zero:
+	// 30 s.
+	AgainAfter time.Duration
 	// Log is what the engine has logged, for the API. May be nil.
 	Log *api.Record[api.LogLine]
 	// Intercept, if set, may change each table before it is installed: for tests
@@ -102,8 +105,10 @@ type engine struct {
 
 	unwell atomic.Pointer[[]string] // why services fail their checks
 	full   atomic.Bool              // the machine's processors are
+	aside  atomic.Bool              // the cluster is in directed mode, and this node is not
 	// verdicts are those of the last status.
 	verdicts atomic.Pointer[filter.Counters]
+	viewNews chan struct{} // there is another view
 	// unanswered: clients of this node send their SYNs again.
 	unanswered atomic.Bool
 
@@ -135,7 +140,10 @@ func Run(ctx context.Context, opt Options) error {
 	if opt.FloodedAfter == 0 {
 		opt.FloodedAfter = floodedAfter
 	}
-	e := &engine{opt: opt, log: opt.Logger, start: time.Now()}
+	if opt.AgainAfter == 0 {
+		opt.AgainAfter = againAfter
+	}
+	e := &engine{opt: opt, log: opt.Logger, start: time.Now(), viewNews: make(chan struct{}, 1)}
 	e.telling.init()
 	e.findings = finding.NewBoard(e.foundEvent)
 	e.openMetrics()
@@ -394,6 +402,9 @@ func (e *engine) intercept(ctx context.Context) {
 }
 
 func (e *engine) announce() {
+	if e.aside.Load() {
+		return
+	}
 	if err := e.path.Announce(); err != nil {
 		e.log.Warn("announcing the VIP", "error", err)
 	}
@@ -417,6 +428,10 @@ func (e *engine) flows() (bits membership.Bits, active int, err error) {
 }
 
 func (e *engine) viewChanged(v membership.View) {
+	select {
+	case e.viewNews <- struct{}{}:
+	default:
+	}
 	e.viewEvents(v)
 	slot, owners := slot(v)
 	e.log.Info("view", "map", v.Map.Version, "state", v.State, "slot", slot, "of", len(owners), "agreed", v.Agreed, "nodes", strings.Join(owners, " "))

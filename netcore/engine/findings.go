@@ -45,6 +45,9 @@ func (e *engine) watchFindings(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-e.viewNews:
+			e.offering.count(e.filter.Offered(), e.node.View())
+			continue
 		case <-tick.C:
 			tick.Reset(toBeat(lookInterval))
 		}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/goccy/go-yaml"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
@@ -165,6 +166,58 @@ func TestMonitoringExamples(t *testing.T) {
 	}
 	if out, err := exec.Command(tool, "check", "rules", file).CombinedOutput(); err != nil {
 		t.Errorf("promtool does not take the dashboard's expressions: %v\n%s", err, out)
+	}
+}
+
+// TestAlertsAreTried: each rule is tried with what it fires at and with what it does not.
+func TestAlertsAreTried(t *testing.T) {
+	const dir = "../../docs/monitoring/"
+	read := func(name string, into any) {
+		t.Helper()
+		data, err := os.ReadFile(dir + name)
+		if err == nil {
+			err = yaml.Unmarshal(data, into)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var rules struct {
+		Groups []struct {
+			Rules []struct{ Alert string }
+		}
+	}
+	var tried struct {
+		Tests []struct {
+			Cases []struct {
+				Alert string `yaml:"alertname"`
+				Fires []any  `yaml:"exp_alerts"`
+			} `yaml:"alert_rule_test"`
+		}
+	}
+	read("alerts.yaml", &rules)
+	read("alerts_test.yaml", &tried)
+	fires, quiet := map[string]bool{}, map[string]bool{}
+	for _, test := range tried.Tests {
+		for _, c := range test.Cases {
+			if len(c.Fires) > 0 {
+				fires[c.Alert] = true
+			} else {
+				quiet[c.Alert] = true
+			}
+		}
+	}
+	n := 0
+	for _, g := range rules.Groups {
+		for _, r := range g.Rules {
+			n++
+			if !fires[r.Alert] || !quiet[r.Alert] {
+				t.Errorf("%s is tried firing: %v, quiet: %v; want both", r.Alert, fires[r.Alert], quiet[r.Alert])
+			}
+		}
+	}
+	if n != len(fires) || n < 10 {
+		t.Errorf("%d rules, of which %d are tried", n, len(fires))
 	}
 }
 

@@ -31,14 +31,18 @@ type offering struct {
 	mu    sync.Mutex // of what follows
 	total filter.Offered
 	known bool // the first look is a beginning, and tells nothing
+	// view is who owned what since total.
+	view membership.View
 	// sums are the totals at the last looks.
 	sums []offeredSum
-	// nobody are frames to buckets that have no live owner, and leaseless new ones that
-	// this node did not take though they were to its own; from the first look on.
+	// unowned are frames to buckets that had no live owner, nobody their sum, and leaseless
+	// new ones that this node did not take though they were to its own; from the first look on.
+	unowned           [filter.Buckets]uint64
 	nobody, leaseless uint64
 	leaselessAt       uint64 // the count of the datapath at the last look
 
-	asked    []map[membership.NodeID]askedFor // by owner, at the last looks
+	asking   map[membership.NodeID]askedFor   // by owner, since the last look
+	asked    []map[membership.NodeID]askedFor // at the last looks
 	suspects map[membership.NodeID]suspect
 }
 
@@ -58,43 +62,63 @@ type suspect struct {
 	self, reported bool
 }
 
+// count takes what was offered until now, when another view begins to hold: whose it was
+// the former one says.
+func (o *offering) count(seen *filter.Offered, next membership.View) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.add(seen, next)
+}
+
+// add is count with o.mu held.
+func (o *offering) add(seen *filter.Offered, next membership.View) {
+	if o.asking == nil {
+		o.asking = map[membership.NodeID]askedFor{}
+	}
+	live := alive(o.view)
+	for b := range filter.Buckets {
+		if !o.known { // of a time before this engine
+			break
+		}
+		owner, owned := o.view.Owner(b)
+		if !owned || !live[owner] {
+			n := seen.Frames[b] - o.total.Frames[b]
+			o.unowned[b], o.nobody = o.unowned[b]+n, o.nobody+n
+			continue
+		}
+		a := o.asking[owner]
+		a.syns += seen.SYNs[b] - o.total.SYNs[b]
+		a.again += seen.Again[b] - o.total.Again[b]
+		o.asking[owner] = a
+	}
+	o.total, o.view, o.known = *seen, next, true
+}
+
+func alive(v membership.View) map[membership.NodeID]bool {
+	live := map[membership.NodeID]bool{}
+	for _, m := range v.Members {
+		live[m.ID] = m.Live
+	}
+	return live
+}
+
 // look takes what was offered until now, and how many of these frames this node has
 // dropped for want of a lease, and reports whether this node itself does not answer.
 func (o *offering) look(now time.Time, seen *filter.Offered, leaseless uint64, view membership.View, askers []filter.Asker) (silent bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	live := map[membership.NodeID]bool{}
-	for _, m := range view.Members {
-		live[m.ID] = m.Live
-	}
-	asked := map[membership.NodeID]askedFor{}
-	for b := range filter.Buckets {
-		owner, owned := view.Owner(b)
-		if !owned || !live[owner] {
-			if o.known {
-				o.nobody += seen.Frames[b] - o.total.Frames[b]
-			}
-			continue
-		}
-		a := asked[owner]
-		a.syns += seen.SYNs[b] - o.total.SYNs[b]
-		a.again += seen.Again[b] - o.total.Again[b]
-		asked[owner] = a
-	}
-	if !o.known { // of a time before this engine
-		asked = map[membership.NodeID]askedFor{}
-	}
 	if o.known {
 		o.leaseless += leaseless - o.leaselessAt
 	}
-	o.total, o.leaselessAt, o.known = *seen, leaseless, true
+	o.leaselessAt = leaseless
+	o.add(seen, view)
 	sum := offeredSum{at: now, nobody: o.nobody, leaseless: o.leaseless}
 	for b := range filter.Buckets {
 		sum.frames, sum.syns, sum.again = sum.frames+seen.Frames[b], sum.syns+seen.SYNs[b], sum.again+seen.Again[b]
 	}
 	o.sums = last(append(o.sums, sum), rateWindow+1)
-	o.asked = last(append(o.asked, asked), askWindow)
-	return o.suspect(now, view, live, askers)
+	o.asked, o.asking = last(append(o.asked, o.asking), askWindow), nil
+	return o.suspect(now, view, alive(view), askers)
 }
 
 // last gives the last n.
@@ -186,9 +210,10 @@ func (o *offering) rates() (r api.Offered) {
 	return r
 }
 
-// buckets is what each bucket was offered until the last look.
-func (o *offering) buckets() filter.Offered {
+// buckets is what each bucket was offered until the last count, and what of that was for
+// nobody.
+func (o *offering) buckets() (all filter.Offered, unowned [filter.Buckets]uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.total
+	return o.total, o.unowned
 }

@@ -90,3 +90,47 @@ func TestOffering(t *testing.T) {
 		}
 	}
 }
+
+// TestOfferedWhileOwnersChange: a frame is for nobody if its bucket had no live owner when
+// it came, also when one was there at the next look, and the other way round.
+func TestOfferedWhileOwnersChange(t *testing.T) {
+	id := membership.NodeID{2, 0, 0, 0, 0, 1}
+	view := func(live bool) membership.View {
+		return membership.View{Owners: &membership.Map{Members: []membership.NodeID{id}}, Members: []membership.Member{{Peer: membership.Peer{ID: id}, Live: live}}}
+	}
+	var o offering
+	var seen filter.Offered
+	seen.Frames[7], seen.SYNs[7] = 100, 100
+	now := time.Unix(1000, 0)
+	o.look(now, &seen, 0, view(true), nil)
+	for _, step := range []struct {
+		frames uint64 // before
+		live   bool   // then
+		look   bool
+		want   uint64
+	}{
+		{10, false, false, 0}, // it dies
+		{20, true, false, 20}, // it is back
+		{40, true, true, 20},
+		{80, false, true, 20}, // it was there until the look
+		{160, true, true, 180},
+	} {
+		seen.Frames[7] += step.frames
+		seen.SYNs[7] += step.frames
+		if now = now.Add(time.Second); step.look {
+			o.look(now, &seen, 0, view(step.live), nil)
+		} else {
+			o.count(&seen, view(step.live))
+		}
+		all, unowned := o.buckets()
+		if unowned[7] != step.want || unowned[8] != 0 || all.Frames[7] != seen.Frames[7] {
+			t.Errorf("%+v: of %d frames %d and %d were for nobody", step, all.Frames[7], unowned[7], unowned[8])
+		}
+		if r := o.rates(); step.look && r.Unowned != step.want {
+			t.Errorf("%+v: the sum is %d", step, r.Unowned)
+		}
+	}
+	if got := o.asked[0][id].syns; got != 50 {
+		t.Errorf("in the second with a gap the node was asked %d times; want 50", got)
+	}
+}

@@ -46,7 +46,10 @@ func (e *engine) status() Status {
 		Findings: append([]finding.Finding{}, e.findings.Current()...), Refused: append([]membership.Refusal{}, e.node.Refused()...),
 		Offered: e.offering.rates(), Counters: e.pathCounters(), Beacons: e.node.Counters(),
 	}
-	s.Balance, s.PolicyVersion = balanceNames[view.Balance], view.Settings.ID().Version
+	s.Balance = balanceNames[view.Balance]
+	if set := view.Settings; set != nil {
+		s.PolicyVersion, s.PolicyAuthor = set.Version, set.Author.String()
+	}
 	if unwell := e.unwell.Load(); unwell != nil {
 		s.Unwell = append(s.Unwell, *unwell...)
 	}

@@ -57,7 +57,7 @@ type bed struct {
 	clients  *cgroup
 	machines []*machine
 	servers  []*machine
-	content  string
+	content  string // folder of what is served (www) and the servers' certificate
 	target   string
 	configs  map[string]string
 	built    time.Time
@@ -229,7 +229,6 @@ func (b *bed) nginx(m *machine, servers string) {
 events { worker_connections 8192; }
 http {
   access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000000; open_file_cache max=100;
-  types { text/html html; } gzip on; gzip_comp_level 9; gzip_http_version 1.0; gzip_proxied any;
   client_body_temp_path %[1]s/b; proxy_temp_path %[1]s/p; fastcgi_temp_path %[1]s/f; uwsgi_temp_path %[1]s/u; scgi_temp_path %[1]s/s;
 %[2]s
 }
@@ -245,7 +244,8 @@ func (b *bed) server(i int, part float64) *machine {
 	b.t.Helper()
 	m := b.add(fmt.Sprintf("server%d", i), fmt.Sprintf("52:54:00:77:00:%02x", i), part, fmt.Sprintf("10.77.0.%d/24", 100+i))
 	m.start = func() {
-		b.nginx(m, "  server { listen 80 backlog=8192; root "+b.content+"; }")
+		b.nginx(m, fmt.Sprintf("  server { listen 80 backlog=8192; listen 443 ssl backlog=8192; root %[1]s/www;\n"+
+			"    ssl_certificate %[1]s/cert.pem; ssl_certificate_key %[1]s/key.pem; ssl_protocols TLSv1.3; ssl_session_cache off; ssl_session_tickets off; }", b.content))
 		m.Run("curl", "-sSf", "--max-time", "20", "--retry", "20", "--retry-connrefused", "--retry-delay", "1", "-o", "/dev/null", "http://127.0.0.1/2000")
 	}
 	b.servers = append(b.servers, m)
@@ -295,7 +295,7 @@ func (b *bed) build(s Setup, detect string) error {
 // clone makes nodes of the servers.
 func (b *bed) clone(policy, detect string) {
 	b.t.Helper()
-	text := strings.NewReplacer("detect: relaxed", "detect: "+detect, "name: byRandom ", "name: "+policy+" ",
+	text := strings.NewReplacer("detect: relaxed", "detect: "+detect, "name: byRandom ", "name: "+policy+" ", "ports: [80/tcp]", "ports: [80/tcp, 443/tcp]",
 		// A full server answers, but not within the half second of a check by HTTP.
 		"http: http://127.0.0.1/healthz ", "tcp: 127.0.0.1:80 ").Replace(string(config.DemoYAML))
 	conf := filepath.Join(b.net.Dir, "cluster.yaml")
@@ -413,10 +413,14 @@ func (b *bed) dispatcher(way string) {
 		return
 	}
 	// One thread: with two it would be stopped twice as soon, by one quota.
-	text := "global\n  nbthread 1\n  maxconn 8192\ndefaults\n  mode http\n  option http-keep-alive\n  http-reuse always\n  timeout connect 10s\n  timeout client 60s\n  timeout server 60s\n" +
+	text := "global\n  nbthread 1\n  maxconn 4096\ndefaults\n  mode http\n  option http-keep-alive\n  http-reuse always\n  timeout connect 10s\n  timeout client 60s\n  timeout server 60s\n" +
 		"listen web\n  bind :80 backlog 8192\n  balance leastconn\n"
 	for i := range b.servers {
 		text += fmt.Sprintf("  server s%d 10.77.0.%d:80\n", i+1, 101+i)
+	}
+	text += "listen tls\n  mode tcp\n  option splice-auto\n  bind :443 backlog 8192\n  balance leastconn\n"
+	for i := range b.servers {
+		text += fmt.Sprintf("  server s%d 10.77.0.%d:443\n", i+1, 101+i)
 	}
 	conf := filepath.Join(b.net.Dir, "haproxy.cfg")
 	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {

@@ -107,8 +107,11 @@ func (p *Plan) Times(r Run) (warmUp, window time.Duration) {
 	switch {
 	case r.Clients > 500 && r.Share == 0:
 		warmUp, window = 3*warmUp, 3*window
-	case r.Workload == webstone.Page.Name: // whose answers are few
+	case strings.HasSuffix(r.Workload, overTLS): // whose answers are few
 		warmUp, window = 2*warmUp, 2*window
+		if r.Share == 0 { // until the clients wait for as long as they will
+			warmUp = max(warmUp, time.Duration(r.Clients)*20*time.Millisecond)
+		}
 	}
 	if r.Kill {
 		window *= 3

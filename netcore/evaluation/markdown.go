@@ -87,8 +87,9 @@ func (r *Report) markdown(files map[string][]byte) []byte {
 	say("- A node's engine, and a dispatcher, live on the same quota as the web server would. The server is nginx with one process;")
 	say("  files are in memory. Every request has its own connection (HTTP/1.0) unless it says keep-alive.")
 	say("- The published server answered a request each 770 µs at its best, one of today takes 60 µs for a file from its memory, and the network")
-	say("  takes what it takes. So there is a third workload, a page of 40 kB that the server compresses for each client: what it takes")
-	say("  is in a table below, and of the order of what a request took of the published one. It shows what a cluster is worth to servers that do some work.")
+	say("  takes what it takes. So the same files are asked for *over TLS*, as they would be today, with a full handshake for each request, which")
+	say("  is work: a certificate of RSA, %d bits, TLS 1.3, no session resumed. What that takes is in a table below. It shows what a cluster is worth to", CertificateBits)
+	say("  servers that do some work, files from memory what it is worth to those that do hardly any. haproxy passes TLS through to the servers.")
 	say("- The load of a node, which byLoad goes by, is that of its quota: its engine sees a /proc/stat of its own, as in a container")
 	say("  with lxcfs. That of the real machine says nothing about one of its namespaces.")
 	say("- The clients are one program (`clonectl bench`) with no quota. Its share of the processors is in the tables, as is what the")
@@ -97,16 +98,17 @@ func (r *Report) markdown(files map[string][]byte) []byte {
 	say("- A cluster is that of config/demo.yaml, with `detect: relaxed` as for emulated machines (a beacon each third of a second, which takes a machine")
 	say("  with so small a part of a processor as much as ten a second take a real one), the policy that is named, and a health check by TCP. The datapath is bpf.")
 	say("  For fail-over it is `detect: normal` or what is named, and each machine has a quarter of a processor.")
-	say("- A network card keeps what comes for up to %.3g ms before it interrupts, once for all of it.", p.ModerationMS)
+	say("- A network card keeps what comes for up to %.3g ms before it interrupts, once for all of it: to a machine with so small a part of a processor", p.ModerationMS)
+	say("  that is what a tenth of it is to a whole one, and to be woken more often would be most of what it does.")
 	if p.Settle > 0 {
 		say("- Of uneven nodes byLoad has %.0f s of requests at a rate before it is measured. *At a rate* comes first, then the closed loops.", p.Settle)
 	}
-	say("- Each run is %.3g s of warm-up and %.3g s that count (with 2000 clients three times that), in %d rounds. Figures are medians", p.WarmUp, p.Window, p.Rounds)
+	say("- Each run is %.3g s of warm-up and %.3g s that count (over TLS twice that, with 2000 clients three times), in %d rounds. Figures are medians", p.WarmUp, p.Window, p.Rounds)
 	say("  of the rounds, percentiles are those of all requests. A request that takes longer than %.0f s has failed.", p.Timeout)
 	say("- What was published was measured on other machines, with an unknown file mix: its runs have about 2 kB for a request. Compare")
 	say("  the shapes of the curves, not their heights. Where a published figure is not known, nothing is drawn.")
 	say("")
-	say("`make evaluation` measures all of it, in about an hour; interrupted, it goes on where it was when it is called again.")
+	say("`make evaluation` measures all of it, in about an hour and a half; interrupted, it goes on where it was when it is called again.")
 	say("`EVALUATION_ONLY='2 nodes, byLoad' make evaluation` measures those set-ups anew whose names match that regular expression, which is")
 	say("how to repeat the figures of a table or a drawing: the names are in them. `make bench` does a few of them in some minutes. A drawing like these of any web server:")
 	say("`clonectl bench URL --workload 2k --svg FILE`.")
@@ -239,7 +241,7 @@ func (r *Report) sayPublished(say func(string, ...any)) {
 
 func (r *Report) sayWorkload(say func(string, ...any), name string, files map[string][]byte) {
 	title := name
-	if w, err := webstone.WorkloadNamed(name); err == nil {
+	if w, _, err := workload(name); err == nil {
 		title = w.Title
 	}
 	say("")
@@ -264,7 +266,7 @@ func (r *Report) sayWorkload(say func(string, ...any), name string, files map[st
 		if len(lines) == 0 || len(lines) == 1 && g.name != "nodes" {
 			continue
 		}
-		drawing := fmt.Sprintf("evaluation-%s-%s.svg", name, g.name)
+		drawing := fmt.Sprintf("evaluation-%s-%s.svg", strings.ReplaceAll(name, " ", "-"), g.name)
 		files[drawing] = Drawing(g.title+": "+title, lines)
 		say("")
 		say("### %s", g.title)

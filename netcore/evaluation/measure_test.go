@@ -3,9 +3,15 @@ package evaluation
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"net"
 	"net/http"
 	"net/netip"
@@ -30,7 +36,7 @@ import (
 func TestEvaluation(t *testing.T) {
 	results := os.Getenv("CLONECLUSTER_EVALUATION")
 	if results == "" {
-		t.Skip("takes an hour, and a machine with nothing else to do: make evaluation")
+		t.Skip("takes an hour and a half, and a machine with nothing else to do: make evaluation")
 	}
 	plan := planOf(t, os.Getenv("EVALUATION_PLAN"))
 	only, err := regexp.Compile(os.Getenv("EVALUATION_ONLY"))
@@ -189,7 +195,7 @@ func measure(t *testing.T, p Plan, r *Report, only *regexp.Regexp, save func()) 
 				}
 				if d := p.settle(s); d > 0 {
 					say("%s: until the shares follow the load", s)
-					settling := Run{Setup: s, Workload: webstone.Small.Name, Clients: 1000}
+					settling := Run{Setup: s, Workload: smallTLS, Clients: 1000}
 					rate := settleShare * r.best(settling.Workload)
 					if rate == 0 {
 						settling.Clients = 20
@@ -298,11 +304,15 @@ func (b *bed) measure(ctx context.Context, run Run, rate float64, warmUp, window
 	b.t.Helper()
 	b.serve(run.Workload)
 	p := b.plan
-	w, err := webstone.WorkloadNamed(run.Workload)
+	w, tls, err := workload(run.Workload)
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	cfg := webstone.Config{Target: netip.AddrPortFrom(netip.MustParseAddr(b.target), 80), Prefix: "/", Workload: w, Clients: run.Clients, KeepAlive: run.KeepAlive,
+	port := uint16(80)
+	if tls {
+		port = 443
+	}
+	cfg := webstone.Config{Target: netip.AddrPortFrom(netip.MustParseAddr(b.target), port), Prefix: "/", Workload: w, Clients: run.Clients, KeepAlive: run.KeepAlive, TLS: tls,
 		Rate: rate, Timeout: time.Duration(p.Timeout * float64(time.Second)), WarmUp: warmUp, Window: max(window, time.Millisecond), Windows: 1, Seed: uint64(run.Clients)}
 	for i := range sources {
 		cfg.Sources = append(cfg.Sources, netip.MustParseAddr(source(i)))
@@ -599,7 +609,7 @@ func (b *bed) keepalived(way string, configs map[string]string) {
 	time.Sleep(1500 * time.Millisecond)
 }
 
-// contentFolder has the files of all workloads, in memory.
+// contentFolder has the files of all workloads, in memory, and a certificate.
 func contentFolder(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -607,10 +617,29 @@ func contentFolder(t *testing.T) string {
 		t.Cleanup(func() { _ = os.RemoveAll(shm) })
 		dir = shm
 	}
-	if err := errors.Join(os.Chmod(dir, 0o755), webstone.WriteContent(dir)); err != nil {
+	if err := errors.Join(os.Chmod(dir, 0o755), webstone.WriteContent(filepath.Join(dir, "www")), certify(dir)); err != nil {
 		t.Fatal(err)
 	}
 	return dir
+}
+
+// certify writes a certificate that signs itself, and its key.
+func certify(dir string) error {
+	key, err := rsa.GenerateKey(rand.Reader, CertificateBits)
+	if err != nil {
+		return err
+	}
+	of := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: vip}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour)}
+	cert, err := x509.CreateCertificate(rand.Reader, of, of, key.Public(), key)
+	if err != nil {
+		return err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.WriteFile(filepath.Join(dir, "cert.pem"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), 0o644),
+		os.WriteFile(filepath.Join(dir, "key.pem"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600))
 }
 
 // programs are the versions of those that take part, as they say them.

@@ -121,20 +121,26 @@ func Compare(x, y Finding) int {
 // for one goroutine.
 type Source struct {
 	board *Board
-	said  map[string]string
+	said  map[string]saying
+}
+
+// saying is what was said of a code.
+type saying struct {
+	level Level
+	what  string
 }
 
 // Source gives one that has noticed nothing yet. No two of a board may have the
 // same codes.
-func (b *Board) Source() *Source { return &Source{b, map[string]string{}} }
+func (b *Board) Source() *Source { return &Source{b, map[string]saying{}} }
 
 // Set raises what was noticed at this look, unless the same was said before, and
 // clears what was at an earlier one and is not now.
 func (s *Source) Set(found ...Finding) {
-	now := map[string]string{}
+	now := map[string]saying{}
 	for _, f := range found {
-		now[f.Code] = f.What
-		if was, there := s.said[f.Code]; !there || was != f.What {
+		now[f.Code] = saying{f.Level, f.What}
+		if was, there := s.said[f.Code]; !there || was != now[f.Code] {
 			s.board.Raise(f)
 		}
 	}

@@ -82,6 +82,11 @@ func TestSource(t *testing.T) {
 	look("ax1 z1 ", a)
 	a.What = "y"
 	look("ay2 z1 ", a)
+	a.Level = Critical
+	look("ay3 z1 ", a)
+	if f := b.Current()[0]; f.Level != Critical {
+		t.Errorf("the level is %v; want what was said last", f.Level)
+	}
 	look("b1 z1 ", Finding{Code: "b", Level: Critical})
 	look("z1 ")
 }

@@ -133,3 +133,29 @@ func TestPages(t *testing.T) {
 		}
 	}
 }
+
+// TestHypervisorsInOnePlace: what a hypervisor has to allow is said once, so that no two pages
+// contradict each other.
+func TestHypervisorsInOnePlace(t *testing.T) {
+	network, err := os.ReadFile(filepath.Join(pages, "../network.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := os.ReadFile(filepath.Join(pages, "no-flooding.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, lines, found := strings.Cut(string(network), "\n## Hypervisors\n")
+	if !found || !strings.Contains(string(page), "(../network.md#hypervisors)") {
+		t.Error("no-flooding.md does not lead to the hypervisors of network.md")
+	}
+	makes := regexp.MustCompile(`(?m)^\| \*\*([^*]+)\*\*`).FindAllStringSubmatch(lines, -1)
+	if len(makes) < 5 {
+		t.Fatalf("network.md has %d hypervisors", len(makes))
+	}
+	for _, m := range makes {
+		if strings.Contains(string(page), "\n| "+m[1]) {
+			t.Errorf("no-flooding.md has a line of its own on %s", m[1])
+		}
+	}
+}

@@ -142,7 +142,7 @@ func AllWeaknesses() (all []Weakness) {
 
 // An Event is something that happened: one of Tick, Received, ReceivedMap,
 // ReceivedSettings, Sent, FlowsSeen, Carrier, Rename, Health, LoadSeen, Order, Drain,
-// Stop, Leave and Restart.
+// StandAside, Stop, Leave and Restart.
 type Event any
 
 type (
@@ -183,6 +183,8 @@ type (
 	}
 	// Drain gives the node's buckets to the others, or (not On) takes part again.
 	Drain struct{ On bool }
+	// StandAside is Drain for a reason of the node's own, which holds whatever it is told.
+	StandAside struct{ On bool }
 	// Stop makes the node own nothing any more, whether others take over or not.
 	Stop struct{}
 	// Leave is the node's last word.
@@ -285,6 +287,7 @@ type Machine struct {
 	state State
 	up    bool
 	drain bool // it was asked to
+	aside bool // it has to
 	sick  bool
 	busy  uint16
 	flows uint32
@@ -505,11 +508,9 @@ func (m *Machine) take(ev Event, now int64, a *Actions) (urgent bool) {
 	case LoadSeen:
 		m.busy, m.flows = min(ev.Busy, 1000), ev.Flows
 	case Drain:
-		urgent = m.drain != ev.On
-		m.drain, m.unsettled = ev.On, true
-		if m.state.takesPart() {
-			m.state = m.partState()
-		}
+		urgent = m.ownNothing(&m.drain, ev.On)
+	case StandAside:
+		urgent = m.ownNothing(&m.aside, ev.On)
 	case Stop:
 		if m.state != Leaving {
 			m.state = Stopping
@@ -528,9 +529,19 @@ func (m *Machine) take(ev Event, now int64, a *Actions) (urgent bool) {
 	return urgent
 }
 
+// ownNothing sets, or takes back, a reason for which this node wants to own nothing.
+func (m *Machine) ownNothing(reason *bool, on bool) (news bool) {
+	news = *reason != on
+	*reason, m.unsettled = on, true
+	if m.state.takesPart() {
+		m.state = m.partState()
+	}
+	return news
+}
+
 // partState is the state of a node that takes part.
 func (m *Machine) partState() State {
-	if m.drain {
+	if m.drain || m.aside {
 		return Draining
 	}
 	return Serving

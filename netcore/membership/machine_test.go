@@ -753,6 +753,28 @@ func TestDrain(t *testing.T) {
 	s.want(512, 512)
 }
 
+// TestStandAside: a node that cannot serve owns nothing while another can, whatever an
+// operator says.
+func TestStandAside(t *testing.T) {
+	s, n := cluster(t, 2)
+	n[0].step(StandAside{On: true})
+	s.run(time.Second)
+	s.want(0, 1024)
+	n[0].step(Drain{On: false})
+	s.run(time.Second)
+	s.want(0, 1024)
+	if n[0].State() != Draining {
+		t.Errorf("it is %v; want draining", n[0].State())
+	}
+	n[0].step(Drain{On: true})
+	n[0].step(StandAside{On: false})
+	s.run(time.Second)
+	s.want(0, 1024)
+	n[0].step(Drain{On: false})
+	s.run(time.Second)
+	s.want(512, 512)
+}
+
 // TestDrainSeveral at once: nothing is reset, and the one that is left has all.
 func TestDrainSeveral(t *testing.T) {
 	s, n := cluster(t, 4)

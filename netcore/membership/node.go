@@ -179,6 +179,9 @@ func (n *Node) Resume(ctx context.Context) {
 	n.tell(ctx, Drain{On: false})
 }
 
+// StandAside has this node own nothing that another could take, until it no longer has to.
+func (n *Node) StandAside(ctx context.Context, on bool) { n.tell(ctx, StandAside{On: on}) }
+
 // Order changes what holds at run time, and gives the settings that follow. The error
 // is that of ctx, or that the order cannot be followed.
 func (n *Node) Order(ctx context.Context, o Order) (*Settings, error) {

@@ -1,5 +1,5 @@
 // Package neigh builds the frames by which a cluster speaks for its VIP: ARP
-// (RFC 826, RFC 5227) and NDP (RFC 4861, RFC 4862). The kernel cannot, since
+// (RFC 826, RFC 5227) and NDP (RFC 4861, RFC 4862); and reads what others say of it. The kernel cannot, since
 // in these frames the payload carries the clone MAC and the Ethernet header the
 // wire MAC (I2), so that hosts learn the one and switches the other.
 package neigh
@@ -111,7 +111,7 @@ func (r *Responder) Announcements() ([][]byte, error) {
 		frames = append(frames, b)
 	}
 	if r.vip6.IsValid() {
-		b, err := r.advertisement(allNodesMAC, allNodes, 0)
+		b, err := r.advertisement(AllNodesMAC, allNodes, 0)
 		if err != nil {
 			return nil, err
 		}
@@ -180,8 +180,9 @@ const (
 )
 
 var (
-	allNodes    = netip.MustParseAddr("ff02::1")
-	allNodesMAC = net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}
+	allNodes = netip.MustParseAddr("ff02::1")
+	// AllNodesMAC is the group of all IPv6 nodes (RFC 2464, 7).
+	AllNodesMAC = net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}
 )
 
 func (r *Responder) replyNDP(from net.HardwareAddr, b []byte) ([]byte, error) {
@@ -196,7 +197,7 @@ func (r *Responder) replyNDP(from net.HardwareAddr, b []byte) ([]byte, error) {
 		return nil, fmt.Errorf("solicitation by the VIP: %w", ErrNotRequest)
 	case s.source.IsUnspecified():
 		// RFC 4862: who asks has no address yet; all nodes are told.
-		return r.advertisement(allNodesMAC, allNodes, 0)
+		return r.advertisement(AllNodesMAC, allNodes, 0)
 	case s.linkAddr == nil:
 		s.linkAddr = from
 	}

@@ -29,9 +29,12 @@ type Directed struct {
 	// Answer: this node tells them, when they ask all. Each node does when it is asked
 	// itself.
 	Answer bool
-	// Nodes are the wire MACs of the other nodes.
+	// Nodes are the wire MACs of the other nodes: what comes from them is not sent on.
 	Nodes []MAC
-	// To are, for each bucket, those of Nodes who may want its frames.
+	// All are those of Nodes who get what has no bucket: their kernels do not take it past
+	// the filter.
+	All []MAC
+	// To are, for each bucket, those of All who may want its frames.
 	To [filter.Buckets][]MAC
 }
 
@@ -135,7 +138,7 @@ func (to *directed) handOn(b []byte, wire MAC, bucket int, asked filter.Asked, s
 	if slices.Contains(to.Nodes, MAC(frame[6:])) {
 		return
 	}
-	targets := to.Nodes
+	targets := to.All
 	if asked == filter.AskBucket {
 		targets = to.To[bucket]
 	}

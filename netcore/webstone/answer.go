@@ -3,7 +3,6 @@ package webstone
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -71,7 +70,6 @@ type head struct {
 	status int
 	length int64 // of the body; -1: up to the end of the connection
 	close  bool  // the server closes the connection
-	packed bool  // by gzip
 }
 
 // parseHead parses what has come so far. n is where the body begins, 0 if more is needed.
@@ -112,8 +110,6 @@ func parseHead(b []byte) (h head, n int, err error) {
 			h.length = int64(length)
 		case bytes.EqualFold(name, []byte("Transfer-Encoding")):
 			return h, 0, protocolError(fmt.Sprintf("Transfer-Encoding %.32q: a file is wanted with its length", value))
-		case bytes.EqualFold(name, []byte("Content-Encoding")):
-			h.packed = bytes.EqualFold(value, []byte("gzip"))
 		case bytes.EqualFold(name, []byte("Connection")):
 			if bytes.EqualFold(value, []byte("close")) {
 				h.close = true
@@ -125,9 +121,9 @@ func parseHead(b []byte) (h head, n int, err error) {
 	return h, end + 4, nil
 }
 
-// readAnswer reads an answer with that file, and with toEnd up to the end of the connection.
-// buf is of maxHead octets or more. any says whether anything has come, got how much of a body.
-func readAnswer(r io.Reader, buf []byte, file File, toEnd bool) (h head, got int64, any bool, err error) {
+// readAnswer reads an answer of a body of size octets, and with toEnd up to the end of the
+// connection. buf is of maxHead octets or more. any says whether anything has come.
+func readAnswer(r io.Reader, buf []byte, size int64, toEnd bool) (h head, any bool, err error) {
 	have, body := 0, 0
 	for body == 0 {
 		n, err := r.Read(buf[have:])
@@ -135,7 +131,7 @@ func readAnswer(r io.Reader, buf []byte, file File, toEnd bool) (h head, got int
 		any = any || n > 0
 		if n > 0 {
 			if h, body, err = parseHead(buf[:have]); err != nil {
-				return h, got, any, err
+				return h, any, err
 			}
 			continue
 		}
@@ -143,69 +139,33 @@ func readAnswer(r io.Reader, buf []byte, file File, toEnd bool) (h head, got int
 			err = errShort
 		}
 		if err != nil {
-			return h, got, any, err
+			return h, any, err
 		}
 	}
 	if h.status != 200 {
-		return h, got, any, fmt.Errorf("%w %d", errStatus, h.status)
+		return h, any, fmt.Errorf("%w %d", errStatus, h.status)
 	}
-	if file.Packed {
-		got, err = readPacked(r, buf, have, body, h, file.Size)
-		return h, got, any, err
-	}
-	size := file.Size
 	if h.length >= 0 && h.length != size {
-		return h, got, any, protocolError(fmt.Sprintf("a body of %d octets: want %d", h.length, size))
+		return h, any, protocolError(fmt.Sprintf("a body of %d octets: want %d", h.length, size))
 	}
 	// One octet more than there should be is looked for, too.
-	got = int64(have - body)
+	got := int64(have - body)
 	toEnd = toEnd || h.length < 0
 	for got < size || toEnd && got == size {
 		n, err := r.Read(buf)
 		got += int64(n)
 		if err == io.EOF {
 			if got < size {
-				return h, got, any, fmt.Errorf("%w: %d octets of %d", errShort, got, size)
+				return h, any, fmt.Errorf("%w: %d octets of %d", errShort, got, size)
 			}
 			break
 		}
 		if err != nil {
-			return h, got, any, err
+			return h, any, err
 		}
 	}
 	if got > size {
-		return h, got, any, protocolError(fmt.Sprintf("a body of %d octets or more: want %d", got, size))
+		return h, any, protocolError(fmt.Sprintf("a body of %d octets or more: want %d", got, size))
 	}
-	return h, got, any, nil
-}
-
-// readPacked reads a body up to the end of the connection, whose beginning is in buf already.
-// The last four octets of what gzip writes are the size of what is in it (RFC 1952, 2.3.1): it is not unpacked,
-// which would take the clients as much as the server.
-func readPacked(r io.Reader, buf []byte, have, body int, h head, size int64) (got int64, err error) {
-	if !h.packed {
-		return 0, protocolError("a page that is not compressed: want a server that does (nginx: gzip on; gzip_http_version 1.0)")
-	}
-	var last [4]byte
-	for from, n := body, have; ; from = 0 {
-		got += int64(n - from)
-		if end := buf[from:n]; len(end) >= 4 {
-			copy(last[:], end[len(end)-4:])
-		} else {
-			copy(last[:], append(last[len(end):], end...))
-		}
-		if err != nil {
-			break
-		}
-		n, err = r.Read(buf)
-	}
-	switch {
-	case err != io.EOF:
-		return got, err
-	case h.length >= 0 && h.length != got:
-		return got, fmt.Errorf("%w: %d octets of %d", errShort, got, h.length)
-	case int64(binary.LittleEndian.Uint32(last[:])) != size:
-		return got, fmt.Errorf("%w: %d octets, in which are not %d", errShort, got, size)
-	}
-	return got, nil
+	return h, any, nil
 }

@@ -38,6 +38,9 @@ type Config struct {
 	// KeepAlive lets a client keep its connection (HTTP/1.1). Else each request has one of
 	// its own, which the server closes (HTTP/1.0).
 	KeepAlive bool `json:"keep_alive,omitempty"`
+	// TLS asks over TLS. Who the server is is not looked at, and no session is resumed: each
+	// connection is that of somebody who has not been here before.
+	TLS bool `json:"tls,omitempty"`
 	// Sources are the clients' own addresses, in turn. None: the kernel's choice.
 	Sources []netip.Addr `json:"sources,omitempty"`
 	// Timeout is for a whole request.
@@ -66,9 +69,6 @@ func (c *Config) validate() error {
 		return errors.New("want a timeout, one window or more, and of some length")
 	case c.Rate < 0 || math.IsNaN(c.Rate) || math.IsInf(c.Rate, 0):
 		return fmt.Errorf("rate %v: want requests per second, or 0 for a closed loop", c.Rate)
-	}
-	if c.KeepAlive && slices.ContainsFunc(c.Workload.Files, func(f File) bool { return f.Packed }) {
-		return fmt.Errorf("workload %q with keep-alive: a compressed answer has no length, its end is that of the connection", c.Workload.Name)
 	}
 	for _, s := range c.Sources {
 		if s.Is4() != c.Target.Addr().Unmap().Is4() {
@@ -100,7 +100,7 @@ type Window struct {
 	// of its own, until the answer is whole; with a rate, from when it should have begun,
 	// and of the requests that should have begun in this time.
 	Latency Histogram `json:"latency"`
-	// Connect is the time that connections took to be there.
+	// Connect is the time that connections took to be there, over TLS with the handshake.
 	Connect Histogram `json:"connect"`
 	// Errors are the requests that failed, by kind.
 	Errors   map[Kind]uint64 `json:"errors,omitempty"`

@@ -3,12 +3,13 @@ package webstone
 import (
 	"bufio"
 	"bytes"
-	"compress/gzip"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"math"
 	"math/rand/v2"
 	"net"
@@ -130,11 +131,10 @@ func TestParseHead(t *testing.T) {
 		n    int
 		err  string
 	}{
-		{"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", head{status: 200, length: 5, close: false}, 38, ""},
-		{"HTTP/1.0 200\r\n\r\n", head{status: 200, length: -1, close: true}, 16, ""},
-		{"HTTP/1.0 200 OK\r\nconnection: Keep-Alive\r\n\r\n", head{status: 200, length: -1, close: false}, 43, ""},
-		{"HTTP/1.1 503 No\r\nConnection: close\r\ncontent-length:0\r\n\r\n", head{status: 503, length: 0, close: true}, 56, ""},
-		{"HTTP/1.0 200 OK\r\nContent-Encoding: gzip\r\n\r\n", head{status: 200, length: -1, close: true, packed: true}, 43, ""},
+		{"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", head{200, 5, false}, 38, ""},
+		{"HTTP/1.0 200\r\n\r\n", head{200, -1, true}, 16, ""},
+		{"HTTP/1.0 200 OK\r\nconnection: Keep-Alive\r\n\r\n", head{200, -1, false}, 43, ""},
+		{"HTTP/1.1 503 No\r\nConnection: close\r\ncontent-length:0\r\n\r\n", head{503, 0, true}, 56, ""},
 		{"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n", head{}, 0, ""},
 		{"HTT", head{}, 0, ""},
 		{"SSH-2.0-x", head{}, 0, "begins with"},
@@ -177,7 +177,7 @@ func FuzzParseHead(f *testing.F) {
 		if theirs.StatusCode != h.status || theirs.ContentLength >= 0 && theirs.Header.Get("Content-Length") != "" && theirs.ContentLength != h.length {
 			t.Errorf("%q: %+v; net/http has %d, %d", b, h, theirs.StatusCode, theirs.ContentLength)
 		}
-		_, _, _, _ = readAnswer(bytes.NewReader(b), make([]byte, maxHead), File{Size: 5, Packed: len(b)%2 == 0}, true)
+		_, _, _ = readAnswer(bytes.NewReader(b), make([]byte, maxHead), 5, true)
 	})
 }
 
@@ -216,7 +216,7 @@ func asked(c net.Conn) bool {
 	return true
 }
 
-var tiny = Workload{"tiny", "", []File{{Size: 5, Weight: 1}}}
+var tiny = Workload{"tiny", "", []File{{5, 1}}}
 
 func config(target netip.AddrPort) Config {
 	return Config{Target: target, Prefix: "/", Workload: tiny, Clients: 4, Timeout: 200 * time.Millisecond,
@@ -290,56 +290,6 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// TestPage: an answer that is compressed is whole if what is in it is of the right size.
-func TestPage(t *testing.T) {
-	dir := t.TempDir()
-	if err := WriteContent(dir); err != nil {
-		t.Fatal(err)
-	}
-	text, err := os.ReadFile(filepath.Join(dir, Page.Files[0].Name()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var packed bytes.Buffer
-	z := gzip.NewWriter(&packed)
-	z.Write(text)
-	z.Close()
-	if n := packed.Len(); n < len(text)/8 || n > len(text)/2 {
-		t.Errorf("%d octets are packed into %d: want a text", len(text), n)
-	}
-	// Of Content-Length there is none as a rule.
-	const head = "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nConnection: close\r\n"
-	body := packed.String()
-	for _, tt := range []struct {
-		kind   Kind
-		answer string
-	}{
-		{"", head + "\r\n" + body},
-		{"", fmt.Sprintf("%sContent-Length: %d\r\n\r\n%s", head, len(body), body)},
-		{Short, head + "\r\n" + body[:len(body)-1]},
-		{Short, head + "\r\n" + "abc"},
-		{Short, fmt.Sprintf("%sContent-Length: %d\r\n\r\n%s", head, len(body)+1, body)},
-		{Protocol, fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(text), text)},
-	} {
-		cfg := config(serve(t, func(c net.Conn) {
-			if asked(c) {
-				io.WriteString(c, tt.answer[:len(tt.answer)-2])
-				time.Sleep(time.Millisecond) // the last four octets in two parts
-				io.WriteString(c, tt.answer[len(tt.answer)-2:])
-			}
-		}))
-		cfg.Workload = Page
-		w := measure(t, cfg).Total()
-		if tt.kind == "" {
-			if w.Requests == 0 || w.Failed() > 0 || w.Bytes != w.Requests*uint64(len(body)) {
-				t.Errorf("a good server: %d answers of %d octets, errors %v", w.Requests, w.Bytes, w.Examples)
-			}
-		} else if w.Requests > 0 || w.Errors[tt.kind] != w.Failed() || w.Failed() == 0 {
-			t.Errorf("%s: %d answers, errors %v %v", tt.kind, w.Requests, w.Errors, w.Examples)
-		}
-	}
-}
-
 // TestKeepAlive: a client keeps its connection, and asks again on another one if the server
 // has closed it.
 func TestKeepAlive(t *testing.T) {
@@ -359,6 +309,39 @@ func TestKeepAlive(t *testing.T) {
 		if n := conns.Load(); each > 3 && n != 4 || each == 3 && w.Reconnects == 0 {
 			t.Errorf("%d connections, %d of them anew, for %d requests: each has %d", n, w.Reconnects, w.Requests, each)
 		}
+	}
+}
+
+// TestTLS: over TLS each request has a handshake of its own, or each client with keep-alive;
+// who speaks no TLS is told of.
+func TestTLS(t *testing.T) {
+	var handshakes, resumed atomic.Int64
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "12345") }))
+	server.TLS = &tls.Config{VerifyConnection: func(s tls.ConnectionState) error {
+		handshakes.Add(1)
+		if s.DidResume {
+			resumed.Add(1)
+		}
+		return nil
+	}}
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // of clients that are interrupted
+	server.StartTLS()
+	defer server.Close()
+	cfg := config(netip.MustParseAddrPort(server.Listener.Addr().String()))
+	cfg.TLS, cfg.Timeout = true, 5*time.Second
+	r := measure(t, cfg).Total()
+	if n := handshakes.Swap(0); r.Requests == 0 || r.Failed() > 0 || uint64(n) < r.Requests || resumed.Load() > 0 {
+		t.Errorf("%d answers, %d handshakes, %d of them resumed, errors %v", r.Requests, n, resumed.Load(), r.Examples)
+	}
+	cfg.KeepAlive = true
+	r = measure(t, cfg).Total()
+	// One of before may be counted late.
+	if n := handshakes.Load(); r.Requests == 0 || r.Failed() > 0 || n > 2*int64(cfg.Clients) {
+		t.Errorf("with keep-alive: %d answers, %d handshakes of %d clients, errors %v", r.Requests, n, cfg.Clients, r.Examples)
+	}
+	cfg.Target = serve(t, func(c net.Conn) { _, _ = io.WriteString(c, right) })
+	if r = measure(t, cfg).Total(); r.Requests > 0 || r.Errors[Protocol] == 0 || len(r.Errors) > 1 {
+		t.Errorf("without TLS: %d answers, %v %v", r.Requests, r.Errors, r.Examples)
 	}
 }
 
@@ -478,7 +461,6 @@ func TestConfig(t *testing.T) {
 		"rate":    func(c *Config) { c.Rate = -1 },
 		"source":  func(c *Config) { c.Sources = []netip.Addr{netip.MustParseAddr("::1")} },
 		"files":   func(c *Config) { c.Workload = Workload{} },
-		"page":    func(c *Config) { c.Workload, c.KeepAlive = Page, true },
 	} {
 		c := good
 		if spoil(&c); c.validate() == nil {

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 )
 
 // A File is one that is asked for. Its name is its size in decimal digits, so that webd's
@@ -15,19 +14,10 @@ import (
 type File struct {
 	Size   int64 `json:"size"`   // of the body, in octets
 	Weight int   `json:"weight"` // how often it is asked for, in relation to the others
-	// Packed is a page that the server is to compress for each client (gzip), and that is
-	// work; Size is that of what is in it. Its name ends with .html.
-	Packed bool `json:"packed,omitempty"`
 }
 
 // Name is the last part of its path.
-func (f File) Name() string {
-	name := strconv.FormatInt(f.Size, 10)
-	if f.Packed {
-		name += ".html"
-	}
-	return name
-}
+func (f File) Name() string { return strconv.FormatInt(f.Size, 10) }
 
 // Workload is what files are asked for, and how often.
 type Workload struct {
@@ -38,26 +28,13 @@ type Workload struct {
 
 // Standard is the file mix of WebStone 2 (its filelist.standard): 19.8 kB on average, of
 // which a fourth is in one request of a thousand.
-var Standard = Workload{"standard", "WebStone 2 standard mix", []File{{Size: 500, Weight: 350}, {Size: 5125, Weight: 500},
-	{Size: 51250, Weight: 140}, {Size: 512500, Weight: 9}, {Size: 5248000, Weight: 1}}}
+var Standard = Workload{"standard", "WebStone 2 standard mix", []File{{500, 350}, {5125, 500}, {51250, 140}, {512500, 9}, {5248000, 1}}}
 
 // Small is what a request of the published runs had on average.
-var Small = Workload{"2k", "2 kB file", []File{{Size: 2000, Weight: 1}}}
-
-// Page is work for a server that compresses answers (nginx: gzip_comp_level 9), of the order of what a
-// request took of the single machine of the published runs at its best, 0.8 ms.
-var Page = Workload{"page", "40 kB page that is compressed for each client", []File{{Size: 40000, Weight: 1, Packed: true}}}
+var Small = Workload{"2k", "2 kB file", []File{{2000, 1}}}
 
 // Workloads are all there are.
-func Workloads() []Workload { return []Workload{Standard, Small, Page} }
-
-// Names are theirs.
-func Names() (names []string) {
-	for _, w := range Workloads() {
-		names = append(names, w.Name)
-	}
-	return names
-}
+func Workloads() []Workload { return []Workload{Standard, Small} }
 
 // WorkloadNamed gives one of them.
 func WorkloadNamed(name string) (Workload, error) {
@@ -66,7 +43,7 @@ func WorkloadNamed(name string) (Workload, error) {
 			return w, nil
 		}
 	}
-	return Workload{}, fmt.Errorf("workload %q: want one of %s", name, strings.Join(Names(), ", "))
+	return Workload{}, fmt.Errorf("workload %q: want %s or %s", name, Standard.Name, Small.Name)
 }
 
 // Mean is the mean size of what is asked for, in octets.
@@ -128,7 +105,7 @@ func WriteContent(dir string) error {
 	}
 	for _, w := range Workloads() {
 		for _, f := range w.Files {
-			if err := writeFile(filepath.Join(dir, f.Name()), f); err != nil {
+			if err := writeFile(filepath.Join(dir, f.Name()), f.Size); err != nil {
 				return err
 			}
 		}
@@ -136,13 +113,11 @@ func WriteContent(dir string) error {
 	return nil
 }
 
-func writeFile(path string, file File) error {
-	text := page(file.Size)
-	if !file.Packed {
-		for i := range text {
-			if text[i] = "0123456789abcdefghijklmnopqrstuvwxyz"[i/64%36]; i%64 == 63 {
-				text[i] = '\n'
-			}
+func writeFile(path string, size int64) error {
+	text := make([]byte, size)
+	for i := range text {
+		if text[i] = "0123456789abcdefghijklmnopqrstuvwxyz"[i/64%36]; i%64 == 63 {
+			text[i] = '\n'
 		}
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
@@ -151,23 +126,4 @@ func writeFile(path string, file File) error {
 	}
 	_, err = f.Write(text)
 	return errors.Join(err, f.Close())
-}
-
-// page is a table in HTML, of words that repeat as often as those of a text do.
-func page(size int64) []byte {
-	random := rand.New(rand.NewPCG(1, 2))
-	words := make([]string, 500)
-	for i := range words {
-		word := make([]byte, 3+random.IntN(8))
-		for j := range word {
-			word[j] = "etaoinshrdlcumwfgypbvk"[random.IntN(1+random.IntN(22))]
-		}
-		words[i] = string(word)
-	}
-	text := []byte("<!doctype html>\n<title>page</title>\n<table>\n")
-	for int64(len(text)) < size {
-		text = fmt.Appendf(text, "<tr><td class=\"name\">%s %s</td><td class=\"number\">%d</td></tr>\n",
-			words[random.IntN(1+random.IntN(len(words)))], words[random.IntN(1+random.IntN(len(words)))], random.IntN(10000))
-	}
-	return text[:size]
 }

@@ -126,6 +126,13 @@ func (c *cluster) tell(i int, kind, text, why string) {
 	}
 }
 
+// find has a node notice things.
+func (c *cluster) find(i int, found []finding.Finding) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.nodes[i].found = found
+}
+
 // owners is called with c.mu held.
 func (c *cluster) owners() (o api.Owners, count map[string]int) {
 	o = api.Owners{Map: c.maps, Buckets: make([]byte, 1024)}

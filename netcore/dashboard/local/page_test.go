@@ -1,6 +1,7 @@
 package local_test
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -16,14 +17,30 @@ func TestPage(t *testing.T) {
 		t.Skip("starts a browser: not with -short")
 	}
 	c := startCluster(t, 4)
-	c.nodes[1].found = []finding.Finding{
+	troubles := []finding.Finding{
 		{Code: "no-flooding", Level: finding.Critical, Node: c.nodes[1].id, What: "this node gets only some of the frames for the clone MAC", Fix: "allow unknown unicast flooding on its port", Since: time.Now(), Count: 3},
 		{Code: "programs-differ", Level: finding.Info, Node: c.nodes[1].id, What: "the nodes run 2 different programs", Fix: "roll the older ones out again", Since: time.Now(), Count: 1},
 	}
+	c.find(1, troubles)
 	p := chromiumtest.Open(t, c.proxy(api.RoleControl, true, c.nodes[0], c.nodes[1]).Link(), 1360, 900)
-	p.AwaitText(60*time.Second, "All 4 nodes serve", "no-flooding", "accept-new", "ready after 2.9 s")
+	p.AwaitText(60*time.Second, "4 of 4 nodes serve, but: no-flooding.", "Node2 gets only some of the frames", "accept-new", "ready after 2.9 s")
+	headline := func(grade, text string) {
+		t.Helper()
+		p.Await(grade+": "+text, fmt.Sprintf(`document.querySelector('#now').className === %q && document.querySelector('#headline').textContent === %q`, grade, text), 10*time.Second)
+	}
+	headline("bad", "4 of 4 nodes serve, but: no-flooding.")
+	c.find(1, []finding.Finding{
+		{Code: "no-flooding", Level: finding.Warning, Node: c.nodes[1].id, What: "this node gets only some of the frames for the clone MAC", Since: time.Now(), Count: 1},
+		{Code: "directed-mode", Level: finding.Info, Node: c.nodes[1].id, What: "the cluster is in directed mode: node1 takes all frames", Since: time.Now(), Count: 1},
+	})
+	headline("ok", "All 4 nodes serve, in directed mode.")
+	p.AwaitText(time.Second, "The cluster is in directed mode: node1 takes")
+	c.find(1, troubles[1:])
+	headline("ok", "All 4 nodes serve.")
+	c.find(1, troubles)
 	p.Await("the ring has the colours of four nodes", `new Set([...document.querySelectorAll('#ring .b')].map((b) => b.getAttribute('class'))).size === 4`, 5*time.Second)
 	time.Sleep(8 * time.Second) // for something in the graphs
+	p.AwaitText(time.Second, "Newly accepted per second", "UDP datagrams and pings", "newly accepted/s")
 
 	for _, look := range []struct {
 		name          string
@@ -82,6 +99,49 @@ func TestPage(t *testing.T) {
 	if moving > 0 {
 		t.Errorf("%d elements move for somebody who asked for less motion", moving)
 	}
+}
+
+// TestPageOfMany: more nodes than there are colours are told apart, and small shares have
+// their names.
+func TestPageOfMany(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts a browser: not with -short")
+	}
+	const n = 18
+	c := startCluster(t, n)
+	p := chromiumtest.Open(t, c.proxy(api.RoleReadOnly, false, c.nodes[0]).Link(), 1360, 900)
+	p.AwaitText(60*time.Second, "All 18 nodes serve")
+	owners := chromiumtest.Eval[int](p, `document.querySelectorAll('#ring g > path:not(.hatch)').length`) // here some have nothing
+	if owners < 16 {
+		t.Fatalf("%d nodes own buckets; that is too few to try", owners)
+	}
+	for _, dark := range []bool{false, true} {
+		p.Be(1360, 900, false, dark)
+		time.Sleep(time.Second) // the colours change slowly
+		looks := chromiumtest.Eval[int](p, `new Set([...document.querySelectorAll('#ring .b')].map((b) => { const s = getComputedStyle(b); return s.fill + s.fillOpacity; })).size`)
+		if looks != owners {
+			t.Errorf("dark %v: the buckets of %d nodes have %d looks", dark, owners, looks)
+		}
+		p.CheckContrast()
+		p.CheckWidth()
+		p.CheckNames()
+		p.Shot(map[bool]string{false: "many", true: "many-dark"}[dark])
+	}
+	if got := chromiumtest.Eval[int](p, `new Set([...document.querySelectorAll('#ring g > path:not(.hatch) > title')].map((t) => t.textContent).filter((t) => /^node\d+: \d+ buckets?, \d+ %$/.test(t))).size`); got != owners {
+		t.Errorf("%d shares say whose they are and how large; want %d", got, owners)
+	}
+	if got := chromiumtest.Eval[int](p, `document.querySelectorAll('#ring .hatch').length`); got < owners-8 {
+		t.Errorf("%d shares are hatched; want those of all but eight nodes", got)
+	}
+	// Few are left, and so have labels on what is hatched.
+	for i := range 12 {
+		c.kill(17 - i - 5*(i/6))
+	}
+	p.Be(1360, 900, false, false)
+	p.Await("hatched shares have labels", `document.querySelectorAll('#ring text[class*=again]').length > 0`, 20*time.Second)
+	p.CheckContrast()
+	p.Shot("few-left")
+	p.NoComplaints()
 }
 
 // TestPageOnlyLooks: without --control there is nothing to press.

@@ -32,7 +32,9 @@ const history = []; // of the graphs
 function node(id) {
   let n = nodes.get(id);
   if (!n) {
-    n = { id, color: 'o' + (nodes.size % 8), rate: 0, measured: false, rates: {}, totals: {}, flows: 0 };
+    // Each further eight have the same colours, lighter and hatched.
+    const again = Math.min(2, Math.floor(nodes.size / 8));
+    n = { id, color: 'o' + (nodes.size % 8) + (again ? ' again' + again : ''), again, rate: 0, measured: false, rates: {}, totals: {}, flows: 0 };
     nodes.set(id, n);
   }
   return n;
@@ -213,7 +215,7 @@ function words(text, by) {
     .replace(/\bthis node\b/g, names(by));
 }
 
-// sentence is words, with the node that says it if it says nothing of any.
+// sentence is words of an event or a finding, with the node that says it if it names none.
 function sentence(h) {
   const text = words(h.text, h.by);
   return h.by.length > 1 || [...nodes.values()].some((n) => text.includes(called(n.id))) ? text : names(h.by) + ': ' + text;
@@ -229,7 +231,7 @@ function show(now, news, first) {
   showHeadline(now);
   showRing(now);
   showNodes();
-  graph($('g-new'), 'rate', now, 'new connections per second');
+  graph($('g-new'), 'rate', now, 'newly accepted per second: connections, UDP datagrams and pings');
   graph($('g-flows'), 'flows', now, 'established connections');
   if (news || first) showEvents(first);
   showFindings();
@@ -271,9 +273,14 @@ function headline(now) {
   const those = (some) => names(some.map((n) => n.id));
   if (unwell.length) return ['bad', `${serving.length} of ${all.length} nodes serve`, `Services fail on ${those(unwell)}.`];
   if (fenced.length) return ['bad', `${those(fenced)} takes no new connections`, 'Another node may not know of it: does a cable work one way?'];
+  const found = here.flatMap((n) => (n.said?.findings || []).map((f) => ({ n, ...f })));
+  const critical = found.filter((f) => f.level === 'critical'), directed = found.find((f) => f.code === 'directed-mode');
+  const tell = (f) => sentence({ text: f.what, by: [f.n.id] }) + '.';
+  if (critical.length) return ['bad', `${serving.length} of ${all.length} nodes serve, but: ${list([...new Set(critical.map((f) => f.code))])}`, tell(critical[0])];
   if (off.length) return ['warn', `${serving.length} of ${all.length} nodes serve`, `${those(off)}: gone. The others have its share.`];
   if (draining.length) return ['warn', `${serving.length} of ${all.length} nodes serve`, list(draining.map((n) => `${called(n.id)} is ${n.now.state}`)) + '.'];
   if (!live.agreed) return ['warn', 'The nodes agree on a new map', 'Until then nobody takes new connections in the buckets that move.'];
+  if (directed && serving.length > 1) return ['ok', `All ${serving.length} nodes serve, in directed mode`, tell(directed)];
   const each = serving.map((n) => n.now.buckets);
   const share = Math.max(...each) - Math.min(...each) < 3 ? `Each takes ${one(Math.round(buckets / each.length), 'bucket')} of ${buckets}.` : 'Their shares differ, by weight or load.';
   return ['ok', serving.length === 1 ? 'One node serves, alone' : `All ${serving.length} nodes serve`, serving.length === 1 ? 'If it fails, nobody answers.' : share];
@@ -305,6 +312,10 @@ for (let i = 0; i < buckets; i++) {
   const a = i / buckets * 2 * Math.PI;
   arcs.push(ring.appendChild(make('svg:path', { class: 'b nobody', d: wedge(126, 158, a, a + 2 * Math.PI / buckets) })));
 }
+for (const again of [1, 2]) {
+  ring.append(make('svg:pattern', { id: 'hatch' + again, width: 9 / again, height: 9 / again, patternUnits: 'userSpaceOnUse', patternTransform: 'rotate(45)' },
+    make('svg:rect', { width: 4.5 / again, height: 9 / again })));
+}
 ring.append(shares);
 
 let drawn = '';
@@ -330,10 +341,12 @@ function showRing(now) {
   let a = 0;
   for (const [id, c] of sorted) {
     const to = a + c / buckets * 2 * Math.PI, gap = sorted.length > 1 ? 0.012 : 0;
-    shares.append(make('svg:path', { class: id ? node(id).color : 'nobody', d: wedge(84, 120, a + gap, Math.max(to - gap, a + gap + 1e-3)) }));
+    const color = id ? node(id).color : 'nobody', d = wedge(84, 120, a + gap, Math.max(to - gap, a + gap + 1e-3));
+    shares.append(make('svg:path', { class: color, d }, make('svg:title', {}, `${id ? called(id) : 'nobody'}: ${one(c, 'bucket')}, ${Math.round(100 * c / buckets)} %`)));
+    if (id && node(id).again) shares.append(make('svg:path', { class: 'hatch', d, fill: `url(#hatch${node(id).again})` }));
     if (c / buckets > 0.09) {
-      const mid = (a + to) / 2, label = make('svg:text', { x: 102 * Math.sin(mid), y: -102 * Math.cos(mid), 'aria-hidden': 'true' }, Math.round(100 * c / buckets) + ' %');
-      shares.append(label);
+      const mid = (a + to) / 2;
+      shares.append(make('svg:text', { class: color, x: 102 * Math.sin(mid), y: -102 * Math.cos(mid), 'aria-hidden': 'true' }, Math.round(100 * c / buckets) + ' %'));
     }
     a = to;
   }
