@@ -229,8 +229,8 @@ func (m *measurer) clones(datapath, ingress string, nodes int, more string) func
 func (m *measurer) awaitHashed(ways []*way) {
 	m.t.Helper()
 	for _, w := range ways {
-		m.progress("preparing: %s comes to rest", w.name)
 		for _, socket := range w.sockets {
+			m.progress("preparing: %s comes to rest", w.name)
 			known := func() bool {
 				// Others' programs are in the lists of the members, which stand further in.
 				return strings.Contains(w.client.Run("curl", "-sSf", "--unix-socket", socket, "http://node/v1/status"), "\n  \"build\": ")
