@@ -103,7 +103,7 @@ bench-costs: deps-test ## CPU per request and per frame, against a plain host, h
 	$(GO) test -c -o $(OUT)/bin/bench.test ./netcore/bench
 	CLONECLUSTER_BENCH=$(CURDIR) $(OUT)/bin/bench.test -test.timeout 3h -test.v -test.run '^TestBench$$'
 
-bench-native: deps-test ## the same on the patched kernel, and behind NICs of virtio-net, in QEMU (as root; twenty minutes, and a kernel build the first time)
+bench-native: deps-test ## the same on the patched kernel, and behind NICs of virtio-net, in QEMU (as root; forty minutes, and a kernel build the first time)
 	@$(MAKE) --no-print-directory kernel BOARD=pc-x86_64
 	@mkdir -p $(OUT)/bin
 	$(GO) test -c -o $(OUT)/bin/bench.test ./netcore/bench

@@ -23,6 +23,7 @@ func TestMain(m *testing.M) {
 	qemutest.Guest()
 	os.Exit(netnstest.Main(m, map[string]func([]string) int{
 		"cloned": engine.Main, "sink": sink, "node": node, "deaf": deaf, "flood": flood, "idle": idleProgram,
+		"copy": copyProgram, "macvlan": macvlanProgram,
 	}))
 }
 
@@ -52,7 +53,7 @@ const (
 func TestBench(t *testing.T) {
 	folder := os.Getenv("CLONECLUSTER_BENCH")
 	if folder == "" {
-		t.Skip("takes a quarter of an hour, and a machine with nothing else to do: make bench-costs")
+		t.Skip("takes half an hour, and a machine with nothing else to do: make bench-costs")
 	}
 	s := scale{rounds: 7, requests: 2 * time.Second, octets: 64 << 20, files: 16, frames: 512_000, testRuns: 100_000, tries: 2, rest: time.Second}
 	if text := os.Getenv("BENCH_ROUNDS"); text != "" {
@@ -183,6 +184,9 @@ func measure(t *testing.T, s scale, done func(*Report)) *Report {
 		runs = m.testRuns(receivers)
 	}
 
+	if s.rest > 0 {
+		m.awaitHashed(ways)
+	}
 	// The order is another in each round, so that nobody always comes after the same one.
 	for round := range s.rounds {
 		m.rest(m.scale.rest)

@@ -492,24 +492,16 @@ func node(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	if err := func() error {
-		var table filter.Table
+		table := new(filter.Table)
 		if args[1] == "settled" {
-			for i := range table {
-				table[i] = filter.Settled
-			}
+			table = settled()
 			if _, err := listenDeaf(); err != nil {
 				return err
 			}
 		}
-		host := clone.Config{CloneMAC: cloneMAC, VIP4: netip.MustParsePrefix(vip + "/24"), Logger: slog.New(slog.NewTextHandler(io.Discard, nil))}
-		nics, err := nic.List()
+		host, err := cloneConfig()
 		if err != nil {
 			return err
-		}
-		for _, n := range nics {
-			if n.Name == "eth0" {
-				host.NIC = n
-			}
 		}
 		// As the engine's: unix.ClockGettime is a system call each time.
 		base, offset := time.Now(), clock(unix.CLOCK_MONOTONIC)
@@ -546,7 +538,7 @@ func node(args []string) int {
 			}
 			path, judge = d, d.Filter()
 		}
-		judge.SetTable(&table, now())
+		judge.SetTable(table, now())
 		judge.SetLease(now() + int64(24*time.Hour))
 		fmt.Println("node ready")
 		err = path.Run(ctx)
@@ -560,4 +552,25 @@ func node(args []string) int {
 		return 1
 	}
 	return 0
+}
+
+// cloneConfig is the VIP on this host.
+func cloneConfig() (clone.Config, error) {
+	cfg := clone.Config{CloneMAC: cloneMAC, VIP4: netip.MustParsePrefix(vip + "/24"), Logger: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	nics, err := nic.List()
+	for _, n := range nics {
+		if n.Name == "eth0" {
+			cfg.NIC = n
+		}
+	}
+	return cfg, err
+}
+
+// settled is the table of whom all flows belong to.
+func settled() *filter.Table {
+	t := new(filter.Table)
+	for i := range t {
+		t[i] = filter.Settled
+	}
+	return t
 }

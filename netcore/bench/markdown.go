@@ -34,7 +34,7 @@ func (r *Report) Markdown(native, virtio *Report) []byte {
 
 	say("# Benchmarks")
 	say("")
-	say("What a request and a frame cost. Written by `make bench-costs`, as root: seven rounds take some twenty minutes on a machine with nothing")
+	say("What a request and a frame cost. Written by `make bench-costs`, as root: seven rounds take some thirty minutes on a machine with nothing")
 	say("else to do, `BENCH_ROUNDS=2 make bench-costs` a third of that. All runs are in build/bench.json. Measured on %s, %d processors, Linux %s, in %d rounds.", cmp.Or(r.Machine, "a processor without a name"), r.Processors, r.Kernel, r.Rounds)
 	say("")
 	say("Everybody is a network namespace of this machine: the cables are veth, the switch is a Linux bridge. Real NICs and switches add")
@@ -49,6 +49,7 @@ func (r *Report) Markdown(native, virtio *Report) []byte {
 	say("(below) *native* are clusters of one node; where it says *2 nodes*, and behind the dispatchers, there are two servers. *directed* is")
 	say("directed mode, for a network that does not flood: one of the two gets all frames, and passes on what is the other's.")
 	ratios(r, cpu)
+	r.sayFloors(say)
 	say("XDP is in the driver, generic XDP is XDP without one; where nothing is said it is tcx. All processes' time is that of the kernel's")
 	say("scheduler, to the nanosecond. The same from /proc/stat, which counts the whole machine in ticks, with whatever else it did, less what it")
 	say("did at rest:")
@@ -85,9 +86,13 @@ func (r *Report) Markdown(native, virtio *Report) []byte {
 		say("some ten and a request on a connection that is kept two: the filter, a second device, the guard. To that come routes: a node has")
 		say("rules for what the VIP sends, and with any rules the kernel asks its tables one after the other, also for where a SYN or the ACK to it")
 		say("comes from. In profiles of the guest (perf, some thousand samples) the programs and what calls them are 2 to 3 of 100 instructions, routes 1")
-		say("to 3, macvlan's own code less than 1; the rest is the kernel's way through a second device, in small parts. So without any programs")
-		say("this would still be about 1.10.")
+		say("to 3, macvlan's own code less than 1; the rest is the kernel's way through a second device, in small parts.")
 		say("")
+		if f, d := native.Ratio(MacvlanFloor, Plain, Connection, cpu), native.Ratio(OneDevice, Plain, Connection, cpu); f.OK && d.OK {
+			say("The floors are those of above, here with the wire address: of a connection per request, the second device and its routes are what *%s*", MacvlanFloor)
+			say("takes, %.2f; *%s* takes %.2f, and with the programs of a node %.2f.", f.Median, OneDevice, d.Median, native.Ratio(OneJudged, Plain, Connection, cpu).Median)
+			say("")
+		}
 	}
 	say("## A frame")
 	say("")
@@ -147,8 +152,10 @@ func (r *Report) Markdown(native, virtio *Report) []byte {
 		switch {
 		case !c.Judged():
 			holds = fmt.Sprintf("not judged: %d of the %d quiet rounds that it takes", c.Rounds, enough)
+		case c.OutOfReach():
+			holds = "out of reach: " + c.proof()
 		case !c.Holds():
-			holds = "**does not hold**"
+			holds = strings.TrimSuffix("**does not hold**; "+c.proof(), "; ")
 		}
 		digits := 2
 		if c.Unit != "" {
@@ -159,6 +166,10 @@ func (r *Report) Markdown(native, virtio *Report) []byte {
 		say("| %s | %.*f%s | ≤ %.*f%s | %s |", c.What, digits, c.Value, c.Unit, digits, c.Limit, c.Unit, holds)
 	}
 	say("")
+	if slices.ContainsFunc(claims, Claim.OutOfReach) {
+		say("*Out of reach* is what floors do not keep either, in any quiet round: so on such a bed nobody can who goes that way.")
+		say("")
+	}
 	say("Where *raw* is dear: a process handles each frame, which takes two system calls and two copies each way, where nginx takes %.0f µs for all of", r.Of(Plain, KeepAlive, cpu).Median/1e3)
 	say("a request. Its answers could leave by the NIC, past the process; but then nothing would judge what leaves, a RST in a bucket that changes")
 	say("hands would reach a client of another node, and the kernel might tell the VIP's neighbours the wire MAC. So it is what is left where")
@@ -179,6 +190,46 @@ func (r *Report) Markdown(native, virtio *Report) []byte {
 		say("%s", strings.Join(missing, "\n"))
 	}
 	return []byte(b.String())
+}
+
+// sayFloors says what the floors are that were measured.
+func (r *Report) sayFloors(say func(string, ...any)) {
+	var floors []string
+	for _, f := range []struct{ way, is string }{
+		{TwoPlain, "have the VIP both, and the client a route to each: nothing lies between, and as much runs as in a cluster of two"},
+		{CopyFloor, "is what raw is without a filter and without Go's scheduler: two threads read from the NIC or a TAP, write to the other, and look at nothing"},
+		{RingFloor, "is the same with PACKET_RX_RING, so that it need not ask for each frame"},
+		{MacvlanFloor, "is a node's clone0 with its routes, where all frames pass"},
+		{OneDevice, "is a host with the VIP on lo and a program that makes frames to the clone MAC its own; it has no clone0, and no routes of the VIP's"},
+		{OneJudged, "is that with a node's programs before it"},
+	} {
+		if r.find(f.way, KeepAlive) != nil {
+			floors = append(floors, fmt.Sprintf("- *%s* %s;", f.way, f.is))
+		}
+	}
+	if len(floors) == 0 {
+		return
+	}
+	say("The last rows are floors: ways that do nothing of what a cluster has to do, to see what is left of the cost.")
+	say("")
+	say("%s", strings.TrimSuffix(strings.Join(floors, "\n"), ";")+".")
+	say("")
+}
+
+// proof says what the floors take.
+func (c Claim) proof() string {
+	var takes []string
+	for _, b := range c.Bounds {
+		subject := b.Way + " takes"
+		switch b.Way {
+		case Plain:
+			subject = "the plain host alone takes"
+		case TwoPlain:
+			subject = "two plain servers take"
+		}
+		takes = append(takes, fmt.Sprintf("%s %.2f %s", subject, b.Median, b.between(2)))
+	}
+	return strings.Join(takes, ", ")
 }
 
 // others says what the machine did besides.

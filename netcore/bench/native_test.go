@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -20,14 +21,14 @@ const guestOut = "/out"
 var guestTools = []string{"ip", "bridge", "nginx", "wrk", "curl", "cat", "sh"}
 
 // guestWays are what is compared there.
-var guestWays = []string{Plain, "native", "bpf", "raw", "native, 2 nodes"}
+var guestWays = []string{Plain, "native", "bpf", "raw", "native, 2 nodes", MacvlanFloor, OneDevice, OneJudged}
 
 // TestBenchNative is "make bench-native": the same measurement in a guest, on the patched
 // kernel, where there is native.
 func TestBenchNative(t *testing.T) {
 	folder, kernel := os.Getenv("CLONECLUSTER_BENCH"), os.Getenv("CLONECLUSTER_BENCH_KERNEL")
 	if folder == "" || kernel == "" {
-		t.Skip("takes ten minutes: make bench-native")
+		t.Skip("takes half an hour: make bench-native")
 	}
 	if err := netnstest.Lacks(guestTools...); err != nil {
 		t.Fatalf("%v: make deps-test", err)
@@ -44,7 +45,7 @@ func runGuest(t *testing.T, kernel, rounds string) *Report {
 	data := qemutest.Rerun{
 		Kernel: kernel, Tools: guestTools, CPUs: 2, MemoryMB: 3072,
 		Args:   []string{"-test.run", "^TestBench$", "-test.timeout", "2h"},
-		Env:    []string{"CLONECLUSTER_BENCH=" + guestOut, "BENCH_ROUNDS=" + cmp.Or(rounds, "5")},
+		Env:    []string{"CLONECLUSTER_BENCH=" + guestOut, "BENCH_ROUNDS=" + cmp.Or(rounds, strconv.Itoa(enough))},
 		Report: filepath.Join(guestOut, benchJSON),
 		OnLine: func(line string) {
 			if strings.HasPrefix(line, "round ") || strings.HasPrefix(line, "preparing") {

@@ -79,3 +79,76 @@ func TestReport(t *testing.T) {
 		t.Errorf("the order is %d, %d, %d:\n%s", i, j, k, text)
 	}
 }
+
+// TestOutOfReach: a promise is out of reach when every floor was above it in each of enough
+// quiet rounds, and otherwise it is broken.
+func TestOutOfReach(t *testing.T) {
+	tests := []struct {
+		name   string
+		floors map[string][]Run
+		want   string // what the report says of raw, whose promise is 1.35
+	}{
+		{"no floor", nil, "**does not hold** |"},
+		{"a floor above it", map[string][]Run{CopyFloor: {{CPU: 15}, {CPU: 14}, {CPU: 16}}}, "out of reach: a process that only copies takes 1.50 (1.40–1.60) |"},
+		{"a floor that once was not", map[string][]Run{CopyFloor: {{CPU: 15}, {CPU: 13.5}, {CPU: 16}}}, "**does not hold**; a process that only copies takes 1.50 (1.35–1.60) |"},
+		{"a floor below it", map[string][]Run{CopyFloor: {{CPU: 11}, {CPU: 11}, {CPU: 11}}}, "**does not hold**; a process that only copies takes 1.10 (1.10–1.10) |"},
+		{"one of two below it", map[string][]Run{CopyFloor: {{CPU: 15}, {CPU: 15}, {CPU: 15}}, RingFloor: {{CPU: 12}, {CPU: 12}, {CPU: 12}}},
+			"**does not hold**; a process that only copies takes 1.50 (1.50–1.50), a process that only copies from a ring takes 1.20 (1.20–1.20) |"},
+		{"both above it", map[string][]Run{CopyFloor: {{CPU: 15}, {CPU: 15}, {CPU: 15}}, RingFloor: {{CPU: 14}, {CPU: 14}, {CPU: 14}}},
+			"out of reach: a process that only copies takes 1.50 (1.50–1.50), a process that only copies from a ring takes 1.40 (1.40–1.40) |"},
+		{"too few quiet rounds", map[string][]Run{CopyFloor: {{CPU: 15}, {CPU: 15}, {CPU: 15, Others: 0.9}}}, "**does not hold**; a process that only copies takes 1.50 (1.50–1.50) |"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r := &Report{}
+			for range enough {
+				r.add(Plain, KeepAlive, Run{CPU: 10})
+				r.add("raw", KeepAlive, Run{CPU: 20})
+			}
+			for way, runs := range tt.floors {
+				for _, run := range runs {
+					r.add(way, KeepAlive, run)
+				}
+			}
+			if text := string(r.Markdown(nil, nil)); !strings.Contains(text, "| CPU ÷ plain host: raw, keep-alive | 2.00 | ≤ 1.35 | "+tt.want) {
+				t.Errorf("the report lacks %q:\n%s", tt.want, text)
+			}
+		})
+	}
+}
+
+// TestOutOfReachOfDispatchers: the plain host is a floor of what a cluster takes against a
+// dispatcher, and none of its latency.
+func TestOutOfReachOfDispatchers(t *testing.T) {
+	r := &Report{}
+	for range enough {
+		for way, cost := range map[string]float64{Plain: 10, TwoPlain: 11, "bpf, 2 nodes": 12, "nginx proxy": 20, "haproxy tcp": 30} {
+			for _, work := range []string{KeepAlive, Download} {
+				r.add(way, work, Run{CPU: cost, P99: cost})
+			}
+		}
+	}
+	latency := func(ps ...float64) (runs []Run) {
+		for _, p := range ps {
+			runs = append(runs, Run{CPU: 20, P99: p})
+		}
+		return runs
+	}
+	r.find("nginx proxy", KeepAlive).Runs = latency(10, 10, 10)
+	lines := []string{
+		"| CPU ÷ best dispatcher: bpf, 2 nodes, keep-alive | 0.60 | ≤ 0.60 | holds |",
+		"| CPU ÷ best dispatcher: bpf, 2 nodes, download | 0.60 | ≤ 0.40 | out of reach: the plain host alone takes 0.50 (0.50–0.50), two plain servers take 0.55 (0.55–0.55) |",
+	}
+	check := func(p99 string) {
+		t.Helper()
+		text := string(r.Markdown(nil, nil))
+		for _, line := range append(lines, "| p99 latency ÷ best dispatcher: bpf, 2 nodes, keep-alive | 1.20 | ≤ 1.00 | "+p99) {
+			if !strings.Contains(text, line) {
+				t.Errorf("the report lacks %q:\n%s", line, text)
+			}
+		}
+	}
+	check("out of reach: two plain servers take 1.10 (1.10–1.10) |")
+	r.find("nginx proxy", KeepAlive).Runs = latency(10, 10, 11)
+	check("**does not hold**; two plain servers take 1.10 (1.00–1.10) |")
+}

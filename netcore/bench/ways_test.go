@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -35,7 +36,8 @@ type way struct {
 	bed     *netnstest.Bed
 	client  *netnstest.Host
 	target  string
-	cluster bool // of this project
+	cluster bool     // of this project
+	sockets []string // of its engines' status
 }
 
 // A plan is a way that is not built yet. The error of build says what this machine lacks.
@@ -46,7 +48,7 @@ type plan struct {
 
 // plans are all ways, in the order of the report.
 func (m *measurer) plans() []plan {
-	return []plan{
+	return append([]plan{
 		{Plain, m.plain},
 		{"bpf", m.clones("bpf", "tc", 1, "")},
 		{"raw", m.clones("raw", "tc", 1, "")},
@@ -62,7 +64,7 @@ func (m *measurer) plans() []plan {
 		{"haproxy http", m.haproxy("http")},
 		{"haproxy tcp", m.haproxy("tcp")},
 		{"nginx proxy", m.nginxProxy},
-	}
+	}, m.floors()...)
 }
 
 // build builds a way; why says what this machine lacks for it.
@@ -202,8 +204,10 @@ func (m *measurer) clones(datapath, ingress string, nodes int, more string) func
 		var engines []*netnstest.Process
 		for i := range nodes {
 			h := m.server(w.bed, i+1, f)
+			socket := filepath.Join(w.bed.Dir, h.Name+".sock")
+			w.sockets = append(w.sockets, socket)
 			engines = append(engines, h.Start("cloned", "--config", conf, "--interface", "eth0",
-				"--status-socket", filepath.Join(w.bed.Dir, h.Name+".sock"), "--datapath", datapath, "--ingress", ingress, "--bpffs", w.bed.BPFFS()))
+				"--status-socket", socket, "--datapath", datapath, "--ingress", ingress, "--bpffs", w.bed.BPFFS()))
 		}
 		hook := map[string]string{"tc": "(tcx|clsact)", "xdp": "XDP"}[ingress]
 		if datapath == "raw" {
@@ -217,6 +221,26 @@ func (m *measurer) clones(datapath, ingress string, nodes int, more string) func
 			}
 		}
 		return nil
+	}
+}
+
+// awaitHashed waits until all engines know which program they are. They read it ten seconds
+// after their start, which takes as much of a processor as thousands of requests.
+func (m *measurer) awaitHashed(ways []*way) {
+	m.t.Helper()
+	for _, w := range ways {
+		for _, socket := range w.sockets {
+			m.progress("preparing: %s comes to rest", w.name)
+			known := func() bool {
+				// Others' programs are in the lists of the members, which stand further in.
+				return strings.Contains(w.client.Run("curl", "-sSf", "--unix-socket", socket, "http://node/v1/status"), "\n  \"build\": ")
+			}
+			for deadline := time.Now().Add(time.Minute); !known(); time.Sleep(500 * time.Millisecond) {
+				if m.mustGoOn(); time.Now().After(deadline) {
+					m.t.Fatalf("%s: an engine does not say which program it is", w.name)
+				}
+			}
+		}
 	}
 }
 
