@@ -122,7 +122,7 @@ func captureInto(cmd *cobra.Command, c *api.Client, file string, nodes []string,
 	if len(nodes) > mostCaptured {
 		return fmt.Errorf("there are %d nodes, of which %d can be captured at a time: name those that are meant", len(nodes), mostCaptured)
 	}
-	m := newMerger(len(nodes), count)
+	m, opened := newMerger(len(nodes), count), 0
 	for i, n := range nodes {
 		of := url.Values{"node": {n}}
 		for k, v := range query {
@@ -133,8 +133,13 @@ func captureInto(cmd *cobra.Command, c *api.Client, file string, nodes []string,
 		stream, err := c.Stream(patience, "/v1/capture", of)
 		if err != nil {
 			end()
-			return notReached(err)
+			lacks = append(lacks, fmt.Errorf("%s: %w", cmp.Or(names[n], n), err))
+			if e := (*api.Error)(nil); errors.As(err, &e) && e.Code < 500 || i == len(nodes)-1 && opened == 0 {
+				return notReached(errors.Join(lacks...))
+			}
+			continue
 		}
+		opened++
 		m.reading.Go(func() {
 			defer end()
 			defer stream.Close()
@@ -176,7 +181,7 @@ func captureInto(cmd *cobra.Command, c *api.Client, file string, nodes []string,
 	if err != nil {
 		return errors.Join(append(lacks, err)...)
 	}
-	p.Done("%s: %s of %s%s%s", file, plural(m.written, "frame"), plural(len(nodes), "node"), m.lostText(), m.withoutText())
+	p.Done("%s: %s of %s%s%s", file, plural(m.written, "frame"), plural(opened, "node"), m.lostText(), m.withoutText())
 	if len(lacks) > 0 {
 		return fmt.Errorf("%s is not complete: %w", file, errors.Join(lacks...))
 	}

@@ -108,6 +108,8 @@ func (a *access) order(cmd *cobra.Command, path, node, reason string, wait time.
 		name = s.Name + " (" + name + ")"
 	}
 	switch {
+	case path == "/v1/resume" && s.Drain.Aside:
+		fmt.Fprintf(out, "%s still stands aside, as it cannot do its part in directed mode: clonectl status has the finding\n", name)
 	case path == "/v1/resume":
 		fmt.Fprintf(out, "%s takes part again\n", name)
 	case s.Drain.Flows == 0 && !s.Drain.Owned:

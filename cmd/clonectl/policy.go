@@ -183,7 +183,7 @@ func awaitPolicy(ctx context.Context, c *api.Client, version uint64) error {
 	progress := newProgress(os.Stderr)
 	defer progress.Clear()
 	behind := "no node answers"
-	for begin := time.Now(); time.Since(begin) < policySpread; breathe(ctx) {
+	for begin := time.Now(); time.Since(begin) < policySpread; breathe(ctx, 1) {
 		var all api.Cluster
 		if err := c.Get(ctx, "/v1/cluster", nil, &all); err != nil {
 			if ctx.Err() != nil {

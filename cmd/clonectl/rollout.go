@@ -125,7 +125,7 @@ it take part again; one that restarts already comes back by itself.`,
 				return err
 			}
 			defer c.Close()
-			state, err := openRollout(cluster, resume, anew || dry)
+			state, err := openRollout(cluster, resume, anew, dry)
 			if err != nil {
 				return err
 			}
@@ -165,14 +165,16 @@ type rolloutState struct {
 }
 
 // openRollout begins a rollout of the cluster, or goes on with the one that stopped.
-func openRollout(cluster string, resume, anew bool) (_ *rolloutState, err error) {
+func openRollout(cluster string, resume, anew, dry bool) (_ *rolloutState, err error) {
 	cache, err := cacheDir()
 	if err != nil {
 		return nil, err
 	}
 	s := &rolloutState{Started: time.Now(), path: filepath.Join(cache, "rollouts", filepath.Base(cluster)+".json")}
-	if err := s.open(); err != nil {
-		return nil, err
+	if !dry {
+		if err := s.open(); err != nil {
+			return nil, err
+		}
 	}
 	defer func() {
 		if err != nil {
@@ -183,7 +185,7 @@ func openRollout(cluster string, resume, anew bool) (_ *rolloutState, err error)
 	switch {
 	case errors.Is(err, os.ErrNotExist) && resume:
 		return nil, usageError{fmt.Errorf("no rollout of %s has stopped here: begin one without --resume", cluster)}
-	case errors.Is(err, os.ErrNotExist), err == nil && anew:
+	case errors.Is(err, os.ErrNotExist), err == nil && (anew || dry):
 		return s, nil
 	case err != nil:
 		return nil, err
@@ -358,6 +360,7 @@ func (r *rollout) plan(all []api.Status, state *rolloutState) (nodes []api.Statu
 // to restart a node, which is drained for it or is to be well as the others are.
 func (r *rollout) allAreWell(ctx context.Context, node string, drained bool) error {
 	var why error
+	requests := 1
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
 		nodes, err := r.cluster(ctx)
 		if why = err; err == nil {
@@ -377,7 +380,8 @@ func (r *rollout) allAreWell(ctx context.Context, node string, drained bool) err
 		if why == nil || ctx.Err() != nil {
 			return errors.Join(why, ctx.Err())
 		}
-		breathe(ctx)
+		requests = max(requests, 1+len(nodes)) // of one that failed it is not known
+		breathe(ctx, requests)
 	}
 	return why
 }
@@ -385,6 +389,8 @@ func (r *rollout) allAreWell(ctx context.Context, node string, drained bool) err
 // lacks says what a node lacks that serves as it should; empty: nothing.
 func lacks(s api.Status) string {
 	switch self := selfIn(&s); {
+	case s.Drain.Aside:
+		return "it stands aside in directed mode: clonectl reboot it by itself, when what it boots can do its part"
 	case s.Drain.Draining:
 		return "it is drained"
 	case s.State != "serving":
@@ -416,10 +422,12 @@ func fairShare(s api.Status) int {
 	return filter.Buckets * selfIn(&s).Weight / total
 }
 
-func breathe(ctx context.Context) {
+// breathe waits until a look with so many requests can be made again, of which a node
+// answers 50 in a second.
+func breathe(ctx context.Context, requests int) {
 	select {
 	case <-ctx.Done():
-	case <-time.After(300 * time.Millisecond):
+	case <-time.After(max(300*time.Millisecond, time.Duration(requests)*time.Second/40)):
 	}
 }
 
@@ -552,7 +560,7 @@ func (r *rollout) await(ctx context.Context, s api.Status, ordered time.Time, un
 		if took := time.Since(ordered); took > 2*time.Second {
 			r.p.Status("%s: %s, for %v", nodeName(s), lack, took.Round(time.Second))
 		}
-		breathe(ctx)
+		breathe(ctx, 1)
 	}
 	return s, fmt.Errorf("%s is not back after %v: %s", nodeName(s), r.timeout, lack)
 }

@@ -260,6 +260,9 @@ func TestRolloutBeside(t *testing.T) {
 	for !c.nodes[1].isDrained() {
 		time.Sleep(10 * time.Millisecond)
 	}
+	if out, err := clonectl(t, append([]string{"rollout", "--dry-run"}, at...)...); err != nil {
+		t.Errorf("a dry run meanwhile: %v\n%s", err, out)
+	}
 	if _, err := clonectl(t, append([]string{"rollout", "web-3"}, at...)...); err == nil || !strings.Contains(err.Error(), "another rollout of this cluster runs here") {
 		t.Errorf("a second rollout: %v", err)
 	}

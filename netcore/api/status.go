@@ -97,6 +97,9 @@ type Member struct {
 // Drain is how far a drain or a stop has come.
 type Drain struct {
 	Draining bool `json:"draining"`
+	// Aside: it drains by itself, as it cannot do its part in directed mode, and no order to
+	// resume ends that.
+	Aside bool `json:"aside,omitempty"`
 	// Owned: some buckets still wait for another node to take them.
 	Owned bool `json:"owned"`
 	// Flows are the connections of the VIP that this node still has, without

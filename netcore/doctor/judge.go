@@ -233,7 +233,7 @@ func (m *Machine) checkStorm() Check {
 func (m *Machine) checkLeak() Check {
 	c := Check{Name: "clone MAC", What: "nobody sends with the clone MAC as a source"}
 	if m.leaks > 0 {
-		c.bad(cloneMACLeak, "%s with the clone MAC as the source came in within ten minutes (%s): every switch on the way has learned it", plural(m.leaks, "frame"), m.leakWhat)
+		c.bad(cloneMACLeak, "%s with the clone MAC as the source came in, the last within ten minutes (%s): every switch on the way has learned it", plural(m.leaks, "frame"), m.leakWhat)
 	}
 	return c
 }
@@ -430,7 +430,7 @@ func (m *Machine) checkVIP(now int64) Check {
 	if len(who) > 0 {
 		c.bad(vipConflict, "another host has the VIP: %s", strings.Join(who, ", "))
 	} else if n := m.conflicts.count; n > 0 {
-		c.bad(vipConflict, "another machine announces the VIP, or has the clone MAC (%s within ten minutes), and does not answer who asks for the VIP", plural(n, "packet"))
+		c.bad(vipConflict, "another machine announces the VIP, or has the clone MAC (%s, the last within ten minutes), and does not answer who asks for the VIP", plural(n, "packet"))
 	}
 	if len(strangers) > 0 {
 		c.bad(secondCluster, "%s, which is no node of this cluster, announces the VIP with this cluster's clone MAC", strings.Join(strangers, ", "))

@@ -320,10 +320,10 @@ func TestLeakNamed(t *testing.T) {
 		frames []uint16
 		want   string
 	}{
-		{"RARP", []uint16{etherRARP}, "1 frame with the clone MAC as the source came in within ten minutes (a RARP, as hypervisors send it after a migration)"},
-		{"RARPs", []uint16{etherRARP, etherRARP, etherRARP}, "3 frames with the clone MAC as the source came in within ten minutes (a RARP,"},
-		{"a RARP at last", []uint16{etherARP, etherRARP}, "2 frames with the clone MAC as the source came in within ten minutes (a RARP,"},
-		{"ARP", []uint16{etherARP}, "1 frame with the clone MAC as the source came in within ten minutes (an ARP "},
+		{"RARP", []uint16{etherRARP}, "1 frame with the clone MAC as the source came in, the last within ten minutes (a RARP, as hypervisors send it after a migration)"},
+		{"RARPs", []uint16{etherRARP, etherRARP, etherRARP}, "3 frames with the clone MAC as the source came in, the last within ten minutes (a RARP,"},
+		{"a RARP at last", []uint16{etherARP, etherRARP}, "2 frames with the clone MAC as the source came in, the last within ten minutes (a RARP,"},
+		{"ARP", []uint16{etherARP}, "1 frame with the clone MAC as the source came in, the last within ten minutes (an ARP "},
 		{"another machine's", nil, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -56,8 +56,9 @@ type directing struct {
 	mapAt    time.Time
 	met      map[membership.Peer]bool // who was there at the last look
 	set      *raw.Directed
-	lingers  time.Time   // until when it stays set when nothing is directed
-	announce []time.Time // to come
+	take     map[membership.Peer]bool // who was sent frames while they were directed
+	lingers  time.Time                // until when it stays set when nothing is directed
+	announce []time.Time              // to come
 }
 
 // outlook is what a node goes by when it says whether frames are to be directed, and by whom.
@@ -98,6 +99,10 @@ func (e *engine) watchDirected(ctx context.Context) {
 		}
 		if aside := d.on && !d.able; aside != e.aside.Swap(aside) {
 			e.node.StandAside(ctx, aside)
+		}
+		for len(d.announce) > 0 && !now.Before(d.announce[0]) {
+			d.announce = d.announce[1:]
+			e.announce()
 		}
 		e.doctor.Direct(d.by(v.Self.ID), d.able)
 		found.Set(e.directedFindings(&d, &o)...)
@@ -145,17 +150,18 @@ func (o *outlook) wanted(floodedAfter time.Duration) bool {
 	for _, n := range o.others {
 		can, already = can || n.able, already || n.able && n.directed
 	}
-	switch {
-	case o.mode == config.ModeDirected:
-		return o.self.able || already
-	case o.leader != o.self.id:
+	if o.leader != o.self.id {
 		for _, n := range o.others {
 			if n.id == o.leader {
 				return n.directed
 			}
 		}
-		return o.self.directed
-	case o.mode == config.ModeFlooded || o.good >= floodedAfter:
+		return o.self.directed || o.mode == config.ModeDirected && can
+	}
+	switch {
+	case o.mode == config.ModeDirected:
+		return can
+	case o.good >= floodedAfter:
 		return false
 	}
 	return can && (o.self.directed || already || o.bad >= directedAfter)
@@ -213,7 +219,10 @@ func (e *engine) direct(d *directing, o *outlook, v membership.View, now time.Ti
 			e.log.Warn("taking directed mode back", "error", err)
 		}
 	case on || d.set != nil || again:
-		set := directedTo(v, o, on, director, now.Sub(d.mapAt) < unsettledFor)
+		if on {
+			d.take = takers(v, o)
+		}
+		set := directedTo(v, o, d.take, director, now.Sub(d.mapAt) < unsettledFor)
 		if !on {
 			set.Director = raw.MAC(e.opt.Config.VIP.CloneMAC)
 		}
@@ -232,10 +241,6 @@ func (e *engine) direct(d *directing, o *outlook, v membership.View, now time.Ti
 		}
 		d.on, d.director = true, director
 		d.repeat(director == o.self.id && d.able, now)
-	}
-	for len(d.announce) > 0 && !now.Before(d.announce[0]) {
-		d.announce = d.announce[1:]
-		e.announce()
 	}
 	return nil
 }
@@ -272,22 +277,29 @@ func (d *directing) repeat(this bool, now time.Time) {
 	}
 }
 
-// directedTo says who gets what: the owner of a bucket, and whoever may have flows in
-// it; or everybody. A node that does not keep its kernel from frames, or not yet, gets none:
-// it would answer for all buckets, and ask for clients by ARP in the name of the clone MAC.
-func directedTo(v membership.View, o *outlook, on bool, director membership.NodeID, everybody bool) *raw.Directed {
+// takers are those who may be sent frames: a node that does not keep its kernel from them, or
+// not yet, would answer for all buckets, and ask for clients by ARP in the name of the
+// clone MAC.
+func takers(v membership.View, o *outlook) map[membership.Peer]bool {
+	take := map[membership.Peer]bool{}
+	for _, m := range v.Members {
+		take[m.Peer] = slices.ContainsFunc(o.others, func(n mate) bool { return n.id == m.ID && n.able && n.directed })
+	}
+	return take
+}
+
+// directedTo says who of those that take any gets what: the owner of a bucket, and whoever
+// may have flows in it; or everybody.
+func directedTo(v membership.View, o *outlook, take map[membership.Peer]bool, director membership.NodeID, everybody bool) *raw.Directed {
 	if director == (membership.NodeID{}) {
 		director = o.self.id // nobody else is known
 	}
 	to := &raw.Directed{Director: director, Answer: director == o.self.id}
-	takes := func(id membership.NodeID) bool {
-		return slices.ContainsFunc(o.others, func(n mate) bool { return n.id == id && n.able && (n.directed || !on) })
-	}
 	for _, m := range v.Members {
 		if !m.Self {
 			to.Nodes = append(to.Nodes, m.ID)
 		}
-		if takes(m.ID) {
+		if take[m.Peer] {
 			to.All = append(to.All, m.ID)
 		}
 	}
@@ -345,6 +357,9 @@ func (e *engine) directedFindings(d *directing, o *outlook) []finding.Finding {
 	case o.mode == config.ModeDirected && !d.able:
 		f.Level, f.Fix = finding.Warning, newer
 		f.What = "directed mode is asked for, and is not to be had here: " + d.said
+	case o.mode == config.ModeDirected && o.leader != o.self.id:
+		f.Level, f.Fix = finding.Warning, "give all nodes the same network.mode: the leader's holds"
+		f.What = fmt.Sprintf("directed mode is asked for here, and %s, who leads, does not direct", e.called(o.leader))
 	case o.mode == config.ModeAuto && o.leader == o.self.id && !d.able && o.bad >= directedAfter:
 		f.Level, f.Fix = finding.Critical, newer
 		f.What = "the network does not flood, and directed mode is not to be had, as no node can: " + d.said

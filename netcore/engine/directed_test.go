@@ -45,10 +45,14 @@ func TestDirectedWanted(t *testing.T) {
 		{"a follower that cannot", "auto", 1, is(2, no, no), []mate{is(1, yes, yes)}, 0, 0, yes, 1},
 		{"the leader says no", "auto", 1, is(2, yes, yes), []mate{is(1, yes, no)}, time.Hour, 0, no, 2},
 		{"the leader is not heard", "auto", 1, is(2, yes, yes), nil, 0, 0, yes, 2},
-		{"asked for", "directed", 1, is(2, yes, no), []mate{is(1, yes, no)}, 0, time.Hour, yes, 2},
+		{"asked for", "directed", 1, is(1, yes, no), []mate{is(2, yes, no)}, 0, time.Hour, yes, 1},
+		{"asked for, and the leader is not heard", "directed", 1, is(2, yes, no), nil, 0, 0, yes, 2},
+		{"asked for at one node, and the leader floods", "directed", 1, is(2, yes, no), []mate{is(1, yes, no)}, 0, time.Hour, no, 2},
 		{"asked for, and cannot", "directed", 1, is(1, no, no), []mate{is(2, yes, yes)}, 0, 0, yes, 2},
 		{"asked for, and none can", "directed", 1, is(1, no, yes), []mate{is(2, no, yes)}, 0, 0, no, 1},
-		{"not allowed", "flooded", 1, is(1, no, no), []mate{is(2, yes, no)}, time.Hour, 0, no, 1},
+		{"not at the leader, others can", "flooded", 1, is(1, no, no), []mate{is(2, yes, no)}, time.Hour, 0, yes, 1},
+		{"not at the leader, others do", "flooded", 1, is(1, no, no), []mate{is(2, yes, yes)}, 0, 0, yes, 2},
+		{"not anywhere", "flooded", 1, is(1, no, no), []mate{is(2, no, no)}, time.Hour, 0, no, 1},
 	} {
 		o := outlook{mode: tt.mode, leader: id(tt.leader), self: tt.self, others: tt.others, bad: tt.bad, good: tt.good}
 		if got := o.wanted(floodedAfter); got != tt.want {
@@ -105,7 +109,7 @@ func TestDirectedTo(t *testing.T) {
 	}
 	o := outlook{self: mate{id(1), true, true, true}, others: []mate{{id(2), true, true, true}, {id(3), true, false, true}, {id(4), true, true, false}}}
 	for _, everybody := range []bool{false, true} {
-		to := directedTo(v, &o, true, id(1), everybody)
+		to := directedTo(v, &o, takers(v, &o), id(1), everybody)
 		if want := []raw.MAC{id(2), id(3), id(4)}; !slices.Equal(to.Nodes, want) {
 			t.Errorf("the nodes are %v; want %v", to.Nodes, want)
 		}
@@ -116,8 +120,15 @@ func TestDirectedTo(t *testing.T) {
 			t.Error("the director does not answer")
 		}
 	}
-	// At the end all that could go on for a while.
-	if to, want := directedTo(v, &o, false, id(1), true), []raw.MAC{id(2), id(4)}; !slices.Equal(to.All, want) {
+	// When frames are flooded again, those who took some do so for a while, and nobody who
+	// has come since, even with an old name.
+	take := takers(v, &o)
+	o.others[0].directed, o.others[2].directed = false, true
+	if to, want := directedTo(v, &o, take, id(1), true), []raw.MAC{id(2)}; !slices.Equal(to.All, want) {
 		t.Errorf("at the end frames go to %v; want %v", to.All, want)
+	}
+	v.Members[1].Incarnation++
+	if to := directedTo(v, &o, take, id(1), true); len(to.All) > 0 {
+		t.Errorf("frames go to %v, which came since", to.All)
 	}
 }

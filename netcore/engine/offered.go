@@ -107,7 +107,7 @@ func alive(v membership.View) map[membership.NodeID]bool {
 func (o *offering) look(now time.Time, seen *filter.Offered, leaseless uint64, view membership.View, askers []filter.Asker) (silent bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.known {
+	if len(o.sums) > 0 { // before that it is a former engine's
 		o.leaseless += leaseless - o.leaselessAt
 	}
 	o.leaselessAt = leaseless

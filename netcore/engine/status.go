@@ -42,7 +42,7 @@ func (e *engine) status() Status {
 		State: view.State.String(), Slot: place, Agreed: view.Agreed, Fenced: view.Fenced, Map: view.Map.Version,
 		Nodes: owners, Heard: []string{}, Unwell: []string{}, Members: []Member{}, Verdicts: map[string]uint64{},
 		FailOpen: view.AllSick && !policy(e.opt.Config).StopWhenSick,
-		Drain:    Drain{Draining: progress.Draining || view.State > membership.Serving, Owned: progress.Owned, Flows: progress.Flows},
+		Drain:    Drain{Draining: progress.Draining || view.State > membership.Serving, Aside: e.aside.Load(), Owned: progress.Owned, Flows: progress.Flows},
 		Findings: append([]finding.Finding{}, e.findings.Current()...), Refused: append([]membership.Refusal{}, e.node.Refused()...),
 		Offered: e.offering.rates(), Counters: e.pathCounters(), Beacons: e.node.Counters(),
 	}

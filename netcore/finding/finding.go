@@ -67,7 +67,7 @@ type Board struct {
 }
 
 // NewBoard gives an empty one. It calls changed, unless that is nil, when a finding
-// comes and when it goes, in order, and never from two goroutines at once; changed
+// comes or gets another level and when it goes, in order, and never from two goroutines at once; changed
 // must not use the board.
 func NewBoard(changed func(f Finding, raised bool)) *Board {
 	if changed == nil {
@@ -90,7 +90,7 @@ func (b *Board) Raise(f Finding) {
 	}
 	f.Count = was.Count + 1
 	b.current[f.Code] = f
-	if !there {
+	if !there || was.Level != f.Level {
 		b.changed(f, true)
 	}
 }

@@ -38,9 +38,11 @@ func (d *Datapath) SetDirected(to *raw.Directed) error {
 }
 
 func (d *Datapath) closeRelay() {
+	d.drops.Lock()
+	defer d.drops.Unlock()
 	if r := d.relay.Swap(nil); r != nil {
 		r.Close()
-		d.relayDrops.Add(r.Dropped())
+		d.drops.before += r.Dropped()
 	}
 }
 

@@ -27,6 +27,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
@@ -76,9 +77,12 @@ type Datapath struct {
 	tx     int  // packet socket
 	in     atomic.Pointer[bpf.Hook]
 
-	responder  atomic.Pointer[neigh.Responder]
-	relay      atomic.Pointer[raw.Relay] // nil: the network floods
-	relayDrops atomic.Uint64             // of those before it
+	responder atomic.Pointer[neigh.Responder]
+	relay     atomic.Pointer[raw.Relay] // nil: the network floods
+	drops     struct {
+		sync.Mutex
+		before uint64 // of the relays before this one
+	}
 	late       *delayed.Resets
 	sendErrors atomic.Uint64
 }
@@ -312,7 +316,9 @@ func (d *Datapath) AfterQueued(do func()) { do() }
 
 // Counters gives the datapath's own counters.
 func (d *Datapath) Counters() Counters {
-	c := Counters{Guarded: d.filter.Guarded(), SendErrors: d.sendErrors.Load(), RxKernelDrops: d.relayDrops.Load()}
+	d.drops.Lock()
+	defer d.drops.Unlock()
+	c := Counters{Guarded: d.filter.Guarded(), SendErrors: d.sendErrors.Load(), RxKernelDrops: d.drops.before}
 	if r := d.relay.Load(); r != nil {
 		c.RxKernelDrops += r.Dropped()
 	}

@@ -539,6 +539,10 @@ func (m *Machine) ownNothing(reason *bool, on bool) (news bool) {
 	return news
 }
 
+// unwell reports whether this node is to own nothing while another one is well, also
+// where that drains.
+func (m *Machine) unwell() bool { return m.sick || m.aside }
+
 // partState is the state of a node that takes part.
 func (m *Machine) partState() State {
 	if m.drain || m.aside {
@@ -1367,7 +1371,7 @@ func (m *Machine) nextExpiry(now int64) int64 {
 func (m *Machine) beacon(now int64) *Beacon {
 	m.sequence++
 	b := &Beacon{
-		Peer: m.self, Sequence: m.sequence, State: m.state, Sick: m.sick, HeldKnown: m.heldKnown, Held: m.held,
+		Peer: m.self, Sequence: m.sequence, State: m.state, Sick: m.unwell(), HeldKnown: m.heldKnown, Held: m.held,
 		Weight: uint16(m.cfg.Weight), Busy: m.busy, Flows: m.flows, Rules: m.cfg.Rules, Lowest: m.lowest,
 		Heard: make([]Tag, 0, len(m.peers)+1),
 	}
@@ -1465,7 +1469,7 @@ func (m *Machine) View() View {
 		return 0
 	}
 	v.Members = append(v.Members, Member{
-		Peer: m.self, State: m.state, Self: true, Live: true, Sick: m.sick, Weight: m.weight(m.self.ID, m.cfg.Weight), Busy: int(m.busy), Flows: int(m.flows),
+		Peer: m.self, State: m.state, Self: true, Live: true, Sick: m.unwell(), Weight: m.weight(m.self.ID, m.cfg.Weight), Busy: int(m.busy), Flows: int(m.flows),
 		Map: v.Map, Buckets: share(m.self.ID),
 	})
 	for _, p := range m.all {

@@ -766,6 +766,12 @@ func TestStandAside(t *testing.T) {
 	if n[0].State() != Draining {
 		t.Errorf("it is %v; want draining", n[0].State())
 	}
+	n[1].step(Drain{On: true}) // nobody is left who serves
+	s.run(time.Second)
+	s.want(0, 1024)
+	n[1].step(Drain{On: false})
+	s.run(time.Second)
+	s.want(0, 1024)
 	n[0].step(Drain{On: true})
 	n[0].step(StandAside{On: false})
 	s.run(time.Second)

@@ -82,7 +82,7 @@ func (m *Machine) lead(now int64, a *Actions) bool {
 func (m *Machine) everybodySick() bool {
 	rules, serving := m.commonRules(), false
 	if m.state == Serving && m.cfg.Rules == rules {
-		if !m.sick {
+		if !m.unwell() {
 			return false
 		}
 		serving = true
@@ -99,14 +99,16 @@ func (m *Machine) everybodySick() bool {
 }
 
 // candidates gives the nodes that shall own buckets, by id: those that serve and
-// whose services are well, or else those that serve, or else those that drain;
-// somebody has to.
+// whose services are well, or else those that serve, or else those that drain,
+// of which the well ones come first, too; somebody has to.
 func (m *Machine) candidates() []candidate {
 	rules := m.commonRules()
-	var well, sick, drain []candidate
+	var well, sick, drain, last []candidate
 	add := func(id NodeID, s State, unwell bool, weight, busy, flows int) {
 		c := candidate{id, max(weight, 1), float64(busy) / 1000, float64(flows)}
 		switch {
+		case s == Draining && unwell:
+			last = append(last, c)
 		case s == Draining:
 			drain = append(drain, c)
 		case s == Serving && unwell:
@@ -116,7 +118,7 @@ func (m *Machine) candidates() []candidate {
 		}
 	}
 	if m.cfg.Rules == rules {
-		add(m.self.ID, m.state, m.sick, m.weight(m.self.ID, m.cfg.Weight), int(m.busy), int(m.flows))
+		add(m.self.ID, m.state, m.unwell(), m.weight(m.self.ID, m.cfg.Weight), int(m.busy), int(m.flows))
 	}
 	for _, p := range m.live {
 		if p.rules == rules {
@@ -130,8 +132,10 @@ func (m *Machine) candidates() []candidate {
 		return nil
 	case len(sick) > 0:
 		chosen = sick
-	default:
+	case len(drain) > 0:
 		chosen = drain
+	default:
+		chosen = last
 	}
 	slices.SortFunc(chosen, func(a, b candidate) int { return a.id.Compare(b.id) })
 	return chosen[:min(len(chosen), MaxNodes)]
