@@ -64,8 +64,8 @@ func TestDoctor(t *testing.T) {
 		n.cloned = n.Start("cloned", n.flags("--log-level", "debug", "--ingress", map[bool]string{true: "xdp", false: "tc"}[n == c.nodes[1]])...)
 	}
 	c.agree(c.nodes...)
-	if s := c.nodes[1].Status(); s.Datapath == "bpf" && s.Ingress != "xdp" {
-		t.Fatalf("%s judges frames by %q; want xdp", s.Name, s.Ingress)
+	if s := c.nodes[1].Status(); s.Datapath == "bpf" && s.Ingress != "XDP" {
+		t.Fatalf("%s judges frames by %q; want XDP", c.nodes[1].Name, s.Ingress)
 	}
 	if codes := c.diagnose(); len(codes) != 0 {
 		t.Fatalf("on a good bridge the doctors find %v", codes)
