@@ -80,6 +80,7 @@ const (
 	CopyFloor    = "a process that only copies"
 	RingFloor    = "a process that only copies from a ring"
 	MacvlanFloor = "a macvlan without programs"
+	NoEngine     = "a node without its engine"
 	OneDevice    = "one device"
 	OneJudged    = "one device with the filter"
 )

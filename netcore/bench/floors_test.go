@@ -31,14 +31,16 @@ import (
 	"clonecluster/netcore/netnstest"
 )
 
-// floors are ways that do nothing of what a cluster has to do: of what they cost, nobody who
-// goes the same way can have less. They break I1, and are for beds that nobody watches.
+// floors are ways that do nothing of what a cluster has to do, or only a part: nobody who
+// goes the same way can have less than they cost. Some break I1: they are for beds that nobody
+// watches.
 func (m *measurer) floors() []plan {
 	return []plan{
 		{TwoPlain, m.twoPlain},
 		{CopyFloor, m.copied("read")},
 		{RingFloor, m.copied("ring")},
 		{MacvlanFloor, m.bareMacvlan},
+		{NoEngine, m.noEngine},
 		{OneDevice, m.oneDevice(false)},
 		{OneJudged, m.oneDevice(true)},
 	}
@@ -258,6 +260,19 @@ func macvlanProgram([]string) int {
 	fmt.Println("macvlan ready")
 	<-ended
 	return 0
+}
+
+// noEngine is a server with a node's clone0 and programs, all buckets its own, and nothing
+// that would change that: what is left of native, or of bpf where the kernel has no wire
+// addresses, is the engine.
+func (m *measurer) noEngine(w *way, f files) error {
+	kind := "tc"
+	if macvlan.ProbeWireAddress() == nil {
+		kind = "native"
+	}
+	m.server(w.bed, 1, f).Start("node", kind, "settled", w.bed.BPFFS()).Await(0, "node ready")
+	w.knows()
+	return nil
 }
 
 // oneDevice is a server with the VIP on lo and a program at the NIC that makes frames to the

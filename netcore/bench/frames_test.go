@@ -507,7 +507,7 @@ func node(args []string) int {
 		base, offset := time.Now(), clock(unix.CLOCK_MONOTONIC)
 		now := func() int64 { return int64(offset + time.Since(base)) }
 		fc := filter.Config{CloneMAC: cloneMAC, VIP4: netip.MustParseAddr(vip), Rules: []filter.Rule{
-			{Proto: filter.ProtoTCP, PortLo: 80, PortHi: 80}, {Proto: filter.ProtoUDP, PortLo: deafPort, PortHi: deafPort},
+			{Proto: filter.ProtoTCP, PortLo: 80, PortHi: 81}, {Proto: filter.ProtoUDP, PortLo: deafPort, PortHi: deafPort},
 		}}
 		var path interface {
 			Run(context.Context) error
@@ -532,7 +532,7 @@ func node(args []string) int {
 			if err != nil {
 				return err
 			}
-			d, err := macvlan.Open(macvlan.Config{Config: host, Filter: fc, XDP: kind != "tc", Now: now, Pins: pins})
+			d, err := macvlan.Open(macvlan.Config{Config: host, Filter: fc, WireAddress: kind == "native", XDP: kind == "xdp" || kind == "generic", Now: now, Pins: pins})
 			if err != nil {
 				return err
 			}

@@ -88,9 +88,10 @@ func (r *Report) Markdown(native, virtio *Report) []byte {
 		say("comes from. In profiles of the guest (perf, some thousand samples) the programs and what calls them are 2 to 3 of 100 instructions, routes 1")
 		say("to 3, macvlan's own code less than 1; the rest is the kernel's way through a second device, in small parts.")
 		say("")
-		if f, d := native.Ratio(MacvlanFloor, Plain, Connection, cpu), native.Ratio(OneDevice, Plain, Connection, cpu); f.OK && d.OK {
-			say("The floors are those of above, here with the wire address: of a connection per request, the second device and its routes are what *%s*", MacvlanFloor)
-			say("takes, %.2f; *%s* takes %.2f, and with the programs of a node %.2f.", f.Median, OneDevice, d.Median, native.Ratio(OneJudged, Plain, Connection, cpu).Median)
+		if of := func(way string) float64 { return native.Ratio(way, Plain, Connection, cpu).Median }; of(NoEngine) > 0 {
+			say("The floors are those of above, here with the wire address. Of a connection per request, *%s* takes %.2f, which is the", MacvlanFloor, of(MacvlanFloor))
+			say("second device and its routes; with a node's programs, but without its engine, it is %.2f, and *native* is %.2f. *%s* takes", of(NoEngine), of("native"), OneDevice)
+			say("%.2f, and with a node's programs %.2f.", of(OneDevice), of(OneJudged))
 			say("")
 		}
 	}
@@ -200,6 +201,7 @@ func (r *Report) sayFloors(say func(string, ...any)) {
 		{CopyFloor, "is what raw is without a filter and without Go's scheduler: two threads read from the NIC or a TAP, write to the other, and look at nothing"},
 		{RingFloor, "is the same with PACKET_RX_RING, so that it need not ask for each frame"},
 		{MacvlanFloor, "is a node's clone0 with its routes, where all frames pass"},
+		{NoEngine, "is a node with its programs, and nothing that would change what they do"},
 		{OneDevice, "is a host with the VIP on lo and a program that makes frames to the clone MAC its own; it has no clone0, and no routes of the VIP's"},
 		{OneJudged, "is that with a node's programs before it"},
 	} {
@@ -210,7 +212,7 @@ func (r *Report) sayFloors(say func(string, ...any)) {
 	if len(floors) == 0 {
 		return
 	}
-	say("The last rows are floors: ways that do nothing of what a cluster has to do, to see what is left of the cost.")
+	say("The last rows are floors: ways that do nothing of what a cluster has to do, or only a part, to see what is left of the cost.")
 	say("")
 	say("%s", strings.TrimSuffix(strings.Join(floors, "\n"), ";")+".")
 	say("")
