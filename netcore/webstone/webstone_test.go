@@ -349,11 +349,12 @@ func TestTLS(t *testing.T) {
 func TestLittle(t *testing.T) {
 	cfg := config(serve(t, func(c net.Conn) {
 		if asked(c) {
-			time.Sleep(time.Duration(5+time.Now().UnixNano()%7) * time.Millisecond)
+			// Long beside what a client waits for the processor between two requests.
+			time.Sleep(time.Duration(40+time.Now().UnixNano()%20) * time.Millisecond)
 			io.WriteString(c, right)
 		}
 	}))
-	cfg.Clients, cfg.Window = 20, 400*time.Millisecond
+	cfg.Clients, cfg.Timeout, cfg.Window = 20, 5*time.Second, 400*time.Millisecond
 	r := measure(t, cfg)
 	for _, w := range r.Windows {
 		if load := w.Load(); load < 18 || load > 20.01 {
