@@ -27,6 +27,7 @@ type rollNode struct {
 	born  time.Time
 	build string
 	next  string // what it runs after a restart
+	aside bool
 }
 
 type rollCluster struct {
@@ -45,11 +46,11 @@ func (n *rollNode) Status() api.Status {
 	defer n.c.mu.Unlock()
 	s := api.Status{
 		Cluster: "demo", Name: n.name, WireMAC: n.id, State: "serving", Agreed: true, Leader: n.c.nodes[0].id, Build: n.build, Policy: "byRandom",
-		UptimeSec: time.Since(n.born).Seconds(), Drain: api.Drain{Draining: drained, Flows: n.flows},
+		UptimeSec: time.Since(n.born).Seconds(), Drain: api.Drain{Draining: drained || n.aside, Aside: n.aside, Flows: n.flows},
 	}
 	p := n.Policy()
 	s.PolicyVersion, s.PolicyAuthor = p.Version, p.Author
-	if drained {
+	if drained || n.aside {
 		s.State = "draining"
 	}
 	for _, m := range n.c.nodes {
@@ -275,6 +276,19 @@ func TestRolloutBeside(t *testing.T) {
 	c.nodes[2].order(false, api.Order{}, "another operator")
 	if err := <-ended; err != nil || c.rebooted() != "web-2" {
 		t.Errorf("in the end: %v, restarted: %s", err, c.rebooted())
+	}
+}
+
+// TestAside: a node that stands aside is told of as such, and not as one that somebody drained.
+func TestAside(t *testing.T) {
+	c, at := serveRollout(t)
+	c.nodes[1].aside = true
+	out, err := clonectl(t, append([]string{"resume", "web-2"}, at...)...)
+	if err != nil || !strings.Contains(out, "still stands aside") {
+		t.Errorf("resume: %v\n%s", err, out)
+	}
+	if lack := lacks(c.nodes[1].Status()); !strings.Contains(lack, "stands aside in directed mode") {
+		t.Errorf("before a rollout it lacks %q", lack)
 	}
 }
 

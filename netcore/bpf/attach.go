@@ -141,7 +141,7 @@ func (f *Filter) AttachClone(ifindex int) (Hook, error) {
 func (f *Filter) Detach() error {
 	errs := []error{DetachClsact(0)}
 	for _, name := range []string{ingressXDP, ingressTC, egressTC, guardTC, directedIn, directedOut} {
-		errs = append(errs, f.unpin(name))
+		errs = append(errs, f.end(name))
 	}
 	if f.pins != "" {
 		errs = append(errs, os.RemoveAll(f.pins))

@@ -134,3 +134,17 @@ func TestOfferedWhileOwnersChange(t *testing.T) {
 		t.Errorf("in the second with a gap the node was asked %d times; want 50", got)
 	}
 }
+
+// TestOfferedBefore: what a former engine saw and dropped is not this one's, whichever looks first.
+func TestOfferedBefore(t *testing.T) {
+	var o offering
+	var seen filter.Offered
+	seen.Frames[7] = 100
+	o.count(&seen, membership.View{}) // another view, before the first look
+	o.look(time.Now(), &seen, 500, membership.View{}, nil)
+	seen.Frames[7] += 3
+	o.look(time.Now(), &seen, 504, membership.View{}, nil)
+	if r := o.rates(); r.Leaseless != 4 || r.Unowned != 3 {
+		t.Errorf("%d frames without a lease, %d for nobody; want 4 and 3", r.Leaseless, r.Unowned)
+	}
+}

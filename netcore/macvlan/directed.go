@@ -56,6 +56,8 @@ func (d *Datapath) judgeIn(xdp bool) error {
 
 func (d *Datapath) judgeAt(xdp bool) error {
 	in, err := d.filter.AttachNIC(d.cfg.NIC.Index, xdp)
-	d.in.Store(&in)
+	if in != "" { // else they are judged where they were
+		d.in.Store(&in)
+	}
 	return err
 }

@@ -17,6 +17,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
 	"golang.org/x/sys/unix"
@@ -443,6 +446,38 @@ func TestRefuses(t *testing.T) {
 		if _, err := open(t, b, h, func(c *Config) { c.WireAddress = true }); err == nil || !strings.Contains(err.Error(), "wire address") {
 			t.Errorf("without wire addresses in the kernel: %v", err)
 		}
+	}
+}
+
+// TestIngressKept: where tcx has no room for what directed mode needs, XDP judges on, and is
+// said to.
+func TestIngressKept(t *testing.T) {
+	b := netnstest.New(t, testClone[:])
+	h := b.Host("node", "52:54:00:77:00:01", "10.77.0.101/24")
+	d, err := open(t, b, h, func(c *Config) { c.XDP = true })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Abandon()
+	err = h.Do(func() error {
+		for {
+			p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()}})
+			if err != nil {
+				return err
+			}
+			defer p.Close()
+			l, err := link.AttachTCX(link.TCXOptions{Interface: d.cfg.NIC.Index, Program: p, Attach: ebpf.AttachTCXIngress})
+			if errors.Is(err, unix.ERANGE) { // full
+				break
+			} else if err != nil {
+				return err
+			}
+			defer l.Close()
+		}
+		return d.SetDirected(&raw.Directed{Director: [6]byte(d.WireMAC())})
+	})
+	if err == nil || d.Ingress() != bpf.XDP || !strings.Contains(h.Run("ip", "-d", "link", "show", "dev", "eth0"), "xdp") {
+		t.Errorf("without room at tcx: %v, and frames are judged by %q; want an error, and XDP", err, d.Ingress())
 	}
 }
 
