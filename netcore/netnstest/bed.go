@@ -605,6 +605,31 @@ func (p *Process) CPU() time.Duration {
 	return cpu
 }
 
+// Waits is how often the program's threads have waited for something so far, each wait of each
+// thread counted: a number that, unlike CPU, does not depend on what else the machine does.
+func (p *Process) Waits() (waits int) {
+	p.host.tb.Helper()
+	const field = "voluntary_ctxt_switches:"
+	files, _ := filepath.Glob(filepath.Join("/proc", strconv.Itoa(p.cmd.Process.Pid), "task/*/status"))
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			continue // the thread has ended
+		}
+		_, count, _ := strings.Cut(string(b), field)
+		count, _, _ = strings.Cut(count, "\n")
+		n, err := strconv.Atoi(strings.TrimSpace(count))
+		if err != nil {
+			p.host.tb.Fatalf("%s: %s in %s: %v", p.host.Name, field, file, err)
+		}
+		waits += n
+	}
+	if waits == 0 {
+		p.host.tb.Fatalf("%s: %s has no threads:\n%s", p.host.Name, p.Name, p.Output())
+	}
+	return waits
+}
+
 // Used is the processor time that the program has used when it has ended.
 func (p *Process) Used() time.Duration {
 	<-p.done
