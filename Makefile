@@ -27,7 +27,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # Says at the end what was skipped, and why.
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0 --format standard-quiet
 # What is slow, and either the same on any datapath or tried on raw in another way.
-NOT_RAW     := '^TestFigure|^TestFailover(Load|Intruders|FilteredMulticast|Rebalance)$$|^Test(CheckRefuses|KeyRoll|Strangers|JoinAndLeave|DatapathChanges|OtherRules|RestartKeepsDrain|Neighbors|Dissected)$$'
+NOT_RAW     := '^TestFigure|^TestFailover(Load|Intruders|FilteredMulticast|Rebalance)$$|^Test(CheckRefuses|KeyRoll|Strangers|JoinAndLeave|DatapathChanges|OtherRules|RestartKeepsDrain|Neighbors|Dissected|IdleCost|Leaseless)$$'
 # What is tried on a cluster of nodes with different datapaths, too.
 MIXED       := '^TestFailover(Join|Drain|Rebalance|Faults|Churn)$$|^TestCluster|^TestDeath$$|^TestCrash$$'
 # Where "make evaluation" writes its results and its report.
@@ -98,7 +98,7 @@ lint: ## gofmt, go vet, staticcheck
 	$(GO) run $(STATICCHECK) ./...
 
 # Neither is run by "go test", which would not let it take everything back at Ctrl-C.
-bench-costs: deps-test ## CPU per request and per frame, against a plain host, haproxy, nginx and xt_cluster (as root, on a quiet machine; BENCH_ROUNDS=2 is short)
+bench-costs: deps-test ## CPU per request and per frame, against a plain host, haproxy, nginx and xt_cluster (as root, on a quiet machine; BENCH_ROUNDS=2 is short, BENCH_WAYS=raw only tells of some)
 	@mkdir -p $(OUT)/bin
 	$(GO) test -c -o $(OUT)/bin/bench.test ./netcore/bench
 	CLONECLUSTER_BENCH=$(CURDIR) $(OUT)/bin/bench.test -test.timeout 3h -test.v -test.run '^TestBench$$'
@@ -110,7 +110,7 @@ bench-native: deps-test ## the same on the patched kernel, and behind NICs of vi
 	CLONECLUSTER_BENCH=$(CURDIR) CLONECLUSTER_BENCH_KERNEL=$(CURDIR)/$(OUT)/pc-x86_64/bzImage $(OUT)/bin/bench.test -test.timeout 3h -test.v -test.run '^TestBench(Native|Virtio)$$'
 
 # Five minutes on each datapath; on native, whose processors are emulated, they take longer.
-churn: deps-test ## cables, kills, restarts and drains under load, five minutes on each datapath (as root; half an hour, and a kernel build the first time)
+churn: deps-test ## cables, kills, restarts and drains under load, five minutes on each datapath (as root; half an hour to two hours, and a kernel build the first time)
 	@$(MAKE) --no-print-directory kernel BOARD=pc-x86_64
 	for d in bpf raw; do CLONECLUSTER_FULL=1 CLONECLUSTER_DATAPATH=$$d $(GO) test -count=1 -timeout 20m -v -run '^TestFailoverChurn$$' ./netcore/engine; done
 	CLONECLUSTER_FULL=1 CLONECLUSTER_NATIVE_KERNEL=$(CURDIR)/$(OUT)/pc-x86_64/bzImage $(GO) test -count=1 -timeout 0 -v -run '^TestNative$$' ./netcore/engine
@@ -163,6 +163,7 @@ $(CLONECTL): FORCE
 define install
 missing=""; \
 command -v $(GO) >/dev/null || { echo "Go is needed, as new as go.mod says: https://go.dev/dl/" >&2; exit 1; }; \
+$(GO) list -m >/dev/null || { echo "This Go ($$($(GO) env GOVERSION)) cannot build this: it takes one as new as go.mod says, https://go.dev/dl/" >&2; exit 1; }; \
 if ! command -v dpkg-query >/dev/null; then \
   for p in $(PROGRAMS); do command -v $$p >/dev/null || missing="$$missing $$p"; done; \
   [ -z "$$missing" ] || { echo "This is not Debian: install what brings$$missing (and the headers of libelf), then try again." >&2; exit 1; }; \

@@ -34,7 +34,7 @@ type access struct {
 
 func (a *access) add(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&a.cluster, "cluster", "", "the cluster's configuration, or a folder from \"clonectl key issue\": `PATH` (default cluster.yaml, else the demo that runs)")
+	f.StringVar(&a.cluster, "cluster", "", "the cluster's configuration, or a folder from \"clonectl key issue\": `PATH` (default cluster.yaml here, else the demo that runs, else "+hostConfig+")")
 	f.StringArrayVar(&a.addresses, "address", nil, "ask at `ADDRESS[:PORT]`, a node's own or another, instead of the VIP; may be repeated")
 	cmd.RegisterFlagCompletionFunc("cluster", completeYAML)
 }
@@ -46,6 +46,9 @@ const (
 	certKeyFile   = "client.key"
 	targetFile    = "cluster.json"
 )
+
+// hostConfig is the configuration of a host that cloned makes a node.
+const hostConfig = "/etc/clonecluster/cluster.yaml"
 
 // targetOf is where a cluster is: the content of cluster.json.
 type targetOf struct {
@@ -101,7 +104,10 @@ func (a *access) path() (string, error) {
 	if l := readLab(); l.Address != "" {
 		return l.config(), nil
 	}
-	return "", usageError{errors.New("there is no cluster.yaml here, and no demo runs; say which cluster with --cluster PATH")}
+	if _, err := os.Stat(hostConfig); err == nil {
+		return hostConfig, nil
+	}
+	return "", usageError{errors.New("there is no cluster.yaml here nor in " + filepath.Dir(hostConfig) + ", and no demo runs; say which cluster with --cluster PATH")}
 }
 
 // keyAccess makes a certificate with the cluster's key.

@@ -58,8 +58,8 @@ func (o upOptions) validate() error {
 	if !slices.Contains([]string{"auto", "kvm", "tcg"}, o.accel) {
 		return fmt.Errorf("--accel %q: want auto, kvm or tcg", o.accel)
 	}
-	if !slices.Contains([]string{"", "q35", "microvm"}, o.machine) {
-		return fmt.Errorf("--machine %q: want q35 or microvm", o.machine)
+	if !slices.Contains([]string{"", "q35", "microvm", "virt"}, o.machine) {
+		return fmt.Errorf("--machine %q: want q35, microvm or virt", o.machine)
 	}
 	if o.listen != "" {
 		if _, _, err := net.SplitHostPort(o.listen); err != nil {

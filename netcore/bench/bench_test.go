@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -64,6 +65,10 @@ func TestBench(t *testing.T) {
 		s.rounds = n
 	}
 	s.patience = time.Duration(s.rounds) * 20 * time.Second
+	if text := os.Getenv("BENCH_WAYS"); text != "" {
+		measureSome(t, s, text)
+		return
+	}
 	if qemutest.InGuest() { // on emulated processors, for which a second is 1e9 instructions
 		s.ways, s.octets, s.files, s.requests, s.tries = guestWays, 8<<20, 8, time.Second, 1
 	}
@@ -79,6 +84,33 @@ func TestBench(t *testing.T) {
 	})
 	if s.ways == nil {
 		writeDocument(t, folder)
+	}
+}
+
+// measureSome prints what the plain host and the ways whose names match a regular expression
+// take for requests. It writes nothing.
+func measureSome(t *testing.T, s scale, match string) {
+	some, err := regexp.Compile(match)
+	if err != nil {
+		t.Fatalf("BENCH_WAYS: %v", err)
+	}
+	var names []string
+	for _, p := range (&measurer{}).plans() {
+		names = append(names, p.name)
+		if p.name == Plain || some.MatchString(p.name) {
+			s.ways = append(s.ways, p.name)
+		}
+	}
+	if len(s.ways) < 2 && match != Plain {
+		t.Fatalf("BENCH_WAYS=%s matches none of: %s", match, strings.Join(names, "; "))
+	}
+	r := measure(t, s, func(*Report) {})
+	for _, way := range s.ways {
+		fmt.Printf("%-24s", way)
+		for _, work := range []string{KeepAlive, Connection, Download, Upload} {
+			fmt.Printf("  %-24s", spread(r.Ratio(way, Plain, work, cpu), way == Plain))
+		}
+		fmt.Println()
 	}
 }
 

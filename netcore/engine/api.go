@@ -27,7 +27,7 @@ import (
 	"clonecluster/netcore/api"
 	"clonecluster/netcore/filter"
 	"clonecluster/netcore/membership"
-	"clonecluster/netcore/raw"
+	"clonecluster/netcore/sockdiag"
 )
 
 const (
@@ -385,7 +385,7 @@ func affinityOf(fc filter.Config, proto uint8, port uint16) (a filter.Affinity, 
 }
 
 func hasSocket(t filter.Tuple) bool {
-	s, err := raw.OpenSockets(0)
+	s, err := sockdiag.Open(0)
 	if err != nil {
 		return false
 	}

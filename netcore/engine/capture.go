@@ -10,13 +10,13 @@ import (
 	"clonecluster/netcore/capture"
 	"clonecluster/netcore/filter"
 	"clonecluster/netcore/membership"
-	"clonecluster/netcore/raw"
+	"clonecluster/netcore/sockdiag"
 )
 
 // Capture shows what passes the NIC, but for what this API says at the VIP: that would
 // be a capture of itself.
 func (b backend) Capture(ctx context.Context, q capture.Query, w io.Writer, flush func() error) error {
-	sockets, err := raw.OpenSockets(0)
+	sockets, err := sockdiag.Open(0)
 	if err != nil {
 		return fmt.Errorf("asking for sockets: %w", err)
 	}

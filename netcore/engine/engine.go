@@ -36,7 +36,7 @@ import (
 	"clonecluster/netcore/load"
 	"clonecluster/netcore/membership"
 	"clonecluster/netcore/nic"
-	"clonecluster/netcore/raw"
+	"clonecluster/netcore/sockdiag"
 )
 
 // Options are what an engine runs with.
@@ -414,7 +414,7 @@ func (e *engine) announce() {
 // opened itself included, and has the filter hold the latter.
 func (e *engine) flows() (bits membership.Bits, active int, err error) {
 	now := monotonic()
-	err = raw.EachFlow(e.vips, func(f raw.Flow) {
+	err = sockdiag.EachFlow(e.vips, func(f sockdiag.Flow) {
 		bits.Set(e.filter.Bucket(f.Tuple))
 		if !f.TimeWait && !f.HalfOpen {
 			e.filter.Hold(f.Tuple, now)

@@ -6,10 +6,12 @@ import (
 	"net/netip"
 	"os/exec"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"clonecluster/netcore/api"
+	"clonecluster/netcore/bpf"
 )
 
 // TestServiceNotAnswering: a firewall drops the SYNs of a service that is sick besides,
@@ -73,4 +75,63 @@ func TestServiceNotAnswering(t *testing.T) {
 	}
 	tells(t, operator, c.nodes[0].MAC, "finding "+c.nodes[0].MAC+": service-not-answering, critical (", "cleared "+c.nodes[0].MAC+": service-not-answering")
 	tells(t, operator, hung.MAC, "cleared "+hung.MAC+": service-not-answering")
+}
+
+// TestLeaseless: what comes for a node whose engine hangs is dropped by its kernel, as its lease
+// has ended, and counted as that once the engine goes on; the other node's lease has not.
+func TestLeaseless(t *testing.T) {
+	if err := bpf.Probe(); err != nil {
+		t.Skip(err) // the frames of a raw datapath wait for its engine
+	}
+	c := newCluster(t, 2)
+	for _, n := range c.nodes {
+		n.datapath = "bpf"
+	}
+	c.start()
+	done := make(chan struct{})
+	var clients sync.WaitGroup
+	defer clients.Wait()
+	defer close(done)
+	for range 4 {
+		clients.Go(func() {
+			_ = c.client.Do(func() error {
+				d := net.Dialer{Timeout: 50 * time.Millisecond}
+				for {
+					select {
+					case <-done:
+						return nil
+					case <-time.After(10 * time.Millisecond):
+					}
+					if conn, err := d.Dial("tcp4", vip4+":80"); err == nil {
+						_ = conn.Close()
+					}
+				}
+			})
+		})
+	}
+	operator := c.operator(api.RoleReadOnly, "10.77.0.101", "10.77.0.102")
+	leaseless := func(all api.Cluster, of *node) uint64 {
+		for _, n := range all.Nodes {
+			if n.Node == of.MAC && n.Status != nil {
+				return n.Status.Offered.Leaseless
+			}
+		}
+		return 0
+	}
+	awake, hung := c.nodes[0], c.nodes[1]
+	all := whole(t, operator, "connections are counted by all nodes", func(all api.Cluster) bool {
+		return allAnswer(2)(all) && all.Nodes[0].Status.Offered.SYNsPerSecond > 10 && all.Nodes[1].Status.Offered.SYNsPerSecond > 10
+	})
+	if n := leaseless(all, awake) + leaseless(all, hung); n != 0 {
+		t.Errorf("%d frames had no lease while all is well", n)
+	}
+	hung.cloned.Signal(syscall.SIGSTOP)
+	time.Sleep(2 * time.Second) // the lease lasts 0.2
+	hung.cloned.Signal(syscall.SIGCONT)
+	all = whole(t, operator, "what was dropped without a lease is counted", func(all api.Cluster) bool {
+		return allAnswer(2)(all) && leaseless(all, hung) > 10
+	})
+	if n := leaseless(all, awake); n != 0 {
+		t.Errorf("%d frames had no lease at the node that did not hang", n)
+	}
 }

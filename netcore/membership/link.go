@@ -1,7 +1,7 @@
 package membership
 
 import (
-	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -16,14 +16,11 @@ import (
 )
 
 // Link sends and receives the frames on one NIC. One thread waits in it, so it
-// does without the runtime's poller: whoever waits there is woken by another
-// thread, which has no real-time priority. None of the other system calls waits,
-// so the runtime is not told of them, which would wake its monitor.
+// does without the runtime's poller. None of the other system calls waits, so the
+// runtime is not told of them, which would wake its monitor.
 type Link struct {
-	conn  *packet.Conn
-	fd    int
-	wake  int // eventfd
-	waits [2]unix.PollFd
+	fd     int
+	waiter *realtime.Waiter
 }
 
 // OpenLink opens a packet socket that hears nothing but the cluster's frames.
@@ -49,58 +46,46 @@ func OpenLink(ifindex int, name string) (*Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the beacon socket on %s: %w", name, err)
 	}
-	l := &Link{conn: conn, wake: -1}
-	if err := l.prepare(); err != nil {
-		l.Close()
+	l, err := newLink(conn)
+	if err != nil {
 		return nil, fmt.Errorf("preparing the beacon socket on %s: %w", name, err)
 	}
 	return l, nil
 }
 
-func (l *Link) prepare() error {
-	if err := l.conn.JoinGroup(Group[:]); err != nil {
-		return fmt.Errorf("joining the beacon group: %w", err)
+// newLink makes a link of a socket, which it closes if it cannot.
+func newLink(conn *packet.Conn) (_ *Link, err error) {
+	l := &Link{fd: -1}
+	if err = conn.JoinGroup(Group[:]); err != nil {
+		err = fmt.Errorf("joining the beacon group: %w", err)
+	} else {
+		l.fd, err = realtime.Unpolled(conn)
 	}
-	rc, err := l.conn.SyscallConn()
 	if err != nil {
-		return err
-	}
-	if err := rc.Control(func(fd uintptr) { l.fd = int(fd) }); err != nil {
-		return err
+		_ = conn.Close()
+		return nil, err
 	}
 	// Room for the frames of 255 nodes while this one is held up, and for a flood.
 	_ = unix.SetsockoptInt(l.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 2<<20)
 	// Before everything else in the NIC's queue (pfifo_fast, TC_PRIO_CONTROL).
 	_ = unix.SetsockoptInt(l.fd, unix.SOL_SOCKET, unix.SO_PRIORITY, 7)
-	l.wake, err = unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
-	return os.NewSyscallError("eventfd", err)
+	if l.waiter, err = realtime.NewWaiter(l.fd); err != nil {
+		_ = unix.Close(l.fd)
+		return nil, err
+	}
+	return l, nil
 }
 
 // Close closes the socket. Nobody may wait in it.
 func (l *Link) Close() error {
-	if l.wake >= 0 {
-		_ = unix.Close(l.wake)
-		l.wake = -1
-	}
-	return l.conn.Close()
+	return errors.Join(l.waiter.Close(), os.NewSyscallError("close", unix.Close(l.fd)))
 }
 
 // wait returns when there is a frame, after Wake, or after d.
-func (l *Link) wait(d time.Duration) {
-	l.waits = [2]unix.PollFd{{Fd: int32(l.fd), Events: unix.POLLIN}, {Fd: int32(l.wake), Events: unix.POLLIN}}
-	realtime.Poll(l.waits[:], d) // whatever it was, the caller looks for itself
-	if l.waits[1].Revents != 0 {
-		var b [8]byte
-		_, _, _ = unix.RawSyscall(unix.SYS_READ, uintptr(l.wake), uintptr(unsafe.Pointer(&b)), uintptr(len(b)))
-	}
-}
+func (l *Link) wait(d time.Duration) { l.waiter.Wait(d) }
 
 // Wake ends a wait.
-func (l *Link) Wake() {
-	var b [8]byte
-	binary.NativeEndian.PutUint64(b[:], 1)
-	_, _, _ = unix.RawSyscall(unix.SYS_WRITE, uintptr(l.wake), uintptr(unsafe.Pointer(&b)), uintptr(len(b)))
-}
+func (l *Link) Wake() { l.waiter.Wake() }
 
 // receive reads a frame without waiting; 0 if there is none.
 func (l *Link) receive(b []byte) (int, error) {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"clonecluster/netcore/netnstest"
+	"clonecluster/netcore/realtime"
 )
 
 // socketPair gives two links that are connected with each other, without a NIC
@@ -27,12 +28,12 @@ func socketPair(t *testing.T) (a, b *Link) {
 	}
 	var links [2]*Link
 	for i, fd := range fds {
-		wake, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+		w, err := realtime.NewWaiter(fd)
 		if err != nil {
 			t.Fatal(err)
 		}
-		links[i] = &Link{fd: fd, wake: wake}
-		t.Cleanup(func() { unix.Close(fd); unix.Close(wake) })
+		links[i] = &Link{fd: fd, waiter: w}
+		t.Cleanup(func() { links[i].Close() })
 	}
 	return links[0], links[1]
 }

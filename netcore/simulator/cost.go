@@ -912,8 +912,9 @@ func (r *CostReport) assumptions(say sayFunc) {
 	say("  do, here %.0f ms of work, comes on top.", longest.Seconds()*1e3)
 	say("- Nobody holds flows while maps change, so a join is not slowed down by what it hands over; it never waits for flows.")
 	say("- The costs of discarding a frame were measured between network namespaces on two contended cores, and have in them the")
-	say("  0.16 µs of sending one. A real NIC has no such sender and a driver of its own: with XDP it may be less by far. This is the")
-	say("  assumption that weighs the most; the node counts are in inverse proportion to it.")
+	say("  0.16 µs of sending one. [Benchmarks](benchmarks.md) has later figures without that: with XDP and tcx a third of these, with raw")
+	say("  twice as much, and a NIC's driver adds its own. This is the assumption that weighs the most; the node counts are in inverse")
+	say("  proportion to it: take those of XDP and tcx for the least that pays, and raw for two nodes.")
 	say("- `clonectl sim --costs docs` measures all of it again, in one or two minutes, on one core.")
 }
 

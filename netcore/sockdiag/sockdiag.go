@@ -1,4 +1,8 @@
-package raw
+// Package sockdiag asks the kernel for its TCP sockets, by netlink (sock_diag(7),
+// linux/inet_diag.h): for the one of a flow, for those of some addresses, and for the
+// listeners. What reads /proc/net/tcp instead has the kernel look through the whole table of
+// connections, however few there are, which takes milliseconds on a large machine.
+package sockdiag
 
 import (
 	"encoding/binary"
@@ -6,6 +10,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -13,9 +18,8 @@ import (
 	"clonecluster/netcore/filter"
 )
 
-// Sockets asks the kernel for the socket of one flow, by sock_diag (sock_diag(7),
-// linux/inet_diag.h). One query takes some microseconds and allocates nothing.
-// Not for concurrent use.
+// Sockets asks for the socket of one flow. One query takes some microseconds and
+// allocates nothing. Not for concurrent use.
 type Sockets struct {
 	fd      int
 	ifindex int
@@ -36,9 +40,9 @@ const (
 	tcpStateListen = 10 // include/net/tcp_states.h
 )
 
-// OpenSockets opens the query socket. ifindex is the interface the flows arrive
+// Open opens the query socket. ifindex is the interface the flows arrive
 // by: sockets bound to another are not found.
-func OpenSockets(ifindex int) (*Sockets, error) {
+func Open(ifindex int) (*Sockets, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {
 		return nil, fmt.Errorf("opening a sock_diag socket: %w", err)
@@ -152,11 +156,35 @@ const (
 	tcpStateSynRecv  = 3
 	tcpStateTimeWait = 6
 	statesOfFlows    = 0xfff &^ (1<<7 | 1<<tcpStateListen | 1)
+	statesOfListener = 1 << tcpStateListen
 )
 
 // EachFlow calls do for every TCP flow of this machine whose local address is
 // one of vips, from the half-open request to TIME-WAIT.
 func EachFlow(vips []netip.Addr, do func(Flow)) error {
+	err := dump(statesOfFlows, func(f Flow) {
+		if slices.Contains(vips, f.Tuple.VIP.Addr()) {
+			do(f)
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("looking for flows: %w", err)
+	}
+	return nil
+}
+
+// EachListener calls do for the address of every TCP listener of this machine, and does not
+// say whether one at [::] takes IPv4 as well.
+func EachListener(do func(netip.AddrPort)) error {
+	err := dump(statesOfListener, func(f Flow) { do(f.Tuple.VIP) })
+	if err != nil {
+		return fmt.Errorf("looking for listeners: %w", err)
+	}
+	return nil
+}
+
+// dump calls do for every TCP socket in one of the states.
+func dump(states uint32, do func(Flow)) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {
 		return fmt.Errorf("opening a sock_diag socket: %w", err)
@@ -166,16 +194,16 @@ func EachFlow(vips []netip.Addr, do func(Flow)) error {
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
 		return os.NewSyscallError("SO_RCVTIMEO", err)
 	}
-	buf := make([]byte, 64<<10)
+	buf := make([]byte, dumpPart)
 	// A service that listens on [::] has IPv4 flows in IPv6 sockets, and they
 	// are listed with the latter.
 	for i, unspecified := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
 		var req [diagRequestLen]byte
 		seq := uint32(i + 1)
 		t := filter.Tuple{Proto: filter.ProtoTCP, VIP: netip.AddrPortFrom(unspecified, 0), Client: netip.AddrPortFrom(unspecified, 0)}
-		putDiagRequest(&req, t, 0, seq, unix.NLM_F_DUMP, statesOfFlows)
+		putDiagRequest(&req, t, 0, seq, unix.NLM_F_DUMP, states)
 		if err := unix.Sendto(fd, req[:], 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-			return fmt.Errorf("asking for the flows: %w", err)
+			return fmt.Errorf("asking the kernel: %w", err)
 		}
 		for done := false; !done; {
 			n, _, err := unix.Recvfrom(fd, buf, 0)
@@ -183,25 +211,24 @@ func EachFlow(vips []netip.Addr, do func(Flow)) error {
 				continue
 			}
 			if err != nil {
-				return fmt.Errorf("reading the flows: %w", err)
+				return fmt.Errorf("reading the kernel's answer: %w", err)
 			}
-			done, err = parseDiagDump(buf[:n], seq, func(f Flow) {
-				for _, vip := range vips {
-					if f.Tuple.VIP.Addr() == vip {
-						do(f)
-					}
-				}
-			})
-			if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EAFNOSUPPORT) {
+			done, err = parseDiagDump(buf[:n], seq, do)
+			if i > 0 && (errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EAFNOSUPPORT)) {
 				break // no IPv6 in this kernel
 			}
 			if err != nil {
-				return fmt.Errorf("reading the flows: %w", err)
+				return fmt.Errorf("reading the kernel's answer: %w", err)
 			}
 		}
 	}
 	return nil
 }
+
+// dumpPart is the most that the kernel answers in one piece: it fills 32 KiB where it finds
+// that, and never has more than the last reader had room for (netlink_dump in its
+// net/netlink/af_netlink.c).
+const dumpPart = 32 << 10
 
 var errDiagMalformed = errors.New("malformed sock_diag message")
 
@@ -218,7 +245,10 @@ func parseDiagDump(b []byte, seq uint32, do func(Flow)) (done bool, err error) {
 		mine := ne.Uint32(b[8:]) == seq
 		switch kind := ne.Uint16(b[4:]); {
 		case !mine:
-		case kind == unix.NLMSG_DONE:
+		case kind == unix.NLMSG_DONE: // with the error of what was to list them (netlink_dump, ibid.)
+			if len(m) >= 4 && int32(ne.Uint32(m)) < 0 {
+				return true, unix.Errno(-int32(ne.Uint32(m)))
+			}
 			return true, nil
 		case kind == unix.NLMSG_ERROR:
 			if len(m) < 4 {

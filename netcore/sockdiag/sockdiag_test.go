@@ -1,4 +1,4 @@
-package raw
+package sockdiag
 
 import (
 	"encoding/binary"
@@ -49,7 +49,7 @@ func tupleOf(c net.Conn) filter.Tuple {
 
 func openSockets(t testing.TB) *Sockets {
 	t.Helper()
-	s, err := OpenSockets(1)
+	s, err := Open(1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,12 +118,86 @@ func TestEachFlow(t *testing.T) {
 	}
 }
 
+// TestEachListener: it gives the listeners, at the address that they have, and nothing else.
+func TestEachListener(t *testing.T) {
+	all := func() map[netip.AddrPort]bool {
+		found := map[netip.AddrPort]bool{}
+		if err := EachListener(func(at netip.AddrPort) { found[at] = true }); err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	for _, tt := range []struct{ network, listen, dial string }{
+		{"tcp4", "127.0.0.1:0", "127.0.0.1"}, {"tcp4", "0.0.0.0:0", "127.0.0.1"},
+		{"tcp6", "[::1]:0", "::1"}, {"tcp6", "[::]:0", "::1"}, {"tcp", "[::]:0", "127.0.0.1"},
+	} {
+		t.Run(tt.network+" "+tt.listen, func(t *testing.T) {
+			l, err := net.Listen(tt.network, tt.listen)
+			if err != nil {
+				t.Skipf("needs a loopback with %s: %v", tt.listen, err)
+			}
+			defer l.Close()
+			at := l.Addr().(*net.TCPAddr).AddrPort()
+			client, err := net.Dial("tcp", netip.AddrPortFrom(netip.MustParseAddr(tt.dial), at.Port()).String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			server, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer server.Close()
+			found := all()
+			if !found[at] {
+				t.Errorf("EachListener does not give %v: %v", at, found)
+			}
+			if there := client.LocalAddr().(*net.TCPAddr).AddrPort(); found[there] {
+				t.Errorf("EachListener gives %v, the client's end of a connection", there)
+			}
+			l.Close()
+			if all()[at] { // its connection has the same port
+				t.Errorf("EachListener gives %v, which is closed, but for %v", at, tupleOf(server))
+			}
+		})
+	}
+	// An IPv6 socket that is bound to an IPv4 address is a listener at that.
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer unix.Close(fd)
+	err = errors.Join(
+		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0),
+		unix.Bind(fd, &unix.SockaddrInet6{Addr: netip.MustParseAddr("::ffff:127.0.0.1").As16()}),
+		unix.Listen(fd, 1),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(name.(*unix.SockaddrInet6).Port)); !all()[at] {
+		t.Errorf("EachListener does not give %v, an IPv6 socket: %v", at, all())
+	}
+}
+
 func TestLookupAllocatesNothing(t *testing.T) {
 	s := openSockets(t)
 	_, server, _ := connection(t, "127.0.0.1:0")
 	there := tupleOf(server)
 	if n := testing.AllocsPerRun(200, func() { s.Lookup(there) }); n != 0 {
 		t.Errorf("Lookup allocates %v times; want 0", n)
+	}
+}
+
+func BenchmarkEachListener(b *testing.B) {
+	for b.Loop() {
+		if err := EachListener(func(netip.AddrPort) {}); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
 
@@ -176,6 +250,14 @@ func TestParseDiag(t *testing.T) {
 	}
 	if _, err := parseDiagDump(failed, 7, nil); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("parseDiagDump(error) = %v; want ENOENT", err)
+	}
+	binary.NativeEndian.PutUint16(failed[4:], unix.NLMSG_DONE)
+	if done, err := parseDiagDump(failed, 7, nil); !done || !errors.Is(err, unix.ENOENT) {
+		t.Errorf("parseDiagDump(end with an error) = %v, %v; want ENOENT", done, err)
+	}
+	binary.NativeEndian.PutUint32(failed[nlmsgHdrLen:], 0)
+	if done, err := parseDiagDump(failed, 7, nil); !done || err != nil {
+		t.Errorf("parseDiagDump(end) = %v, %v; want an end without an error", done, err)
 	}
 }
 
