@@ -60,7 +60,7 @@ type bed struct {
 	content  string // folder of what is served (www) and the servers' certificate
 	target   string
 	configs  map[string]string
-	built    time.Time
+	built    time.Time     // when a machine started last
 	threads  bool          // each machine's kernel work is on its quota
 	current  atomic.Uint64 // the quota of a whole machine, as its bits
 }

@@ -443,6 +443,7 @@ func (b *bed) kill(ctx context.Context, while time.Duration) {
 	m.PowerOff()
 	sleep(ctx, while/3)
 	m.PowerOn()
+	b.built = time.Now()
 	b.wire(m)
 	m.start()
 }
