@@ -14,6 +14,22 @@ import (
 	"clonecluster/netcore/bpf"
 )
 
+// knock connects to the VIP again and again, and hangs up, until done is closed.
+func (c *cluster) knock(done <-chan struct{}, pause time.Duration, d net.Dialer) {
+	_ = c.client.Do(func() error {
+		for {
+			select {
+			case <-done:
+				return nil
+			case <-time.After(pause):
+			}
+			if conn, err := d.Dial("tcp4", vip4+":80"); err == nil {
+				_ = conn.Close()
+			}
+		}
+	})
+}
+
 // TestServiceNotAnswering: a firewall drops the SYNs of a service that is sick besides,
 // while its node's beacons are fine. (One that is stopped would be late, which a machine
 // without time, such as that of a test, is forgiven for a while.) Its clients' SYNs are noticed by the node and by
@@ -35,19 +51,7 @@ func TestServiceNotAnswering(t *testing.T) {
 		own := fmt.Sprintf("10.77.0.%d", 201+i)
 		c.client.Run("ip", "address", "add", own+"/24", "dev", "eth0")
 		clients.Go(func() {
-			_ = c.client.Do(func() error {
-				d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(own), 0)), Timeout: 4 * time.Second}
-				for {
-					select {
-					case <-done:
-						return nil
-					case <-time.After(50 * time.Millisecond):
-					}
-					if conn, err := d.Dial("tcp4", vip4+":80"); err == nil {
-						_ = conn.Close()
-					}
-				}
-			})
+			c.knock(done, 50*time.Millisecond, net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(own), 0)), Timeout: 4 * time.Second})
 		})
 	}
 	operator := c.operator(api.RoleReadOnly, "10.77.0.101", "10.77.0.102")
@@ -93,21 +97,7 @@ func TestLeaseless(t *testing.T) {
 	defer clients.Wait()
 	defer close(done)
 	for range 4 {
-		clients.Go(func() {
-			_ = c.client.Do(func() error {
-				d := net.Dialer{Timeout: 50 * time.Millisecond}
-				for {
-					select {
-					case <-done:
-						return nil
-					case <-time.After(10 * time.Millisecond):
-					}
-					if conn, err := d.Dial("tcp4", vip4+":80"); err == nil {
-						_ = conn.Close()
-					}
-				}
-			})
-		})
+		clients.Go(func() { c.knock(done, 10*time.Millisecond, net.Dialer{Timeout: 50 * time.Millisecond}) })
 	}
 	operator := c.operator(api.RoleReadOnly, "10.77.0.101", "10.77.0.102")
 	leaseless := func(all api.Cluster, of *node) uint64 {

@@ -2,7 +2,6 @@ package evaluation
 
 import (
 	"fmt"
-	"math"
 	"slices"
 )
 
@@ -41,11 +40,8 @@ var why = map[kind]string{
 // enoughRounds is how many it takes to judge a claim.
 const enoughRounds = 2
 
-// Holds reports whether the value keeps the limit, as both are shown: to the hundredth.
-func (c Claim) Holds() bool {
-	value, limit := math.Round(100*c.Value), math.Round(100*c.Limit)
-	return c.AtLeast == (value >= limit) || value == limit
-}
+// Holds reports whether the value keeps the limit.
+func (c Claim) Holds() bool { return c.AtLeast == (c.Value >= c.Limit) || c.Value == c.Limit }
 
 // Verdict is what the report says of it.
 func (c Claim) Verdict() string {
@@ -76,7 +72,8 @@ func (r *Report) Claims() (claims []Claim) {
 					claims = add(claims, ratios(cluster, single, func(n int) bool { return n < full }), fmt.Sprintf("%s, %s: throughput ÷ one server below its saturation, worst", s, w), 0.98, true, below)
 				}
 				claims = add(claims, ratios(most(cluster), most(single), always), fmt.Sprintf("%s, %s: throughput ÷ one server with the most clients", s, w), nodes.least, true, beyond)
-				claims = addMiddle(claims, ratios(cluster, single, func(n int) bool { return n >= full }), fmt.Sprintf("%s, %s: throughput ÷ one server from its saturation on", s, w), nodes.least, beyond)
+				full := ratios(cluster, single, func(n int) bool { return n >= full })
+				claims = add(claims, full, fmt.Sprintf("%s, %s: throughput ÷ one server from its saturation on, worst%s", s, w, middle(full)), nodes.least, true, beyond)
 			}
 		}
 		for _, s := range r.setups() {
@@ -206,25 +203,17 @@ func add(claims []Claim, all []ratio, what string, limit float64, atLeast bool, 
 	return append(claims, c)
 }
 
-// addMiddle adds a claim for the median of some ratios, which is at least so much, and names
-// the worst. One point is of few requests, so the worst of many is mostly chance. Those that
-// cannot be judged are left out, if they are less than half.
-func addMiddle(claims []Claim, all []ratio, what string, limit float64, of kind) []Claim {
-	judged := slices.DeleteFunc(slices.Clone(all), func(x ratio) bool { return x.disturbed || x.rounds < enoughRounds })
-	if 2*len(judged) > len(all) {
-		all = judged
+// middle names the median of several ratios. One point is of some hundred requests, so that
+// the worst of many is lower by chance than most.
+func middle(all []ratio) string {
+	if len(all) < 2 {
+		return ""
 	}
-	if len(all) < 2 { // it is that with the most clients
-		return claims
-	}
-	worst := add(nil, all, what, limit, true, of)[0]
 	values := make([]float64, len(all))
 	for i, x := range all {
 		values[i] = x.value
 	}
-	c := worst
-	c.Value, c.What = median(values), fmt.Sprintf("%s, median of %d numbers of clients (worst: %.2f)", what, len(all), worst.Value)
-	return append(claims, c)
+	return fmt.Sprintf(" of %d (median %.2f)", len(all), median(values))
 }
 
 func (r *Report) workloads() (all []string) {
