@@ -11,7 +11,7 @@ const (
 	idleNodes = 4
 	// idleMost is how often in a second the threads of an idle engine may wait for something:
 	// 55 to 65 times were seen on a quiet machine (ten beats of its own, thirty of the others),
-	// 72 to 85 with four busy loops on two processors, and 290 with one more timer of 20 ms, as
+	// 72 to 85 with four busy loops on two processors, and 150 with one more timer of 50 ms, as
 	// each of Go's wakes more than one thread.
 	idleMost = 100
 )
