@@ -329,7 +329,7 @@ const (
 	loadFull = 0.95  // what is busier than that is saturated
 	loadWait = 0.05  // the most that connections count then
 	loadStep = 2.0   // buckets: moving less is not worth a map,
-	loadPart = 64.0  // nor is less than this part of what a node has, unless there is nothing else to do
+	loadPart = 24.0  // nor is less than this part of what a node has, unless there is nothing else to do
 )
 
 // rebalance moves shares from nodes that are busier than the mean to those that

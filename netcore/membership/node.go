@@ -521,21 +521,34 @@ func (f *refusals) after(since int64) []Refusal {
 	return slices.Clone(f.all)
 }
 
-// flowsRetry is the time after a look-up that failed.
-const flowsRetry = time.Second
+// flowsRetry is the time after a look-up that failed, flowsRest that after one that did not, in
+// its own durations: a million connections take a second, and would take a processor for as
+// long as some are held.
+const (
+	flowsRetry = time.Second
+	flowsRest  = 4
+)
 
 // pollFlows looks the flows up beside the loop: with very many of them that
 // takes longer than a lease.
 func (n *Node) pollFlows(ctx context.Context) {
 	var said string
+	var rest time.Duration
 	for {
 		var asked int64
 		select {
 		case <-ctx.Done():
 			return
+		case <-time.After(rest):
+		}
+		select {
+		case <-ctx.Done():
+			return
 		case asked = <-n.poll:
 		}
+		began := time.Now()
 		flows, active, err := n.cfg.Flows()
+		rest = flowsRest * time.Since(began)
 		if err == nil {
 			said = ""
 			n.active.Store(int64(active))
@@ -546,10 +559,7 @@ func (n *Node) pollFlows(ctx context.Context) {
 			said = err.Error()
 			n.cfg.Logger.Error("looking up flows", "error", err)
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(flowsRetry):
-		}
+		rest = flowsRetry
 	}
 }
 

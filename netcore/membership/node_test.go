@@ -2,6 +2,7 @@ package membership
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -263,6 +265,34 @@ func TestSlowFlows(t *testing.T) {
 	}
 	stop()
 	<-done
+}
+
+// TestManyFlows: after a look-up that took long there is time for other things, whoever asks,
+// and after one that failed there is some.
+func TestManyFlows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, _, _ := stillNode(t)
+		ctx, stop := context.WithCancel(t.Context())
+		var began []time.Duration
+		start := time.Now()
+		n.cfg.Flows = func() (Bits, int, error) {
+			began = append(began, time.Since(start))
+			n.poll <- int64(len(began)) // asked again before it has ended
+			time.Sleep(300 * time.Millisecond)
+			switch len(began) {
+			case 2:
+				return Bits{}, 0, errors.New("not now")
+			case 3:
+				stop()
+			}
+			return Bits{}, 0, nil
+		}
+		n.poll <- 0
+		n.pollFlows(ctx)
+		if want := []time.Duration{0, 1500 * time.Millisecond, 2800 * time.Millisecond}; !slices.Equal(began, want) {
+			t.Errorf("look-ups of 300 ms, of which the second fails, begin at %v; want %v", began, want)
+		}
+	})
 }
 
 // liveNode is a node that runs.
