@@ -922,8 +922,9 @@ inline_always u32 from_wire(struct frame *f, u64 *dst)
 // headers. Most of it is another node's, and every node has to discard that at line rate:
 // so the headers are read where they lie, a word at a time, where from_wire copies and
 // parses them step by step, which takes twice as long. Both decide by to_port. Where a
-// check fails, this gives 0, and from_wire says why.
-inline_always u32 plain(struct frame *f)
+// check fails, this gives 0, and from_wire says why. What else there is on the NIC of a host
+// that does other things, too, is frames to itself, which are told apart here as well.
+inline_always u32 plain(struct frame *f, u64 *to)
 {
 	const u8 *b = f->data, *end = f->end, *t;
 	struct flow w = {.header = ETHER_HEADER};
@@ -931,7 +932,13 @@ inline_always u32 plain(struct frame *f)
 	if (b + ETHER_HEADER + 40 > end || f->len > max_frame)
 		return 0;
 	u64 dst = __builtin_bswap64(AT(u64, 0)) >> 16, src = __builtin_bswap64(AT(u64, 6)) >> 16;
-	if (dst != clone_mac || src == clone_mac || !is_station(src))
+	if (dst != clone_mac) {
+		if (is_group(dst) || src == clone_mac)
+			return 0;
+		*to = dst;
+		return DROP_NOT_OURS;
+	}
+	if (src == clone_mac || !is_station(src))
 		return 0;
 	if (AT(u16, 12) == __builtin_bswap16(ETHER_IPV4)) {
 		u32 vip = __builtin_bswap32((u32)vip4), len = __builtin_bswap16(AT(u16, 16));
@@ -1143,7 +1150,7 @@ SEC("xdp.frags") int ingress_xdp(struct xdp_md *ctx)
 	struct frame f = {ctx, (void *)(long)ctx->data, (void *)(long)ctx->data_end, true, xdp_get_buff_len(ctx)};
 	if (!begin(&f))
 		return XDP_DROP;
-	u32 v = plain(&f);
+	u32 v = plain(&f, &dst);
 	if (!v)
 		v = from_wire(&f, &dst);
 	count(&f, v);
@@ -1156,7 +1163,7 @@ SEC("tc") int ingress_tc(struct __sk_buff *skb)
 	struct frame f = {skb, (void *)(long)skb->data, (void *)(long)skb->data_end, false, skb->len};
 	if (!begin(&f))
 		return TC_ACT_SHOT;
-	u32 w = skb->vlan_present ? 0 : plain(&f);
+	u32 w = skb->vlan_present ? 0 : plain(&f, &dst);
 	if (!w) {
 		w = from_wire(&f, &dst);
 		// The kernel takes the outer tag off before tc sees the frame.
