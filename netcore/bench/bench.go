@@ -21,11 +21,29 @@ type Run struct {
 	Rate   float64 `json:"rate,omitempty"`   // of requests, octets or frames a second
 	P99    float64 `json:"p99_ns,omitempty"` // latency of requests
 	Others float64 `json:"others,omitempty"` // how many processors did something else meanwhile
+	// Beside is what the reference for this work took right before and right after, the mean of
+	// both: what a processor gets done in a second is not the same a minute later where others
+	// share the machine below it.
+	Beside *Run `json:"beside,omitempty"`
 }
 
 // disturbed reports whether others had a large part of the machine. Such a run only counts
 // if there is no better one: with others at work a processor's time is worth less.
-func (r Run) disturbed() bool { return r.Others > 0.5 }
+func (r Run) disturbed() bool { return r.Others > 0.5 || r.Beside != nil && r.Beside.disturbed() }
+
+// against gives a run's value divided by that of the reference beside it; 0 if there is none.
+func (r Run) against(of func(Run) float64) float64 {
+	if r.Beside == nil || of(*r.Beside) == 0 {
+		return 0
+	}
+	return of(r) / of(*r.Beside)
+}
+
+// between is the reference between two of its runs. The percentile of so short ones is none.
+func between(a, b Run) *Run {
+	mean := func(of func(Run) float64) float64 { return (of(a) + of(b)) / 2 }
+	return &Run{CPU: mean(cpu), All: mean(all), Rate: mean(rate), Others: max(a.Others, b.Others)}
+}
 
 // Series is what one way to serve cost at one kind of work, round by round.
 type Series struct {
@@ -73,6 +91,14 @@ const (
 	Floor      = "a program that only drops (XDP)"
 	Uninvolved = "uninvolved host"
 )
+
+// reference is whom the others are measured beside.
+func reference(work string) string {
+	if work == Discard {
+		return XtCluster
+	}
+	return Plain
+}
 
 // The floors: ways that do nothing of what a cluster has to do.
 const (
@@ -169,7 +195,7 @@ func (r *Report) Of(way, work string, of func(Run) float64) Figure {
 	return choose(values, disturbed)
 }
 
-// Ratio is that of one way against another in the same round.
+// Ratio is that of one way against another in the same round, each by what stands beside it.
 func (r *Report) Ratio(way, other, work string, of func(Run) float64) Figure {
 	a, b := r.find(way, work), r.find(other, work)
 	if a == nil || b == nil {
@@ -177,7 +203,17 @@ func (r *Report) Ratio(way, other, work string, of func(Run) float64) Figure {
 	}
 	var values, disturbed []float64
 	for i := range min(len(a.Runs), len(b.Runs)) {
-		if x, y := of(a.Runs[i]), of(b.Runs[i]); x > 0 && y > 0 {
+		x, y := of(a.Runs[i]), of(b.Runs[i])
+		switch p, q := a.Runs[i].against(of), b.Runs[i].against(of); {
+		case way == other:
+		case other == reference(work) && p > 0:
+			x, y = p, 1
+		case way == reference(work) && q > 0:
+			x, y = 1, q
+		case p > 0 && q > 0:
+			x, y = p, q
+		}
+		if x > 0 && y > 0 {
 			if a.Runs[i].disturbed() || b.Runs[i].disturbed() {
 				disturbed = append(disturbed, x/y)
 			} else {

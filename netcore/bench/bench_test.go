@@ -40,6 +40,7 @@ type scale struct {
 	patience time.Duration // with them, in all
 	rest     time.Duration // to see what the machine does anyway
 	ways     []string      // only these, and no frames
+	beside   bool          // measure the reference before and after all others
 }
 
 // What is written below the checkout.
@@ -56,7 +57,7 @@ func TestBench(t *testing.T) {
 	if folder == "" {
 		t.Skip("takes half an hour, and a machine with nothing else to do: make bench-costs")
 	}
-	s := scale{rounds: 7, requests: 2 * time.Second, octets: 64 << 20, files: 16, frames: 512_000, testRuns: 100_000, tries: 2, rest: time.Second}
+	s := scale{rounds: 7, requests: 2 * time.Second, octets: 64 << 20, files: 16, frames: 512_000, testRuns: 100_000, tries: 2, rest: time.Second, beside: true}
 	if text := os.Getenv("BENCH_ROUNDS"); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 {
@@ -70,7 +71,7 @@ func TestBench(t *testing.T) {
 		return
 	}
 	if qemutest.InGuest() { // on emulated processors, for which a second is 1e9 instructions
-		s.ways, s.octets, s.files, s.requests, s.tries = guestWays, 8<<20, 8, time.Second, 1
+		s.ways, s.octets, s.files, s.requests, s.tries, s.beside = guestWays, 8<<20, 8, time.Second, 1, false
 	}
 	// After each round, so that a run which is cut short was not for nothing.
 	measure(t, s, func(r *Report) {
@@ -146,7 +147,7 @@ func TestSmoke(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds: not with -short")
 	}
-	r := measure(t, scale{rounds: 1, requests: 300 * time.Millisecond, octets: 1 << 20, files: 2, frames: 5120, testRuns: 1000, tries: 1}, func(*Report) {})
+	r := measure(t, scale{rounds: 1, requests: 300 * time.Millisecond, octets: 1 << 20, files: 2, frames: 5120, testRuns: 1000, tries: 1, beside: true}, func(*Report) {})
 	for _, s := range r.Series {
 		t.Logf("%s, %s: %+v %s", s.Way, s.Work, s.Runs, s.Why)
 		if s.Why != "" {
@@ -219,20 +220,23 @@ func measure(t *testing.T, s scale, done func(*Report)) *Report {
 	if s.rest > 0 {
 		m.awaitHashed(ways)
 	}
-	// The order is another in each round, so that nobody always comes after the same one.
 	for round := range s.rounds {
 		m.rest(m.scale.rest)
 		for _, work := range works() {
-			for i := range ways {
-				w := ways[(i+round)%len(ways)]
-				m.progress("round %d of %d: %s, %s", round+1, s.rounds, work.name, w.name)
-				r.add(w.name, work.name, m.quietly(func() (cost, Run) { return work.do(m, w) }))
+			var turns []turn
+			for _, w := range ways {
+				turns = append(turns, turn{w.name, func() (cost, Run) { return work.do(m, w) }})
 			}
+			m.takeTurns(r, round, work.name, turns)
 		}
-		for i := range receivers {
-			rc := receivers[(i+round)%len(receivers)]
-			m.progress("round %d of %d: %s, %s", round+1, s.rounds, rc.work, rc.name)
-			r.add(rc.name, rc.work, m.quietly(func() (cost, Run) { return m.flood(rc) }))
+		for _, work := range []string{Discard, Accept} {
+			var turns []turn
+			for _, rc := range receivers {
+				if rc.work == work {
+					turns = append(turns, turn{rc.name, func() (cost, Run) { return m.flood(rc) }})
+				}
+			}
+			m.takeTurns(r, round, work, turns)
 		}
 		for _, run := range runs {
 			r.add(run.way, run.work, m.testRun(run))
@@ -251,6 +255,46 @@ func measure(t *testing.T, s scale, done func(*Report)) *Report {
 		m.check(rc)
 	}
 	return r
+}
+
+// A turn measures one of those that do the same work.
+type turn struct {
+	name string
+	do   func() (cost, Run)
+}
+
+// takeTurns measures all of them once. The order is another in each round, so that nobody
+// always comes after the same one.
+func (m *measurer) takeTurns(r *Report, round int, work string, turns []turn) {
+	m.t.Helper()
+	ref := slices.IndexFunc(turns, func(t turn) bool { return t.name == reference(work) })
+	var before Run
+	if m.scale.beside && ref >= 0 {
+		before = m.half(turns[ref].do)
+	}
+	for i := range turns {
+		at := (i + round) % len(turns)
+		m.progress("round %d of %d: %s, %s", round+1, m.scale.rounds, work, turns[at].name)
+		run := m.quietly(turns[at].do)
+		switch {
+		case !m.scale.beside || ref < 0:
+		case at == ref:
+			before = run
+		default:
+			after := m.half(turns[ref].do)
+			run.Beside, before = between(before, after), after
+		}
+		r.add(turns[at].name, work, run)
+	}
+}
+
+// half measures half of what a turn does.
+func (m *measurer) half(do func() (cost, Run)) Run {
+	m.t.Helper()
+	whole := m.scale
+	m.scale.requests, m.scale.files, m.scale.frames = whole.requests/2, max(1, whole.files/2), whole.frames/2
+	defer func() { m.scale = whole }()
+	return m.quietly(do)
 }
 
 // order is that of the report.

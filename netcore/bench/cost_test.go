@@ -17,10 +17,11 @@ type cost struct {
 	all   time.Duration // what was taken by whomever
 	wall  time.Duration
 	extra time.Duration // what the machine would have taken meanwhile anyway
+	aside time.Duration // what the parties took besides, which is not measured
 }
 
 // others is how many processors did something else meanwhile.
-func (c cost) others() float64 { return max(0, float64(c.all-c.own)/float64(c.wall)) }
+func (c cost) others() float64 { return max(0, float64(c.all-c.own-c.aside)/float64(c.wall)) }
 
 // ksoftirqd gives the kernel's threads that finish the network work which was too much to be
 // done at once. All else of it is done by whichever process caused it, and is in that one's

@@ -193,10 +193,10 @@ func (m *measurer) flood(r *receiver) (cost, Run) {
 	}
 	// A signal to Go's scheduler would end a burst, and it would be done again.
 	args := []string{"GODEBUG=asyncpreemptoff=1", netnstest.ProgramEnv + "=flood", self, r.mac, r.ip, proto, strconv.Itoa(frames), strconv.Itoa(burst), rest.String()}
-	var wall time.Duration
+	var wall, used, sending time.Duration
 	c := m.spent(r.bed, func() time.Duration {
-		out, _ := m.client(r.generator, 0, "env", args...)
-		var sending time.Duration
+		var out string
+		out, used = m.client(r.generator, 0, "env", args...)
 		if _, err := fmt.Sscan(out, &sending, &wall); err != nil {
 			m.fatal("%s: the generator says %q", r.name, out)
 		}
@@ -204,8 +204,9 @@ func (m *measurer) flood(r *receiver) (cost, Run) {
 		if r.slow {
 			m.settle(r.node)
 		}
-		return sending // its start is not what is measured
+		return sending // its start, and the frames that are lost, are not what is measured
 	})
+	c.aside = used - sending
 	run := perUnit(c, float64(frames))
 	run.Rate, run.All = float64(frames)/wall.Seconds(), 0
 	return c, run

@@ -80,6 +80,42 @@ func TestReport(t *testing.T) {
 	}
 }
 
+// TestBeside: what was measured right beside a run counts, and not what the reference took at
+// another time of the round.
+func TestBeside(t *testing.T) {
+	r := &Report{}
+	for i := range 3 {
+		slow := float64(i + 1) // how slow the machine is when the others are measured
+		beside := func(run Run) Run {
+			run.Beside = between(Run{CPU: 9 * slow, Rate: 100 / slow, Others: 0.1}, Run{CPU: 11 * slow, Rate: 100 / slow})
+			return run
+		}
+		r.add(Plain, KeepAlive, Run{CPU: 10, Rate: 100, P99: 1})
+		r.add("bpf", KeepAlive, beside(Run{CPU: 11 * slow, Rate: 90 / slow, P99: 2}))
+		r.add("nginx proxy", KeepAlive, beside(Run{CPU: 22 * slow, Rate: 50 / slow, P99: 4}))
+		r.add(XtCluster, Discard, Run{CPU: 400})
+		r.add("bpf, tcx", Discard, Run{CPU: 150 * slow, Beside: &Run{CPU: 300 * slow}})
+	}
+	for _, tt := range []struct {
+		way, other, work string
+		of               func(Run) float64
+		want             float64
+	}{
+		{"bpf", Plain, KeepAlive, cpu, 1.1}, {"bpf", Plain, KeepAlive, rate, 0.9}, {"bpf", Plain, KeepAlive, p99, 2},
+		{"bpf", "nginx proxy", KeepAlive, cpu, 0.5}, {"bpf", "nginx proxy", KeepAlive, p99, 0.5}, {Plain, "nginx proxy", KeepAlive, cpu, 1 / 2.2},
+		{Plain, Plain, KeepAlive, cpu, 1}, {"bpf, tcx", XtCluster, Discard, cpu, 0.5},
+	} {
+		f := r.Ratio(tt.way, tt.other, tt.work, tt.of)
+		if off := max(f.Most-tt.want, tt.want-f.Least); !f.OK || off > 1e-9 || f.Quiet != 3 {
+			t.Errorf("%s ÷ %s, %s: %+v; want %v in three quiet rounds", tt.way, tt.other, tt.work, f, tt.want)
+		}
+	}
+	r.find("bpf", KeepAlive).Runs[1].Beside.Others = 0.6
+	if f := r.Ratio("bpf", Plain, KeepAlive, cpu); f.Quiet != 2 {
+		t.Errorf("with a disturbed reference there are %d quiet rounds; want 2", f.Quiet)
+	}
+}
+
 // TestOutOfReach: a promise is out of reach when every floor was above it in each of enough
 // quiet rounds, and otherwise it is broken.
 func TestOutOfReach(t *testing.T) {

@@ -153,7 +153,7 @@ func (r *Report) markdown(files map[string][]byte) []byte {
 		say("What the busiest machine of a set-up takes when nobody asks. It is a part of its quota that a real machine, which has a whole")
 		say("processor or more, would not miss; here it is one of the reasons why machines of a cluster do less than a server alone.")
 		say("")
-		say("| set-up | of a processor | of the quota |")
+		say("| set-up | of a processor | of the quota of %.1f %% |", 100*r.Plan.Quota)
 		say("|---|--:|--:|")
 		for _, name := range slices.Sorted(maps.Keys(r.Rest)) {
 			say("| %s | %.2f %% | %.0f %% |", name, 100*r.Rest[name], 100*r.Rest[name]/r.Plan.Quota)

@@ -263,18 +263,19 @@ func TestParseDiag(t *testing.T) {
 
 func TestHalfOpen(t *testing.T) {
 	for state, want := range map[byte]bool{1: false, tcpStateSynRecv: true, tcpStateTimeWait: false} {
-		if _, err := parseDiagDump(diagMessage(7, sockDiagFamily, unix.AF_INET, state, 80, 1234), 7, func(f Flow) {
-			if f.HalfOpen != want {
+		n := 0
+		if _, err := parseDiagDump(diagMessage(7, tcpDiagGetSock, unix.AF_INET, state, 80, 1234), 7, func(f Flow) {
+			if n++; f.HalfOpen != want {
 				t.Errorf("state %d: HalfOpen = %v; want %v", state, f.HalfOpen, want)
 			}
-		}); err != nil {
-			t.Error(err)
+		}); err != nil || n != 1 {
+			t.Errorf("state %d: %d flows, %v; want one", state, n, err)
 		}
 	}
 }
 
 func FuzzParseDiag(f *testing.F) {
-	two := append(diagMessage(7, sockDiagFamily, unix.AF_INET, 1, 80, 1234), diagMessage(7, sockDiagFamily, unix.AF_INET6, 6, 80, 1234)...)
+	two := append(diagMessage(7, tcpDiagGetSock, unix.AF_INET, 1, 80, 1234), diagMessage(7, tcpDiagGetSock, unix.AF_INET6, 6, 80, 1234)...)
 	f.Add(two)
 	f.Add(append(two, diagMessage(7, unix.NLMSG_DONE, 0, 0, 0, 0)...))
 	f.Add(two[:len(two)-3])
