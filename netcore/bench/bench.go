@@ -5,7 +5,8 @@
 //
 // What is measured is the processor time of all parties: client, servers, dispatcher,
 // engine, and the kernel's network work, which on one machine is done in their name. All
-// take turns in each round, and every figure is compared with another of the same round.
+// take turns in each round, and every figure is compared with that of a reference right beside
+// it, or else of the same round.
 package bench
 
 import (
@@ -21,8 +22,8 @@ type Run struct {
 	Rate   float64 `json:"rate,omitempty"`   // of requests, octets or frames a second
 	P99    float64 `json:"p99_ns,omitempty"` // latency of requests
 	Others float64 `json:"others,omitempty"` // how many processors did something else meanwhile
-	// Beside is what the reference for this work took right before and right after, the mean of
-	// both: what a processor gets done in a second is not the same a minute later where others
+	// Beside is what the reference for this work took right before and right after, but for the
+	// percentile, the mean of both: what a processor gets done in a second is not the same a minute later where others
 	// share the machine below it.
 	Beside *Run `json:"beside,omitempty"`
 }
@@ -39,7 +40,7 @@ func (r Run) against(of func(Run) float64) float64 {
 	return of(r) / of(*r.Beside)
 }
 
-// between is the reference between two of its runs. The percentile of so short ones is none.
+// between is the reference between two of its runs.
 func between(a, b Run) *Run {
 	mean := func(of func(Run) float64) float64 { return (of(a) + of(b)) / 2 }
 	return &Run{CPU: mean(cpu), All: mean(all), Rate: mean(rate), Others: max(a.Others, b.Others)}
@@ -205,7 +206,6 @@ func (r *Report) Ratio(way, other, work string, of func(Run) float64) Figure {
 	for i := range min(len(a.Runs), len(b.Runs)) {
 		x, y := of(a.Runs[i]), of(b.Runs[i])
 		switch p, q := a.Runs[i].against(of), b.Runs[i].against(of); {
-		case way == other:
 		case other == reference(work) && p > 0:
 			x, y = p, 1
 		case way == reference(work) && q > 0:

@@ -39,8 +39,8 @@ func (r *Report) Markdown(native, virtio *Report) []byte {
 	say("")
 	say("Everybody is a network namespace of this machine: the cables are veth, the switch is a Linux bridge. Real NICs and switches add")
 	say("their own. In each round all take turns, and right before and after each the plain host does the same work (of frames that are")
-	say("discarded: xt_cluster), by which it is divided: such a machine shares its processors with others, and is a fifth faster or slower a minute later.")
-	say("Every figure is the median over the rounds, and in parentheses the least and the greatest of them, which is how far to trust it.")
+	say("discarded: xt_cluster), by whose mean it is divided, but for latencies: a machine that shares its processors with others may be a fifth")
+	say("faster or slower a minute later. Every figure is the median over the rounds, and in parentheses the least and the greatest of them, which is how far to trust it.")
 	say("%s", r.others())
 	say("")
 	say("## CPU")
@@ -82,13 +82,12 @@ func (r *Report) Markdown(native, virtio *Report) []byte {
 		say("*native* needs the kernel of the appliance, so all of this was measured again in a guest of QEMU with it (`make bench-native`): the kernel")
 		say("of the board pc-x86_64, Linux %s, %d processors, in %d rounds, with files of 8 MiB. Its processors are emulated, and each of their", native.Kernel, native.Processors, native.Rounds)
 		say("instructions takes a nanosecond of the guest's time (TCG, icount): so what is compared are instructions, which no other load disturbs,")
-		say("and which know nothing of caches. As in the first table:")
+		say("and which know nothing of caches or of the time of day: each is divided by the plain host of the same round. As in the first table:")
 		ratios(native, cpu)
 		say("With a connection for each request *native* costs more than the plain host by what lies in the way of each frame, of which a connection has")
 		say("some ten and a request on a connection that is kept two: the filter, a second device, the guard. To that come routes: a node has")
 		say("rules for what the VIP sends, and with any rules the kernel asks its tables one after the other, also for where a SYN or the ACK to it")
-		say("comes from. In profiles of the guest (perf, some thousand samples) the programs and what calls them are 2 to 3 of 100 instructions, routes 1")
-		say("to 3, macvlan's own code less than 1; the rest is the kernel's way through a second device, in small parts.")
+		say("comes from.")
 		say("")
 		if of := func(way string) float64 { return native.Ratio(way, Plain, Connection, cpu).Median }; of(NoEngine) > 0 {
 			say("The floors are those of above, here with the wire address. Of a connection per request, *%s* takes %.2f, which is the", MacvlanFloor, of(MacvlanFloor))
@@ -242,6 +241,9 @@ func (r *Report) others() string {
 	for _, s := range r.Series {
 		for _, run := range s.Runs {
 			values = append(values, run.Others)
+			if run.Beside != nil {
+				values = append(values, run.Beside.Others)
+			}
 		}
 	}
 	f := figure(values)

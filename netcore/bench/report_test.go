@@ -86,13 +86,14 @@ func TestBeside(t *testing.T) {
 	r := &Report{}
 	for i := range 3 {
 		slow := float64(i + 1) // how slow the machine is when the others are measured
-		beside := func(run Run) Run {
+		beside := func(slow float64, run Run) Run {
+			run.CPU, run.Rate = run.CPU*slow, run.Rate/slow
 			run.Beside = between(Run{CPU: 9 * slow, Rate: 100 / slow, Others: 0.1}, Run{CPU: 11 * slow, Rate: 100 / slow})
 			return run
 		}
 		r.add(Plain, KeepAlive, Run{CPU: 10, Rate: 100, P99: 1})
-		r.add("bpf", KeepAlive, beside(Run{CPU: 11 * slow, Rate: 90 / slow, P99: 2}))
-		r.add("nginx proxy", KeepAlive, beside(Run{CPU: 22 * slow, Rate: 50 / slow, P99: 4}))
+		r.add("bpf", KeepAlive, beside(slow, Run{CPU: 11, Rate: 90, P99: 2}))
+		r.add("nginx proxy", KeepAlive, beside(slow+1, Run{CPU: 22, Rate: 50, P99: 4}))
 		r.add(XtCluster, Discard, Run{CPU: 400})
 		r.add("bpf, tcx", Discard, Run{CPU: 150 * slow, Beside: &Run{CPU: 300 * slow}})
 	}

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -164,13 +165,19 @@ func (t *twins) set(state filter.State, fenced, held bool) error {
 // IP header itself.
 var errTooShort = errors.New("too short for the kernel")
 
-// verdict gives the kernel's verdict, which is the counter that went up.
-func (t *twins) verdict(program *ebpf.Program, frame []byte) (filter.Verdict, error) {
+// verdict gives the kernel's verdict, which is the counter that went up, and whether the frame
+// goes on.
+func (t *twins) verdict(program *ebpf.Program, frame []byte) (_ filter.Verdict, passes bool, _ error) {
 	before := t.kernel.Counters()
-	if _, err := program.Run(&ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256)}); errors.Is(err, unix.EINVAL) && len(frame) < shortest(frame) {
-		return 0, errTooShort
+	returned, err := program.Run(&ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256)})
+	if errors.Is(err, unix.EINVAL) && len(frame) < shortest(frame) {
+		return 0, false, errTooShort
 	} else if err != nil {
-		return 0, fmt.Errorf("running %v on %d bytes: %w", program, len(frame), err)
+		return 0, false, fmt.Errorf("running %v on %d bytes: %w", program, len(frame), err)
+	}
+	const xdpPass, actUnspec = 2, 0xffffffff // linux/bpf.h, linux/pkt_cls.h
+	if passes = returned == actUnspec; program.Type() == ebpf.XDP {
+		passes = returned == xdpPass
 	}
 	after := t.kernel.Counters()
 	given := filter.Verdict(0)
@@ -184,10 +191,27 @@ func (t *twins) verdict(program *ebpf.Program, frame []byte) (filter.Verdict, er
 			}
 			fallthrough
 		default:
-			return 0, fmt.Errorf("several verdicts: %v, then %v", before, after)
+			return 0, false, fmt.Errorf("several verdicts: %v, then %v", before, after)
 		}
 	}
-	return given, nil
+	return given, passes, nil
+}
+
+// goesOn tells whether a frame with that verdict is the kernel's to see: also what is none of
+// the cluster's, unless it is for the clone MAC, which nobody else has but who asks by probes.
+func (t *twins) goesOn(v filter.Verdict, frame []byte, out bool) bool {
+	switch {
+	case out:
+		return v.Send()
+	case v.Accept() || v == filter.AnswerNeighbor:
+		return true
+	case len(frame) >= 14 && [6]byte(frame) == t.config.CloneMAC:
+		for len(frame) >= 18 && (frame[12] == 0x81 && frame[13] == 0 || frame[12] == 0x88 && frame[13] == 0xa8) {
+			frame = slices.Concat(frame[:12], frame[16:])
+		}
+		return v == filter.DropNotOurs && frame[12] == 0x88 && frame[13] == 0xb5
+	}
+	return v == filter.DropNotOurs || v == filter.DropVLAN || v == filter.DropMalformed || v == filter.DropOversized
 }
 
 // shortest is how long a frame has to be, to be run by tc.
@@ -226,12 +250,12 @@ func (t *twins) compare(frame []byte, out bool) (want filter.Verdict, err error)
 		delete(programs, "tc")
 	}
 	for attachment, program := range programs {
-		if got, err := t.verdict(program, frame); errors.Is(err, errTooShort) {
+		if got, passes, err := t.verdict(program, frame); errors.Is(err, errTooShort) {
 			continue
 		} else if err != nil {
 			return want, err
-		} else if got != want {
-			return want, fmt.Errorf("%s says %v; want %v", attachment, got, want)
+		} else if goesOn := t.goesOn(want, frame, out); got != want || passes != goesOn {
+			return want, fmt.Errorf("%s says %v, goes on %v; want %v, %v", attachment, got, passes, want, goesOn)
 		}
 	}
 	return want, nil

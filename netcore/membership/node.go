@@ -59,7 +59,7 @@ type Counters struct {
 type Node struct {
 	cfg     NodeConfig
 	events  chan Event
-	poll    chan int64 // when the flows were asked for
+	poll    chan int64 // when the flows were asked for last
 	machine *Machine
 
 	status    atomic.Pointer[View]
@@ -559,8 +559,18 @@ func (n *Node) pollFlows(ctx context.Context) {
 			said = err.Error()
 			n.cfg.Logger.Error("looking up flows", "error", err)
 		}
-		rest = flowsRetry
+		rest = max(rest, flowsRetry)
 	}
+}
+
+// askFlows has the flows looked up that are there from now on, instead of those of a time
+// that still waits for its turn, which may be before a loss. Only the loop calls it.
+func (n *Node) askFlows(now int64) {
+	select {
+	case <-n.poll:
+	default:
+	}
+	n.poll <- now
 }
 
 // step does a step of the machine, what it asks for, and the step that follows
@@ -588,10 +598,7 @@ func (n *Node) step(ev Event) (next int64) {
 			}
 		}
 		if a.PollFlows {
-			select {
-			case n.poll <- now:
-			default: // still at it; the machine asks again
-			}
+			n.askFlows(now)
 		}
 		if a.Announce {
 			n.cfg.Announce()

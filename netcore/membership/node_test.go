@@ -252,12 +252,13 @@ func TestSlowFlows(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); n.pollFlows(ctx) }()
-	n.poll <- 7
+	n.askFlows(5)
 	<-asked
-	n.poll <- 8 // the loop never waits for more than this
+	n.askFlows(6) // the loop never waits, and only the last one counts
+	n.askFlows(8)
 	close(release)
-	if ev := (<-n.events).(FlowsSeen); ev.Asked != 7 || n.active.Load() != 3 {
-		t.Errorf("got %d, %d active; want the answer to 7, 3 active", ev.Asked, n.active.Load())
+	if ev := (<-n.events).(FlowsSeen); ev.Asked != 5 || n.active.Load() != 3 {
+		t.Errorf("got %d, %d active; want the answer to 5, 3 active", ev.Asked, n.active.Load())
 	}
 	<-asked
 	if ev := (<-n.events).(FlowsSeen); ev.Asked != 8 {
@@ -289,7 +290,7 @@ func TestManyFlows(t *testing.T) {
 		}
 		n.poll <- 0
 		n.pollFlows(ctx)
-		if want := []time.Duration{0, 1500 * time.Millisecond, 2800 * time.Millisecond}; !slices.Equal(began, want) {
+		if want := []time.Duration{0, 1500 * time.Millisecond, 3000 * time.Millisecond}; !slices.Equal(began, want) {
 			t.Errorf("look-ups of 300 ms, of which the second fails, begin at %v; want %v", began, want)
 		}
 	})

@@ -280,6 +280,7 @@ func FuzzParseDiag(f *testing.F) {
 	f.Add(append(two, diagMessage(7, unix.NLMSG_DONE, 0, 0, 0, 0)...))
 	f.Add(two[:len(two)-3])
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff})
+	f.Add(diagMessage(7, sockDiagFamily, unix.AF_INET, 1, 80, 1234))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		parseDiagReply(b, 7, filter.Tuple{})
 		n := 0

@@ -923,7 +923,7 @@ inline_always u32 from_wire(struct frame *f, u64 *dst)
 // so the headers are read where they lie, a word at a time, where from_wire copies and
 // parses them step by step, which takes twice as long. Both decide by to_port. Where a
 // check fails, this gives 0, and from_wire says why. What else there is on the NIC of a host
-// that does other things, too, is frames to itself, which are told apart here as well.
+// that does other things, too, are frames to itself or to others: to whom says *to.
 inline_always u32 plain(struct frame *f, u64 *to)
 {
 	const u8 *b = f->data, *end = f->end, *t;
