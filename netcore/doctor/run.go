@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"log/slog"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -296,10 +295,15 @@ func (d *Doctor) Hear(frame []byte) {
 				d.machine.Claim(src, membership.NodeID(mac), vip, now)
 			}
 		}
-	case etherIPv4:
-		if id := dhcpServer(frame); id != "" {
-			d.machine.Server(id, now)
-		}
+	}
+}
+
+// HearIPv4 takes a packet that came to the NIC.
+func (d *Doctor) HearIPv4(packet []byte) {
+	if id := dhcpServer(packet); id != "" {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.machine.Server(id, d.opt.Now())
 	}
 }
 
@@ -338,26 +342,25 @@ func wayOf(w membership.Way, to, cloneMAC [6]byte, self membership.NodeID) bool 
 }
 
 const (
-	etherIPv4 = 0x0800
 	etherARP  = 0x0806
 	etherRARP = 0x8035
 	etherIPv6 = 0x86dd
 )
 
 // dhcpServer gives the server of a DHCP offer or acknowledgement (RFC 2131): its
-// identifier, or else its MAC; empty if the frame is none.
-func dhcpServer(frame []byte) string {
-	if len(frame) < 14+20 || frame[14]>>4 != 4 || frame[23] != 17 {
+// identifier, or else its address; empty if the packet is none.
+func dhcpServer(packet []byte) string {
+	if len(packet) < 20 || packet[0]>>4 != 4 || packet[9] != 17 {
 		return ""
 	}
-	head := 14 + int(frame[14]&15)*4
+	head := int(packet[0]&15) * 4
 	const bootp, cookie, server = 8, 236, 54
 	options := head + bootp + cookie + 4
-	if head < 34 || binary.BigEndian.Uint16(frame[20:])&0x1fff != 0 || len(frame) < options || binary.BigEndian.Uint32(frame[head:]) != 67<<16|68 ||
-		frame[head+bootp] != 2 || binary.BigEndian.Uint32(frame[options-4:]) != 0x63825363 {
+	if head < 20 || binary.BigEndian.Uint16(packet[6:])&0x1fff != 0 || len(packet) < options || binary.BigEndian.Uint32(packet[head:]) != 67<<16|68 ||
+		packet[head+bootp] != 2 || binary.BigEndian.Uint32(packet[options-4:]) != 0x63825363 {
 		return ""
 	}
-	for o := frame[options:]; len(o) > 1 && o[0] != 255; {
+	for o := packet[options:]; len(o) > 1 && o[0] != 255; {
 		if o[0] == 0 {
 			o = o[1:]
 			continue
@@ -371,5 +374,5 @@ func dhcpServer(frame []byte) string {
 		}
 		o = o[2+n:]
 	}
-	return net.HardwareAddr(frame[6:12]).String()
+	return netip.AddrFrom4([4]byte(packet[12:16])).String()
 }

@@ -80,6 +80,10 @@ func (l *lab) add(self membership.NodeID, codec *membership.Codec, base time.Tim
 			return
 		}
 		if to := [6]byte(f); f[0]&1 != 0 || to == cloneMAC || to == [6]byte(self) {
+			if f[12] == 8 && f[13] == 0 {
+				d.HearIPv4(f[14:])
+				return
+			}
 			d.Hear(f)
 		}
 	}))
@@ -214,16 +218,18 @@ func (l *lab) examine(rate int) (took time.Duration) {
 
 func toClone(f []byte) bool { return [6]byte(f) == cloneMAC }
 
+// dhcp is the frame of a DHCP server's offer.
+func dhcp(server byte) []byte {
+	f := append(slices.Repeat([]byte{0xff}, 6), 2, 0, 0, 0, 1, server, 8, 0, 0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 10, 77, 0, server, 255, 255, 255, 255, 0, 67, 0, 68, 0, 0, 0, 0)
+	f = append(f, 2)
+	f = append(f, make([]byte, 235)...)
+	return append(f, 0x63, 0x82, 0x53, 0x63, 53, 1, 2, 54, 4, 10, 77, 0, server, 255)
+}
+
 // TestVirtualSwitch: each fault of a switch, as the doctors of three nodes find it by
 // themselves at boot, and when asked.
 func TestVirtualSwitch(t *testing.T) {
 	group := func(f []byte) bool { return [6]byte(f) == membership.Group }
-	dhcp := func(server byte) []byte {
-		f := append(slices.Repeat([]byte{0xff}, 6), 2, 0, 0, 0, 1, server, 8, 0, 0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 10, 77, 0, server, 255, 255, 255, 255, 0, 67, 0, 68, 0, 0, 0, 0)
-		f = append(f, 2)
-		f = append(f, make([]byte, 235)...)
-		return append(f, 0x63, 0x82, 0x53, 0x63, 53, 1, 2, 54, 4, 10, 77, 0, server, 255)
-	}
 	rarp := func(l *lab) {
 		f := append(slices.Repeat([]byte{0xff}, 6), cloneMAC[:]...)
 		l.ports[1].Send(append(append(f, 0x80, 0x35), make([]byte, 46)...))
@@ -504,6 +510,7 @@ func FuzzHear(f *testing.F) {
 	f.Add(codec.Probe(&p, broadcast))
 	f.Add(append(slices.Repeat([]byte{0xff}, 6), cloneMAC[:]...))
 	f.Add(binary.BigEndian.AppendUint64(append(slices.Repeat([]byte{0xff}, 6), 2, 0, 0, 0, 0, 1), 0x0806_0001_0800_0604))
+	f.Add(dhcp(1)[14:])
 	f.Add([]byte{})
 	now := int64(1)
 	d := NewDoctor(Options{
@@ -513,6 +520,7 @@ func FuzzHear(f *testing.F) {
 	})
 	f.Fuzz(func(t *testing.T, frame []byte) {
 		d.Hear(frame)
+		d.HearIPv4(frame)
 		m := d.machine
 		if len(m.strangers) > mostKept || len(m.claims) > mostKept || len(m.servers) > mostKept || len(m.nodes) > membership.MaxNodes {
 			t.Error("what anybody can make it remember has no bound")

@@ -8,10 +8,12 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/mdlayher/packet"
 	"golang.org/x/net/bpf"
+	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
 
 	"clonecluster/netcore/membership"
@@ -19,10 +21,12 @@ import (
 )
 
 // Sockets hear on a NIC what a Doctor wants to know, and send for it. Each hears one
-// protocol, so that the frames of clients pass by them.
+// protocol, so that the frames of clients by IPv4 pass by them: that one hears of them is a
+// twentieth of what a small request takes of a node.
 type Sockets struct {
 	conns []*packet.Conn
-	fd    int // of the first, which sends
+	fd    int         // of the first, which sends
+	udp   *net.IPConn // what comes by UDP to the NIC's own addresses, and to all
 }
 
 // maxHeard is more than any frame that is of interest.
@@ -46,11 +50,6 @@ func OpenSockets(nic net.Interface, vips []netip.Addr) (_ *Sockets, err error) {
 		{membership.EtherType, []bpf.Instruction{kind, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 4, SkipTrue: 1}, accept, drop}},
 		{etherRARP, []bpf.Instruction{accept}},
 		{etherARP, []bpf.Instruction{accept}},
-		// What a DHCP server sends (RFC 2131), without IP options.
-		{etherIPv4, []bpf.Instruction{
-			bpf.LoadAbsolute{Off: 23, Size: 1}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_UDP, SkipTrue: 3},
-			bpf.LoadAbsolute{Off: 34, Size: 4}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 67<<16 | 68, SkipTrue: 1}, accept, drop,
-		}},
 	}
 	groups := [][]byte{membership.Group[:]}
 	if slices.ContainsFunc(vips, netip.Addr.Is6) {
@@ -62,6 +61,9 @@ func OpenSockets(nic net.Interface, vips []netip.Addr) (_ *Sockets, err error) {
 			return nil, err
 		}
 		s.conns = append(s.conns, conn)
+	}
+	if s.udp, err = listenUDP(nic); err != nil {
+		return nil, err
 	}
 	for _, g := range groups {
 		if err := s.conns[0].JoinGroup(g); err != nil {
@@ -101,6 +103,30 @@ func listen(ifi net.Interface, protocol int, filter []bpf.Instruction) (*packet.
 	return conn, nil
 }
 
+// listenUDP hears what a DHCP server sends (RFC 2131), as far as the NIC's host is to hear it.
+func listenUDP(nic net.Interface) (*net.IPConn, error) {
+	program, err := bpf.Assemble([]bpf.Instruction{
+		bpf.LoadMemShift{Off: 0}, // the length of the IP header
+		bpf.LoadIndirect{Off: 0, Size: 4}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 67<<16 | 68, SkipTrue: 1}, accept, drop,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("assembling the doctor's filter: %w", err)
+	}
+	bind := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		failed := c.Control(func(fd uintptr) { err = unix.BindToDevice(int(fd), nic.Name) })
+		return errors.Join(failed, err)
+	}}
+	conn, err := bind.ListenPacket(context.Background(), "ip4:udp", "0.0.0.0")
+	if err != nil {
+		return nil, fmt.Errorf("opening the doctor's socket for UDP on %s: %w", nic.Name, err)
+	}
+	if err := ipv4.NewPacketConn(conn).SetBPF(program); err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("giving the doctor's socket for UDP its filter: %w", err)
+	}
+	return conn.(*net.IPConn), nil
+}
+
 // Send sends a frame; it does not wait for room.
 func (s *Sockets) Send(frame []byte) error {
 	return unix.Send(s.fd, frame, unix.MSG_DONTWAIT)
@@ -115,6 +141,7 @@ func (s *Sockets) Run(ctx context.Context, d *Doctor) error {
 	for i, c := range s.conns {
 		reading.Go(func() { errs[i] = s.read(ctx, c, d) })
 	}
+	reading.Go(func() { s.readUDP(ctx, d) })
 	reading.Wait()
 	return errors.Join(errs...)
 }
@@ -122,6 +149,19 @@ func (s *Sockets) Run(ctx context.Context, d *Doctor) error {
 func (s *Sockets) interrupt() {
 	for _, c := range s.conns {
 		_ = c.SetReadDeadline(time.Unix(1, 0))
+	}
+	_ = s.udp.SetReadDeadline(time.Unix(1, 0))
+}
+
+// readUDP ends when ctx does: what is amiss with the NIC the other sockets tell.
+func (s *Sockets) readUDP(ctx context.Context, d *Doctor) {
+	buf := make([]byte, maxHeard)
+	for ctx.Err() == nil {
+		if n, _, _, _, err := s.udp.ReadMsgIP(buf, nil); err == nil {
+			d.HearIPv4(buf[:n])
+		} else if errors.Is(err, net.ErrClosed) {
+			return
+		}
 	}
 }
 
@@ -145,5 +185,8 @@ func (s *Sockets) read(ctx context.Context, c *packet.Conn, d *Doctor) error {
 func (s *Sockets) Close() {
 	for _, c := range s.conns {
 		_ = c.Close()
+	}
+	if s.udp != nil {
+		_ = s.udp.Close()
 	}
 }
