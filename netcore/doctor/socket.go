@@ -21,8 +21,8 @@ import (
 )
 
 // Sockets hear on a NIC what a Doctor wants to know, and send for it. Each hears one
-// protocol, so that the frames of clients by IPv4 pass by them: that one hears of them is a
-// twentieth of what a small request takes of a node.
+// protocol, so that the frames of clients by IPv4 pass by them: to be shown them takes some
+// hundredths of what a small request takes, however soon the filter drops them.
 type Sockets struct {
 	conns []*packet.Conn
 	fd    int         // of the first, which sends
