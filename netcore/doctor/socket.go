@@ -26,7 +26,7 @@ import (
 type Sockets struct {
 	conns []*packet.Conn
 	fd    int         // of the first, which sends
-	udp   *net.IPConn // what comes by UDP to the NIC's own addresses, and to all
+	udp   *net.IPConn // what comes to the NIC by UDP for the host itself, and for all
 }
 
 // maxHeard is more than any frame that is of interest.
@@ -141,9 +141,10 @@ func (s *Sockets) Run(ctx context.Context, d *Doctor) error {
 	for i, c := range s.conns {
 		reading.Go(func() { errs[i] = s.read(ctx, c, d) })
 	}
-	reading.Go(func() { s.readUDP(ctx, d) })
+	var failed error
+	reading.Go(func() { failed = s.readUDP(ctx, d) })
 	reading.Wait()
-	return errors.Join(errs...)
+	return errors.Join(append(errs, failed)...)
 }
 
 func (s *Sockets) interrupt() {
@@ -153,15 +154,17 @@ func (s *Sockets) interrupt() {
 	_ = s.udp.SetReadDeadline(time.Unix(1, 0))
 }
 
-// readUDP ends when ctx does: what is amiss with the NIC the other sockets tell.
-func (s *Sockets) readUDP(ctx context.Context, d *Doctor) {
+func (s *Sockets) readUDP(ctx context.Context, d *Doctor) error {
 	buf := make([]byte, maxHeard)
-	for ctx.Err() == nil {
-		if n, _, _, _, err := s.udp.ReadMsgIP(buf, nil); err == nil {
-			d.HearIPv4(buf[:n])
-		} else if errors.Is(err, net.ErrClosed) {
-			return
+	for {
+		n, _, _, _, err := s.udp.ReadMsgIP(buf, nil)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil: // as it is bound to no address, not what the NIC does
+			return fmt.Errorf("hearing DHCP servers: %w", err)
 		}
+		d.HearIPv4(buf[:n])
 	}
 }
 

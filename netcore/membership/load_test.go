@@ -454,6 +454,19 @@ func TestLoadEven(t *testing.T) {
 	}
 }
 
+// TestLoadEvenClients: equal nodes of which some have less to do than others now and then, by
+// chance, as clients wait for their answers, do not have a map for each of these times.
+func TestLoadEvenClients(t *testing.T) {
+	f := newFarm(t, 38, 38, 38, 38)
+	f.clients = 30
+	f.pass(20 * time.Second)
+	before := f.servers[0].cur.Version
+	f.pass(5 * time.Minute)
+	if maps := f.servers[0].cur.Version - before; maps > 50 {
+		t.Errorf("%d maps in 5 minutes; want 50 at most\n%v", maps, f.trace)
+	}
+}
+
 // TestLoadSettles: nodes that are about as busy as each other have no new map each second.
 func TestLoadSettles(t *testing.T) {
 	f := newFarm(t, 100, 95)
