@@ -21,7 +21,7 @@ import (
 func TestMain(m *testing.M) { os.Exit(netnstest.Main(m, nil)) }
 
 // TestSocketsHearDHCP: what two DHCP servers say to all is heard by a host whose NIC has an
-// address, and by one whose NIC has none.
+// address, and by one whose NIC has none, without a look at what clients send.
 func TestSocketsHearDHCP(t *testing.T) {
 	b := netnstest.NewUnwatched(t)
 	hosts := []*netnstest.Host{b.Host("node1", "52:54:00:77:00:01", "10.77.0.101/24"), b.Host("node2", "52:54:00:77:00:02")}
@@ -36,6 +36,12 @@ func TestSocketsHearDHCP(t *testing.T) {
 			return err
 		}); err != nil {
 			t.Fatal(err)
+		}
+		// One for IPv4, or for all, would be shown every frame of every client.
+		for line := range strings.Lines(h.Run("cat", "/proc/net/packet")) {
+			if f := strings.Fields(line); len(f) > 3 && (f[3] == "0800" || f[3] == "0003") {
+				t.Errorf("there is a packet socket for protocol %s: %s", f[3], line)
+			}
 		}
 		var now atomic.Int64
 		d := NewDoctor(Options{
