@@ -71,7 +71,7 @@ func TestBench(t *testing.T) {
 		return
 	}
 	if qemutest.InGuest() { // on emulated processors, for which a second is 1e9 instructions
-		s.ways, s.octets, s.files, s.requests, s.tries, s.beside = guestWays, 8<<20, 8, time.Second, 1, false
+		s.ways, s.octets, s.files, s.requests, s.tries, s.beside = guestWays, 8<<20, 48, time.Second, 1, false
 	}
 	// After each round, so that a run which is cut short was not for nothing.
 	measure(t, s, func(r *Report) {

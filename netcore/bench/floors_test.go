@@ -40,6 +40,7 @@ func (m *measurer) floors() []plan {
 		{CopyFloor, m.copied("read")},
 		{RingFloor, m.copied("ring")},
 		{MacvlanFloor, m.bareMacvlan},
+		{HashedMacvlan, m.hashedMacvlan},
 		{NoEngine, m.noEngine},
 		{OneDevice, m.oneDevice(false)},
 		{OneJudged, m.oneDevice(true)},
@@ -286,7 +287,7 @@ func (m *measurer) oneDevice(judged bool) func(*way, files) error {
 		h.Run("bridge", "fdb", "add", net.HardwareAddr(cloneMAC[:]).String(), "dev", "eth0", "self")
 		p, err := takeClone()
 		if err == nil {
-			err = m.attach(h, p, func(ifindex int) (io.Closer, error) {
+			err = m.attach(h, "eth0", p, func(ifindex int) (io.Closer, error) {
 				return link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: p, Attach: ebpf.AttachTCXIngress})
 			})
 		}
@@ -310,7 +311,6 @@ func takeClone() (*ebpf.Program, error) {
 	const ( // linux/bpf.h, linux/if_packet.h, linux/pkt_cls.h
 		data, dataEnd = 76, 80 // of struct __sk_buff
 		packetHost    = 0
-		unspecified   = -1
 	)
 	return ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "GPL", Instructions: asm.Instructions{
 		asm.LoadMem(asm.R2, asm.R1, data, asm.Word),
@@ -324,7 +324,7 @@ func takeClone() (*ebpf.Program, error) {
 		asm.JNE.Imm(asm.R5, int32(binary.NativeEndian.Uint16(cloneMAC[4:])), "pass"),
 		asm.Mov.Imm(asm.R2, packetHost),
 		asm.FnSkbChangeType.Call(),
-		asm.Mov.Imm(asm.R0, unspecified).WithSymbol("pass"),
+		asm.Mov.Imm(asm.R0, noVerdict).WithSymbol("pass"),
 		asm.Return(),
 	}})
 }

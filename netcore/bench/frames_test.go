@@ -106,6 +106,7 @@ func (m *measurer) receiverPlans() []receiverPlan {
 	}
 	return []receiverPlan{
 		{Floor, Discard, m.onlyDrops},
+		{HashFloor, Discard, m.onlyHashes},
 		{"bpf, XDP", Discard, node("xdp", "foreign")},
 		{"bpf, generic XDP", Discard, node("generic", "foreign")},
 		{"bpf, tcx", Discard, node("tc", "foreign")},
@@ -147,16 +148,16 @@ func (m *measurer) onlyDrops(r *receiver) error {
 	if err != nil {
 		return err
 	}
-	return m.attach(r.host, p, func(ifindex int) (io.Closer, error) {
+	return m.attach(r.host, "eth0", p, func(ifindex int) (io.Closer, error) {
 		return link.AttachXDP(link.XDPOptions{Program: p, Interface: ifindex, Flags: link.XDPDriverMode})
 	})
 }
 
-// attach attaches a program to a host's eth0 until the test ends.
-func (m *measurer) attach(h *netnstest.Host, p *ebpf.Program, attach func(ifindex int) (io.Closer, error)) error {
+// attach attaches a program to one of a host's devices until the test ends.
+func (m *measurer) attach(h *netnstest.Host, device string, p *ebpf.Program, attach func(ifindex int) (io.Closer, error)) error {
 	m.t.Cleanup(func() { p.Close() })
 	return h.Do(func() error {
-		ifi, err := net.InterfaceByName("eth0")
+		ifi, err := net.InterfaceByName(device)
 		if err != nil {
 			return err
 		}
@@ -170,8 +171,11 @@ func (m *measurer) attach(h *netnstest.Host, p *ebpf.Program, attach func(ifinde
 
 // The verdicts of linux/bpf.h and linux/pkt_cls.h.
 const (
-	xdpDrop = 1
-	tcDrop  = 2
+	xdpDrop   = 1
+	xdpPass   = 2
+	noVerdict = -1 // of tcx: the next program decides
+	tcPass    = 0
+	tcDrop    = 2
 )
 
 // always is a program that says the same of every frame.

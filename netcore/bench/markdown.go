@@ -91,8 +91,8 @@ func (r *Report) Markdown(native, virtio *Report) []byte {
 		say("")
 		if of := func(way string) float64 { return native.Ratio(way, Plain, Connection, cpu).Median }; of(NoEngine) > 0 {
 			say("The floors are those of above, here with the wire address. Of a connection per request, *%s* takes %.2f, which is the", MacvlanFloor, of(MacvlanFloor))
-			say("second device and its routes; with a node's programs, but without its engine, it is %.2f, and *native* is %.2f. *%s* takes", of(NoEngine), of("native"), OneDevice)
-			say("%.2f, and with a node's programs %.2f.", of(OneDevice), of(OneJudged))
+			say("second device and its routes; with programs that only hash it is %.2f, with a node's programs, but without its engine, %.2f, and *native* is %.2f.", of(HashedMacvlan), of(NoEngine), of("native"))
+			say("*%s* takes %.2f, and with a node's programs %.2f.", OneDevice, of(OneDevice), of(OneJudged))
 			say("")
 		}
 	}
@@ -101,7 +101,8 @@ func (r *Report) Markdown(native, virtio *Report) []byte {
 	say("What one costs its receiver: nanoseconds of processor time more than when it is lost at the sender. They come in batches, as by a")
 	say("NIC whose driver polls (NAPI, GRO). Discarded are small TCP segments for the VIP whose flows are another node's; an *uninvolved host* is one to which the switch floods them and")
 	say("that has nothing to do with the VIP. Accepted are datagrams, as far as a socket whose queue is full. All have come across a cable,")
-	say("which by itself takes what a program takes that only drops.")
+	say("which by itself takes what a program takes that only drops. One that only hashes does what a keyed filter cannot leave out: it hashes the flow,")
+	say("looks into the table, counts, and drops; it checks nothing.")
 	columns := []string{"discarded, ns", "÷ xt_cluster", "accepted, ns", "÷ plain host"}
 	table("", columns, r.ways(Discard, Accept), func(way string, i int) string {
 		work, other := Discard, XtCluster
@@ -159,12 +160,7 @@ func (r *Report) Markdown(native, virtio *Report) []byte {
 		case !c.Holds():
 			holds = strings.TrimSuffix("**does not hold**; "+c.proof(), "; ")
 		}
-		digits := 2
-		if c.Unit != "" {
-			digits = 0
-		} else if c.Limit < 0.2 {
-			digits = 3
-		}
+		digits := c.digits()
 		say("| %s | %.*f%s | ≤ %.*f%s | %s |", c.What, digits, c.Value, c.Unit, digits, c.Limit, c.Unit, holds)
 	}
 	say("")
@@ -202,6 +198,7 @@ func (r *Report) sayFloors(say func(string, ...any)) {
 		{CopyFloor, "is what raw is without a filter and without Go's scheduler: two threads read from the NIC or a TAP, write to the other, and look at nothing"},
 		{RingFloor, "is the same with PACKET_RX_RING, so that it need not ask for each frame"},
 		{MacvlanFloor, "is a node's clone0 with its routes, where all frames pass"},
+		{HashedMacvlan, "is that with programs in the three places where a node has one: a frame that comes is hashed, looked up and counted, and nothing is checked; what leaves is not looked at"},
 		{NoEngine, "is a node with its programs, and nothing that would change what they do"},
 		{OneDevice, "is a host with the VIP on lo and a program that makes frames to the clone MAC its own; it has no clone0, and no routes of the VIP's"},
 		{OneJudged, "is that with a node's programs before it"},
@@ -219,6 +216,17 @@ func (r *Report) sayFloors(say func(string, ...any)) {
 	say("")
 }
 
+// digits are those behind the point that tell its value from its limit.
+func (c Claim) digits() int {
+	switch {
+	case c.Unit != "":
+		return 0
+	case c.Limit < 0.2:
+		return 3
+	}
+	return 2
+}
+
 // proof says what the floors take.
 func (c Claim) proof() string {
 	var takes []string
@@ -230,7 +238,7 @@ func (c Claim) proof() string {
 		case TwoPlain:
 			subject = "two plain servers take"
 		}
-		takes = append(takes, fmt.Sprintf("%s %.2f %s", subject, b.Median, b.between(2)))
+		takes = append(takes, fmt.Sprintf("%s %.*f %s", subject, c.digits(), b.Median, b.between(c.digits())))
 	}
 	return strings.Join(takes, ", ")
 }

@@ -21,7 +21,7 @@ const guestOut = "/out"
 var guestTools = []string{"ip", "bridge", "nginx", "wrk", "curl", "cat", "sh"}
 
 // guestWays are what is compared there.
-var guestWays = []string{Plain, "native", "bpf", "raw", "native, 2 nodes", RingFloor, MacvlanFloor, NoEngine, OneDevice, OneJudged}
+var guestWays = []string{Plain, "native", "bpf", "raw", "native, 2 nodes", RingFloor, MacvlanFloor, HashedMacvlan, NoEngine, OneDevice, OneJudged}
 
 // TestBenchNative is "make bench-native": the same measurement in a guest, on the patched
 // kernel, where there is native.

@@ -154,6 +154,34 @@ func TestOutOfReach(t *testing.T) {
 	}
 }
 
+// TestOutOfReachOfHashing: what has to hash is judged by floors that only hash, and not by those
+// that do less.
+func TestOutOfReachOfHashing(t *testing.T) {
+	for least, want := range map[float64]string{
+		126: "out of reach: a program that only hashes (XDP) takes 0.130 (0.126–0.131) |",
+		125: "**does not hold**; a program that only hashes (XDP) takes 0.130 (0.125–0.131) |",
+	} {
+		r := &Report{}
+		for i := range enough {
+			r.add(XtCluster, Discard, Run{CPU: 1000})
+			r.add("bpf, XDP", Discard, Run{CPU: 150})
+			r.add(Floor, Discard, Run{CPU: 90})
+			r.add(HashFloor, Discard, Run{CPU: []float64{131, least, 130}[i]})
+			r.add(Plain, Connection, Run{CPU: 100})
+			r.add("native", Connection, Run{CPU: 108})
+			r.add(MacvlanFloor, Connection, Run{CPU: 104})
+			r.add(HashedMacvlan, Connection, Run{CPU: 106})
+		}
+		text := string(r.Markdown(nil, nil))
+		for _, line := range []string{"| discarded frame ÷ xt_cluster: bpf, XDP | 0.150 | ≤ 0.125 | " + want,
+			"| CPU ÷ plain host: native, connection per request | 1.08 | ≤ 1.05 | out of reach: a macvlan with programs that only hash takes 1.06 (1.06–1.06) |"} {
+			if !strings.Contains(text, line) {
+				t.Errorf("the report lacks %q:\n%s", line, text)
+			}
+		}
+	}
+}
+
 // TestOutOfReachOfDispatchers: the plain host is a floor of what a cluster takes against a
 // dispatcher, and none of its latency.
 func TestOutOfReachOfDispatchers(t *testing.T) {

@@ -131,7 +131,7 @@ func measureVirtio(t *testing.T) {
 				t.Fatal(err)
 			}
 			var l io.Closer
-			if err := m.attach(host, drop, func(ifindex int) (io.Closer, error) {
+			if err := m.attach(host, "eth0", drop, func(ifindex int) (io.Closer, error) {
 				l, err = link.AttachXDP(link.XDPOptions{Program: drop, Interface: ifindex, Flags: link.XDPDriverMode})
 				return l, err
 			}); err != nil {

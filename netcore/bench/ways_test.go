@@ -261,7 +261,7 @@ func (m *measurer) makeGeneric(b *netnstest.Bed, h *netnstest.Host) {
 	if err := errors.Join(pinned.Detach(), pinned.Unpin(), pinned.Close()); err != nil {
 		m.t.Fatal(err)
 	}
-	if err := m.attach(h, program, func(ifindex int) (io.Closer, error) {
+	if err := m.attach(h, "eth0", program, func(ifindex int) (io.Closer, error) {
 		return link.AttachXDP(link.XDPOptions{Program: program, Interface: ifindex, Flags: link.XDPGenericMode})
 	}); err != nil {
 		m.t.Fatal(err)

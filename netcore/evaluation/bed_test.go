@@ -286,6 +286,9 @@ func (b *bed) build(s Setup, detect string) error {
 	if s.Way == HAProxy || s.Way == NGINX {
 		b.dispatcher(s.Way)
 	}
+	if s.Bystander {
+		b.add(bystander, "52:54:00:77:00:60", 1, "10.77.0.199/24")
+	}
 	if s.Way == Clone {
 		b.agreed()
 	}

@@ -1,8 +1,12 @@
 package evaluation
 
 import (
+	"container/heap"
 	"fmt"
+	"math/rand/v2"
 	"slices"
+
+	"clonecluster/netcore/webstone"
 )
 
 // A Claim is something that the evaluation is to show.
@@ -12,7 +16,11 @@ type Claim struct {
 	AtLeast      bool // else at most
 	Disturbed    bool // something that it rests on was
 	Rounds       int  // the fewest of what it rests on
-	kind         kind
+	// Most is what nobody can have more of who goes that way, by Proof; 0: nothing is known. It is not set
+	// where a claim is that something is at most the limit.
+	Most  float64
+	Proof string
+	kind  kind
 }
 
 // kind is what a claim is about, and so why it may not hold.
@@ -30,7 +38,7 @@ const (
 // why says for each kind why it may not hold.
 var why = map[kind]string{
 	below:    "Before one server is full, a cluster answers as fast as that only if its engines, and the frames that each node discards, cost no time; both are on its quota here, which is small.",
-	beyond:   "Of each node's quota its engine takes a part at rest, and the frames of all others' requests take another, which grows with the nodes: see what a request takes. Both are the same for a server that works longer for a request, whose cluster so comes closer to its number of nodes. And clients that wait for their answers are not spread evenly by chance: of m equal servers n clients in a closed loop can have n/(n+m−1) at most, which is 0.91 of two servers with 10 clients, 0.59 of eight.",
+	beyond:   "Of each node's quota its engine takes a part at rest, and the frames of all others' requests take another, which grows with the nodes: see what a request takes. Both are the same for a server that works longer for a request, whose cluster so comes closer to its number of nodes. And clients that wait for their answers are not spread evenly by chance: some servers have none while others have several.",
 	requests: "A dispatcher is a machine that serves nothing, and the more a request takes of a server, the less its own part matters: then it costs one machine of all, and no more.",
 	latency:  "A dispatcher keeps a queue for each server and gives a request to the shortest. A cluster's nodes have no common queue: where a client's connection goes is decided by its port.",
 	uneven:   "Shares follow the processors' load by some percent a second. Where all nodes are full, as with many clients that wait for their answers, they are equally loaded and there is nothing to follow.",
@@ -43,6 +51,11 @@ const enoughRounds = 2
 // Holds reports whether the value keeps the limit.
 func (c Claim) Holds() bool { return c.AtLeast == (c.Value >= c.Limit) || c.Value == c.Limit }
 
+// OutOfReach reports whether it was judged, does not hold, and could not for anybody.
+func (c Claim) OutOfReach() bool {
+	return !c.Disturbed && c.Rounds >= enoughRounds && !c.Holds() && c.Most > 0 && c.Most < c.Limit
+}
+
 // Verdict is what the report says of it.
 func (c Claim) Verdict() string {
 	switch {
@@ -52,30 +65,17 @@ func (c Claim) Verdict() string {
 		return fmt.Sprintf("not judged: %d of the %d rounds that it takes", c.Rounds, enoughRounds)
 	case c.Holds():
 		return "holds"
+	case c.OutOfReach():
+		return fmt.Sprintf("out of reach: %.2f at most, %s", c.Most, c.Proof)
 	}
 	return "**does not hold**"
 }
 
 // Claims are those of which something was measured.
 func (r *Report) Claims() (claims []Claim) {
+	reach := ceilings{}
 	for _, w := range r.workloads() {
-		single := r.points(Setup{Way: Plain, Machines: 1}, w, false)
-		full := saturation(single)
-		for _, nodes := range []struct {
-			machines int
-			least    float64
-		}{{2, 1.9}, {4, 3.7}, {8, 7}} {
-			for _, policy := range []string{"byLoad", "byRandom"} {
-				s := Setup{Way: Clone, Machines: nodes.machines, Policy: policy}
-				cluster := r.points(s, w, false)
-				if nodes.machines == 2 {
-					claims = add(claims, ratios(cluster, single, func(n int) bool { return n < full }), fmt.Sprintf("%s, %s: throughput ÷ one server below its saturation, worst", s, w), 0.98, true, below)
-				}
-				claims = add(claims, ratios(most(cluster), most(single), always), fmt.Sprintf("%s, %s: throughput ÷ one server with the most clients", s, w), nodes.least, true, beyond)
-				full := ratios(cluster, single, func(n int) bool { return n >= full })
-				claims = add(claims, full, fmt.Sprintf("%s, %s: throughput ÷ one server from its saturation on, worst%s", s, w, middle(full)), nodes.least, true, beyond)
-			}
-		}
+		claims = append(claims, r.scaleClaims(w, reach)...)
 		for _, s := range r.setups() {
 			if s.Way != HAProxy && s.Way != NGINX {
 				continue
@@ -83,7 +83,11 @@ func (r *Report) Claims() (claims []Claim) {
 			// As many machines, and so as much of the processors.
 			clone := r.points(Setup{Way: Clone, Machines: s.Machines, Policy: "byRandom"}, w, false)
 			other := r.points(s, w, false)
-			claims = add(claims, ratios(most(clone), most(other), always), fmt.Sprintf("%d nodes ÷ %s, %s: requests/s with the most clients", s.Machines, s, w), 1.5, true, requests)
+			what := fmt.Sprintf("%d nodes ÷ %s, %s: requests/s with the most clients", s.Machines, s, w)
+			claims = add(claims, ratios(most(clone), most(other), always), what, 1.5, true, requests)
+			if len(other) > 0 && rate(most(other)[0]) > 0 {
+				claims = bounded(claims, what, float64(s.Machines)*r.best(w)/rate(most(other)[0]), fmt.Sprintf("which is %d times one server's best", s.Machines))
+			}
 			claims = add(claims, compare(most(clone), most(other), always, p99), fmt.Sprintf("%d nodes ÷ %s, %s: p99 with the most clients", s.Machines, s, w), 1, false, latency)
 		}
 		for _, s := range r.setups() {
@@ -107,6 +111,51 @@ func (r *Report) Claims() (claims []Claim) {
 	return append(claims, r.failoverClaims()...)
 }
 
+// scaleClaims are those of more and more nodes against one server.
+func (r *Report) scaleClaims(w string, reach ceilings) (claims []Claim) {
+	single := r.points(Setup{Way: Plain, Machines: 1}, w, false)
+	full := saturation(single)
+	for _, nodes := range []struct {
+		machines int
+		least    float64
+	}{{2, 1.9}, {4, 3.7}, {8, 7}} {
+		able := func(clients int) bool { return reach.of(nodes.machines, clients) >= 0.99*nodes.least }
+		flooded := r.flooded(nodes.machines, w)
+		for _, policy := range []string{"byLoad", "byRandom"} {
+			s := Setup{Way: Clone, Machines: nodes.machines, Policy: policy}
+			cluster := r.points(s, w, false)
+			if nodes.machines == 2 {
+				claims = add(claims, ratios(cluster, single, func(n int) bool { return n < full }), fmt.Sprintf("%s, %s: throughput ÷ one server below its saturation, worst", s, w), 0.98, true, below)
+			}
+			beside := func(all []ratio, where string, most float64, proof string) {
+				what := fmt.Sprintf("%s, %s: throughput ÷ one server %s", s, w, where)
+				claims = bounded(add(claims, all, what, nodes.least, true, beyond), what, most, proof)
+			}
+			const proof = "by what others' requests take a bystander"
+			beside(ratios(most(cluster), most(single), always), "with the most clients", flooded, proof)
+			reached := ratios(cluster, single, func(n int) bool { return n >= full && able(n) })
+			beside(reached, "from its saturation on, worst"+middle(reached), flooded, proof)
+			for _, p := range cluster {
+				if p.Clients >= full && !able(p.Clients) {
+					beside(ratios([]*Point{p}, single, always), fmt.Sprintf("with %d clients", p.Clients), reach.of(nodes.machines, p.Clients), "as so few clients do not keep all servers busy")
+				}
+			}
+		}
+	}
+	return claims
+}
+
+// ceilings are what attainable says of servers and clients; it is asked once of each.
+type ceilings map[[2]int]float64
+
+func (c ceilings) of(servers, clients int) float64 {
+	key := [2]int{servers, clients}
+	if c[key] == 0 {
+		c[key] = attainable(servers, clients)
+	}
+	return c[key]
+}
+
 func (r *Report) failoverClaims() (claims []Claim) {
 	for _, c := range []struct {
 		ours, other string
@@ -119,6 +168,62 @@ func (r *Report) failoverClaims() (claims []Claim) {
 	}
 	return claims
 }
+
+// flooded is what machines that get each other's frames can do, in what one does alone, if they need
+// for each other's requests no more than one that has nothing to do with them; 0 if that was not measured.
+func (r *Report) flooded(machines int, workload string) float64 {
+	clients := slices.Max(webstone.PublishedClients())
+	alone := r.point(Run{Setup: Setup{Way: Plain, Machines: 1}, Workload: workload, Clients: clients})
+	beside := r.point(Run{Setup: Setup{Way: Clone, Machines: machines, Policy: "byRandom", Bystander: true}, Workload: workload, Clients: clients})
+	if alone == nil || beside == nil || alone.Disturbed || beside.Disturbed || alone.Request == 0 || beside.Bystander == 0 {
+		return 0
+	}
+	m := float64(machines)
+	return m / (1 + (m-1)*beside.Bystander/alone.Request)
+}
+
+// bounded notes in the claim of that name, if it is there, what is possible at all.
+func bounded(claims []Claim, what string, most float64, proof string) []Claim {
+	for i := range claims {
+		if claims[i].What == what {
+			claims[i].Most, claims[i].Proof = most, proof
+		}
+	}
+	return claims
+}
+
+// attainable is what equal servers do together, divided by what one does that always has work,
+// when so many clients wait for each answer before they ask again, each request goes to any of
+// the servers by chance, and nothing else takes time. It is that of requests which all
+// take the same time, in the order in which they come; the more they differ, the less it is: of m servers
+// and n clients mn/(n+m−1) where they are exponential, or served all at once. By a simulation that is the same
+// each time, to less than a hundredth.
+func attainable(servers, clients int) float64 {
+	const early, requests = 5_000, 55_000
+	chance := rand.New(rand.NewPCG(1, 2))
+	free := make([]float64, servers) // when each has done all that it was asked
+	asks := make(times, clients)     // when each client asks next
+	start, now := 0., 0.
+	for i := range requests {
+		if now = asks[0]; i == early {
+			start = now
+		}
+		s := chance.IntN(servers)
+		free[s] = max(free[s], now) + 1
+		asks[0] = free[s]
+		heap.Fix(&asks, 0)
+	}
+	return (requests - early) / (now - start)
+}
+
+// times is a heap of points in time, the earliest first.
+type times []float64
+
+func (t times) Len() int           { return len(t) }
+func (t times) Less(i, j int) bool { return t[i] < t[j] }
+func (t times) Swap(i, j int)      { t[i], t[j] = t[j], t[i] }
+func (t *times) Push(any)          {} // its length does not change
+func (t *times) Pop() any          { return nil }
 
 func always(int) bool { return true }
 

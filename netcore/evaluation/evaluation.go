@@ -36,6 +36,8 @@ type Setup struct {
 	Policy string `json:"policy,omitempty"`
 	// Uneven gives the last server half of the quota.
 	Uneven bool `json:"uneven,omitempty"`
+	// Bystander adds a machine that is none of them, to which the switch floods what it floods to them.
+	Bystander bool `json:"bystander,omitempty"`
 }
 
 // String is the name in tables.
@@ -56,6 +58,9 @@ func (s Setup) String() string {
 	}
 	if s.Uneven {
 		text += ", one at half speed"
+	}
+	if s.Bystander {
+		text += ", a bystander"
 	}
 	return text
 }
@@ -220,10 +225,13 @@ type Point struct {
 	Disturbed         bool             // all of the rounds were
 	Generator, Idle   float64          // processors, the worst of the rounds
 	Full              int              // nodes that were, in most rounds
-	// Request is what all machines together take of a processor for one, in seconds; 0 if
-	// none was answered.
-	Request float64
+	// Request is what all machines together take of a processor for one, in seconds, and Bystander what
+	// it takes one that has nothing to do with it; 0 if none was answered, or there is none.
+	Request, Bystander float64
 }
+
+// bystander is the name of a machine that has nothing to do with what is asked.
+const bystander = "bystander"
 
 // point takes the rounds of a run that nobody disturbed, or all if there is none; nil
 // without any.
@@ -246,10 +254,14 @@ func (r *Report) point(run Run) *Point {
 	}
 	merged := &webstone.Result{}
 	p.Idle = all[0].Idle
-	full, taken, answered := 0, 0., 0.
+	full, taken, aside, answered := 0, 0., 0., 0.
 	for _, m := range all {
 		for _, n := range m.Nodes {
-			taken += n.CPU
+			if n.Name == bystander {
+				aside += n.CPU
+			} else {
+				taken += n.CPU
+			}
 		}
 		answered += m.Result.Total().Rate()
 		merged.Windows = append(merged.Windows, m.Result.Windows...)
@@ -263,7 +275,7 @@ func (r *Report) point(run Run) *Point {
 	p.Full = (full + len(all)/2) / len(all)
 	p.Rounds = len(all)
 	if answered > 0 {
-		p.Request = taken / answered
+		p.Request, p.Bystander = taken/answered, aside/answered
 	}
 	p.Total = merged.Total()
 	p.Mbit = merged.Median((*webstone.Window).Throughput)
@@ -316,8 +328,11 @@ func (r *Report) setups() (all []Setup) {
 	order := []string{Plain, Clone, XtCluster, HAProxy, NGINX}
 	slices.SortStableFunc(all, func(a, b Setup) int {
 		uneven := func(s Setup) int {
-			if s.Uneven {
+			switch {
+			case s.Uneven:
 				return 1
+			case s.Bystander:
+				return 2
 			}
 			return 0
 		}

@@ -38,23 +38,60 @@ func fixture() *Report {
 		Rest:      map[string]float64{"clone, 2 nodes, byRandom": .0061},
 		Configs:   map[string]string{"haproxy": "global\n maxconn 2000\n"},
 	}
-	enter := func(s Setup, clients int, rate float64, idle float64) {
-		nodes := slices.Repeat([]NodeUse{{Name: "server", Quota: .05, CPU: .0499, Throttled: .9}}, s.Machines)
-		for round := range 2 {
-			mean := time.Duration(float64(clients) / rate * 1e9)
-			r.Enter(&Measured{Run: Run{Setup: s, Workload: "2k", Clients: clients}, Round: round, Idle: idle,
-				Result: &webstone.Result{Clients: clients, Windows: []*webstone.Window{window(rate, mean)}},
-				Nodes:  nodes})
-		}
-	}
 	for _, n := range []int{10, 110, 200} {
-		enter(Setup{Way: Plain, Machines: 1}, n, min(1000, 50*float64(n)), 1)
-		enter(Setup{Way: Clone, Machines: 2, Policy: "byRandom"}, n, min(1950, 49.5*float64(n)), 1)
-		enter(Setup{Way: Clone, Machines: 2, Policy: "byLoad"}, n, min(1700, 49.5*float64(n)), 1)
-		enter(Setup{Way: Clone, Machines: 4, Policy: "byRandom"}, n, min(3800, 49.5*float64(n)), 0.02)
-		enter(Setup{Way: HAProxy, Machines: 4}, n, min(600, 30*float64(n)), 1)
+		r.had(Setup{Way: Plain, Machines: 1}, n, min(1000, 50*float64(n)), 1)
+		r.had(Setup{Way: Clone, Machines: 2, Policy: "byRandom"}, n, min(1950, 49.5*float64(n)), 1)
+		r.had(Setup{Way: Clone, Machines: 2, Policy: "byLoad"}, n, min(1700, 49.5*float64(n)), 1)
+		r.had(Setup{Way: Clone, Machines: 4, Policy: "byRandom"}, n, min(3800, 49.5*float64(n)), 0.02)
+		r.had(Setup{Way: HAProxy, Machines: 4}, n, min(600, 30*float64(n)), 1)
 	}
 	return r
+}
+
+// TestFlooded: what a bystander takes for others' requests bounds what a cluster can have, and is in no drawing
+// and no sum.
+func TestFlooded(t *testing.T) {
+	r := &Report{}
+	r.had(Setup{Way: Plain, Machines: 1}, 200, 1000, 1) // 49.9 µs each
+	r.had(Setup{Way: Clone, Machines: 4, Policy: "byRandom"}, 200, 2500, 1)
+	beside := Setup{Way: Clone, Machines: 4, Policy: "byRandom", Bystander: true}
+	r.had(beside, 200, 2000, 1)
+	for _, m := range r.Runs {
+		if m.Setup == beside {
+			m.Nodes = append(m.Nodes, NodeUse{Name: bystander, Quota: .05, CPU: .01996}) // 9.98 µs
+		}
+	}
+	got := map[string]string{}
+	for _, c := range r.Claims() {
+		got[c.What] = c.Verdict()
+	}
+	for _, what := range []string{"with the most clients", "from its saturation on, worst"} {
+		what = "clone, 4 nodes, byRandom, 2k: throughput ÷ one server " + what
+		if want := "out of reach: 2.50 at most, by what others' requests take a bystander"; got[what] != want {
+			t.Errorf("%s: %q; want %q", what, got[what], want)
+		}
+	}
+	files, err := r.Files()
+	text := string(files[Document])
+	for line, want := range map[string]bool{
+		"| clone, 4 nodes, byRandom, a bystander | 2k | 100 | 150 | 10.0 |": true, "| clone, 4 nodes, byRandom | 2k | 80 | 120 | 10 |": true,
+		"| clients | plain server | clone, 4 nodes, byRandom |\n": true, "byRandom, a bystander |\n": false,
+	} {
+		if err != nil || strings.Contains(text, line) != want {
+			t.Errorf("%q is in the report: %v (%v); want %v\n%s", line, !want, err, want, text)
+		}
+	}
+}
+
+// had enters two rounds in which the machines of a set-up were full.
+func (r *Report) had(s Setup, clients int, rate float64, idle float64) {
+	nodes := slices.Repeat([]NodeUse{{Name: "server", Quota: .05, CPU: .0499, Throttled: .9}}, s.Machines)
+	for round := range 2 {
+		mean := time.Duration(float64(clients) / rate * 1e9)
+		r.Enter(&Measured{Run: Run{Setup: s, Workload: "2k", Clients: clients}, Round: round, Idle: idle,
+			Result: &webstone.Result{Clients: clients, Windows: []*webstone.Window{window(rate, mean)}},
+			Nodes:  nodes})
+	}
 }
 
 // TestClaims: what holds holds, what does not is said not to, and what was disturbed or was
@@ -93,6 +130,73 @@ func TestClaims(t *testing.T) {
 	for _, c := range r.Claims() {
 		if strings.Contains(c.What, "2 nodes, byRandom") && c.Verdict() != "not judged: 1 of the 2 rounds that it takes" {
 			t.Errorf("of one round: %s: %s", c.What, c.Verdict())
+		}
+	}
+}
+
+// TestAttainable: what so many clients have of so many servers, against what is known of it. Two servers
+// and requests of one length are a random walk between two walls, 2−1/n.
+func TestAttainable(t *testing.T) {
+	for _, n := range []int{1, 2, 10, 30, 200} {
+		for m, want := range map[int]float64{1: 1, 2: 2 - 1/float64(n)} {
+			if got := attainable(m, n); got < 0.99*want || got > 1.01*want {
+				t.Errorf("%d servers, %d clients: %.3f; want %.3f", m, n, got, want)
+			}
+		}
+		for _, m := range []int{4, 8} {
+			least, most := float64(m*n)/float64(n+m-1), float64(min(m, n))
+			if got := attainable(m, n); got < 0.999*least || got > 1.001*most || got != attainable(m, n) {
+				t.Errorf("%d servers, %d clients: %.3f; want from %.3f to %.3f, each time", m, n, got, least, most)
+			}
+		}
+	}
+}
+
+// TestOutOfReach: what nobody can have is no loss, unless we say that they cannot and they do.
+func TestOutOfReach(t *testing.T) {
+	for _, tt := range []struct {
+		c    Claim
+		want string
+	}{
+		{Claim{Value: 4, Limit: 7, AtLeast: true, Rounds: 2, Most: 5.44, Proof: "as it is"}, "out of reach: 5.44 at most, as it is"},
+		{Claim{Value: 4, Limit: 7, AtLeast: true, Rounds: 2, Most: 7, Proof: "as it is"}, "**does not hold**"},
+		{Claim{Value: 7, Limit: 7, AtLeast: true, Rounds: 2, Most: 5.44, Proof: "as it is"}, "holds"},
+		{Claim{Value: 4, Limit: 7, AtLeast: true, Rounds: 2}, "**does not hold**"},
+		{Claim{Value: 4, Limit: 7, AtLeast: true, Rounds: 1, Most: 5.44, Proof: "as it is"}, "not judged: 1 of the 2 rounds that it takes"},
+	} {
+		if got := tt.c.Verdict(); got != tt.want {
+			t.Errorf("%+v: %q; want %q", tt.c, got, tt.want)
+		}
+	}
+}
+
+// TestFewClients: numbers of clients that cannot keep all servers busy are judged on their own, against what they
+// can, and so is what a dispatcher leaves to be won.
+func TestFewClients(t *testing.T) {
+	r := &Report{}
+	for n, nodes4 := range map[int]float64{10: 300, 50: 372, 200: 380} {
+		r.had(Setup{Way: Plain, Machines: 1}, n, 100, 1)
+		r.had(Setup{Way: Clone, Machines: 2, Policy: "byRandom"}, n, 190, 1)
+		r.had(Setup{Way: Clone, Machines: 4, Policy: "byRandom"}, n, nodes4, 1)
+		r.had(Setup{Way: HAProxy, Machines: 4}, n, 290, 1)
+		r.had(Setup{Way: NGINX, Machines: 4}, n, 260, 1)
+	}
+	if files, err := r.Files(); err != nil || !strings.Contains(string(files[Document]), "*Out of reach* is what") {
+		t.Errorf("the report does not say what out of reach is (%v)", err)
+	}
+	got := map[string]string{}
+	for _, c := range r.Claims() {
+		got[c.What] = c.Verdict()
+	}
+	for what, verdict := range map[string]string{
+		"clone, 2 nodes, byRandom, 2k: throughput ÷ one server from its saturation on, worst of 3 (median 1.90)": "holds",
+		"clone, 4 nodes, byRandom, 2k: throughput ÷ one server from its saturation on, worst of 2 (median 3.76)": "holds",
+		"clone, 4 nodes, byRandom, 2k: throughput ÷ one server with 10 clients":                                  "out of reach: 3.42 at most, as so few clients do not keep all servers busy",
+		"4 nodes ÷ haproxy + 3 servers, 2k: requests/s with the most clients":                                    "out of reach: 1.38 at most, which is 4 times one server's best",
+		"4 nodes ÷ nginx proxy + 3 servers, 2k: requests/s with the most clients":                                "**does not hold**",
+	} {
+		if got[what] != verdict {
+			t.Errorf("%s: %q; want %q", what, got[what], verdict)
 		}
 	}
 }

@@ -669,7 +669,7 @@ func TestSmoke(t *testing.T) {
 		t.Skipf("%v: make deps-test", err)
 	}
 	p := Plan{Quota: 0.2, PeriodMS: 20, ModerationMS: 1, WarmUp: 0.3, Window: 0.7, Timeout: 10, Rounds: 1, Failovers: 0}
-	for _, s := range []Setup{{Way: Plain, Machines: 1}, {Way: Clone, Machines: 2, Policy: "byLoad"}, {Way: XtCluster, Machines: 2}, {Way: HAProxy, Machines: 2}, {Way: NGINX, Machines: 2}} {
+	for _, s := range []Setup{{Way: Plain, Machines: 1}, {Way: Clone, Machines: 2, Policy: "byLoad"}, {Way: Clone, Machines: 1, Policy: "byRandom", Bystander: true}, {Way: XtCluster, Machines: 2}, {Way: HAProxy, Machines: 2}, {Way: NGINX, Machines: 2}} {
 		p.Runs = append(p.Runs, Run{Setup: s, Workload: "2k", Clients: 10})
 	}
 	r := &Report{}
@@ -679,6 +679,9 @@ func TestSmoke(t *testing.T) {
 		t.Logf("%s: %.0f requests/s, p99 %v, %s errors, %+v, idle %.2f", m.Setup, w.Rate(), w.Latency.Quantile(.99), Errors(w), m.Nodes, m.Idle)
 		if w.Requests == 0 || w.Failed() > 0 {
 			t.Errorf("%s: %d answers, %s errors: %v", m.Setup, w.Requests, Errors(w), w.Examples)
+		}
+		if p := r.point(m.Run); m.Bystander != (p.Bystander > 0) || p.Bystander > p.Request {
+			t.Errorf("%s: a bystander takes %.1f µs for a request, and the others %.1f", m.Setup, 1e6*p.Bystander, 1e6*p.Request)
 		}
 	}
 	if len(r.Runs)+len(r.Missing) != len(p.Runs) {

@@ -44,6 +44,9 @@ func Full() Plan {
 	for _, policy := range policies[:2] {
 		setups = append(setups, Setup{Way: Clone, Machines: 4, Policy: policy, Uneven: true})
 	}
+	for _, n := range []int{2, 4, 8} {
+		setups = append(setups, Setup{Way: Clone, Machines: n, Policy: "byRandom", Bystander: true})
+	}
 	for _, way := range []string{XtCluster, HAProxy, NGINX} {
 		setups = append(setups, Setup{Way: way, Machines: 4})
 	}
@@ -57,12 +60,16 @@ func Full() Plan {
 		// At rates that four machines can serve, of which one of half the speed cannot serve its
 		// fourth: first, so that shares that follow the load have something to go by. Where all are
 		// full, and clients wait for their answers, the loads are all the same.
-		if s.Way == Clone && s.Machines == 4 && s.Policy != "bySource" {
+		if s.Way == Clone && s.Machines == 4 && s.Policy != "bySource" && !s.Bystander {
 			for _, share := range []float64{2.2, 2.6} {
 				p.Runs = append(p.Runs, Run{Setup: s, Workload: smallTLS, Clients: 1000, Share: share})
 			}
 		}
 		switch {
+		case s.Bystander:
+			runs(webstone.Small.Name, 200)
+			runs(webstone.Standard.Name, 200)
+			continue
 		case s.Uneven:
 			runs(smallTLS, few...)
 			continue
