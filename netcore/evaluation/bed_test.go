@@ -52,6 +52,7 @@ type bed struct {
 	t        *testing.T
 	plan     Plan
 	net      *netnstest.Bed
+	awake    *netnstest.Awake
 	groups   *cgroups
 	client   *netnstest.Host
 	clients  *cgroup
@@ -72,7 +73,7 @@ func newBed(t *testing.T, p Plan, s Setup, content, detect string) (*bed, error)
 	t.Helper()
 	b := &bed{t: t, plan: p, groups: newCgroups(t), content: content, target: vip, configs: map[string]string{}, threads: true}
 	b.current.Store(math.Float64bits(p.Quota))
-	b.net = netnstest.NewUnwatched(t)
+	b.net, b.awake = netnstest.NewUnwatched(t), netnstest.KeepAwake(t)
 	b.client = b.net.Host("client", "", gateway+"/24")
 	b.clients = b.groups.add("clients", 0, 0)
 	b.threaded(b.client, b.clients)

@@ -111,9 +111,9 @@ func (p *Plan) Times(r Run) (warmUp, window time.Duration) {
 	warmUp, window = time.Duration(p.WarmUp*float64(time.Second)), time.Duration(p.Window*float64(time.Second))
 	switch {
 	case r.Clients > 500 && r.Share == 0:
-		warmUp, window = 3*warmUp, 3*window
+		warmUp, window = 3*warmUp, 3*window/2
 	case strings.HasSuffix(r.Workload, overTLS): // whose answers are few
-		warmUp, window = 2*warmUp, 2*window
+		warmUp *= 2
 		if r.Share == 0 { // until the clients wait for as long as they will
 			warmUp = max(warmUp, time.Duration(r.Clients)*20*time.Millisecond)
 		}

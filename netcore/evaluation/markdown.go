@@ -106,12 +106,14 @@ func (r *Report) markdown(files map[string][]byte) []byte {
 	if p.Settle > 0 {
 		say("- Of uneven nodes byLoad has %.0f s of requests at a rate before it is measured. *At a rate* comes first, then the closed loops.", p.Settle)
 	}
-	say("- Each run is %.3g s of warm-up and %.3g s that count (over TLS twice that, with 2000 clients three times), in %d rounds. Figures are medians", p.WarmUp, p.Window, p.Rounds)
+	say("- Programs of the lowest priority keep the processors from sleeping meanwhile: where a virtual machine's processor sleeps between two slices of a quota, the same")
+	say("  work took from one to one and a half times as long, for a minute or two; so the figures of a server differed by 15 %% from run to run, and now by 2 %%. What they take counts as *idle*.")
+	say("- Each run is %.3g s of warm-up, and %.3g s that count (over TLS the warm-up is twice as long or more; with 2000 clients three times, and half as much again counts), in %d rounds. Figures are medians", p.WarmUp, p.Window, p.Rounds)
 	say("  of the rounds, percentiles are those of all requests. A request that takes longer than %.0f s has failed.", p.Timeout)
 	say("- What was published was measured on other machines, with an unknown file mix: its runs have about 2 kB for a request. Compare")
 	say("  the shapes of the curves, not their heights. Where a published figure is not known, nothing is drawn.")
 	say("")
-	say("`make evaluation` measures all of it, in less than two hours; interrupted, it goes on where it was when it is called again.")
+	say("`make evaluation` measures all of it, in an hour and a half; interrupted, it goes on where it was when it is called again.")
 	say("`EVALUATION_ONLY='2 nodes, byLoad' make evaluation` measures those set-ups anew whose names match that regular expression, which is")
 	say("how to repeat the figures of a table or a drawing: the names are in them. `make bench` does a few of them in some minutes. A drawing like these of any web server:")
 	say("`clonectl bench URL --workload 2k --svg FILE`.")

@@ -36,7 +36,7 @@ import (
 func TestEvaluation(t *testing.T) {
 	results := os.Getenv("CLONECLUSTER_EVALUATION")
 	if results == "" {
-		t.Skip("takes almost two hours, and a machine with nothing else to do: make evaluation")
+		t.Skip("takes an hour and a half, and a machine with nothing else to do: make evaluation")
 	}
 	plan := planOf(t, os.Getenv("EVALUATION_PLAN"))
 	only, err := regexp.Compile(os.Getenv("EVALUATION_ONLY"))
@@ -480,8 +480,8 @@ func (b *bed) sample() (s sample) {
 	for _, n := range b.all() {
 		s.groups = append(s.groups, n.group.used(b.t))
 	}
-	t := netnstest.Processors(b.t)
-	s.idle, s.busy = t.Idle, t.Busy+t.Stolen
+	t, unwanted := netnstest.Processors(b.t), b.awake.CPU(b.t)
+	s.idle, s.busy = t.Idle+unwanted, t.Busy+t.Stolen-unwanted
 	return s
 }
 

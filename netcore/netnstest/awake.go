@@ -1,0 +1,100 @@
+package netnstest
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"runtime/debug"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Awake keeps all processors of this machine busy with what gives way to everything else (SCHED_IDLE). A virtual
+// machine's processor that goes to sleep is given away, and where and when it goes on is another's choice: programs
+// that run for some milliseconds at a time then take up to one and a half times as long for the same work, for
+// minutes, and then do not. On real hardware it keeps the frequency up.
+type Awake struct{ pid int }
+
+// KeepAwake does so until the test ends.
+func KeepAwake(tb testing.TB) *Awake {
+	tb.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	cmd := exec.Command(self)
+	// The signals of Go's scheduler would be all that happens in there.
+	cmd.Env = append(os.Environ(), ProgramEnv+"="+awakeProgram, "GODEBUG=asyncpreemptoff=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "awake\n" {
+		tb.Fatalf("keeping the processors awake: %s%v", line, err)
+	}
+	return &Awake{cmd.Process.Pid}
+}
+
+// CPU is what it has taken: what nobody else wanted.
+func (a *Awake) CPU(tb testing.TB) time.Duration {
+	tb.Helper()
+	d, err := CPUOf(a.pid)
+	if err != nil {
+		tb.Fatalf("what keeps the processors awake has ended: %v", err)
+	}
+	return d
+}
+
+const awakeProgram = "netnstest-awake"
+
+func init() { Register(awakeProgram, awake) }
+
+func awake([]string) int {
+	var usable unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &usable); err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	debug.SetGCPercent(-1)
+	runtime.GOMAXPROCS(usable.Count() + 1)
+	ready := make(chan error)
+	for i := range 8 * int(unsafe.Sizeof(usable)) {
+		if !usable.IsSet(i) {
+			continue
+		}
+		go func() {
+			runtime.LockOSThread()
+			var one unix.CPUSet
+			one.Set(i)
+			err := unix.SchedSetaffinity(0, &one)
+			if err == nil {
+				err = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0)
+			}
+			ready <- err
+			for {
+			}
+		}()
+	}
+	for range usable.Count() {
+		if err := <-ready; err != nil {
+			fmt.Println(err)
+			return 1
+		}
+	}
+	fmt.Println("awake")
+	select {}
+}
