@@ -173,6 +173,7 @@ type measurer struct {
 	scale scale
 	files files
 
+	awake     *netnstest.Awake // nil: the processors may sleep
 	ksoftirqd []int
 	idle      float64       // processors that the machine needs when nothing is measured
 	patience  time.Duration // that is left
@@ -183,6 +184,9 @@ func measure(t *testing.T, s scale, done func(*Report)) *Report {
 	ctx, stop := netnstest.Interruptible()
 	t.Cleanup(stop) // after all else is cleaned up: another Ctrl-C must not leave it half done
 	m := &measurer{t: t, ctx: ctx, scale: s, ksoftirqd: ksoftirqd(t), patience: s.patience}
+	if !qemutest.InGuest() { // where an instruction takes a nanosecond, whatever else happens
+		m.awake = netnstest.KeepAwake(t)
+	}
 	m.files = prepareFiles(t, s.octets)
 	t.Cleanup(m.sayInterrupted)
 	r := &Report{Machine: netnstest.Processor(t), Kernel: netnstest.Kernel(t), Processors: runtime.NumCPU()}

@@ -55,11 +55,21 @@ func (m *measurer) spent(b *netnstest.Bed, do func() (ended time.Duration)) cost
 		}
 		return sum + b.CPU()
 	}
-	own, all, start := running(), netnstest.Processors(m.t).Busy, time.Now()
+	own, all, start := running(), m.busy(), time.Now()
 	ended := do()
-	c := cost{own: running() - own + ended, all: netnstest.Processors(m.t).Busy - all, wall: time.Since(start)}
+	c := cost{own: running() - own + ended, all: m.busy() - all, wall: time.Since(start)}
 	c.extra = time.Duration(m.idle * float64(c.wall))
 	return c
+}
+
+// busy is what the processors have done so far that anybody wanted.
+func (m *measurer) busy() time.Duration {
+	m.t.Helper()
+	busy := netnstest.Processors(m.t).Busy
+	if m.awake != nil {
+		busy -= m.awake.CPU(m.t)
+	}
+	return busy
 }
 
 // bearable is how many processors others may take of a measurement.
@@ -90,11 +100,11 @@ func (m *measurer) quietly(measure func() (cost, Run)) Run {
 func (m *measurer) awaitQuiet() {
 	const look = 100 * time.Millisecond
 	for m.patience > 0 {
-		all, start := netnstest.Processors(m.t).Busy, time.Now()
+		all, start := m.busy(), time.Now()
 		time.Sleep(look)
 		m.mustGoOn()
 		waited := time.Since(start)
-		if float64(netnstest.Processors(m.t).Busy-all)/float64(waited) < bearable {
+		if float64(m.busy()-all)/float64(waited) < bearable {
 			return
 		}
 		m.patience -= waited
@@ -103,13 +113,13 @@ func (m *measurer) awaitQuiet() {
 
 // rest measures what the machine does when nothing is measured.
 func (m *measurer) rest(d time.Duration) {
-	all, start := netnstest.Processors(m.t).Busy, time.Now()
+	all, start := m.busy(), time.Now()
 	select {
 	case <-m.ctx.Done():
 	case <-time.After(d):
 	}
 	m.mustGoOn()
-	m.idle = float64(netnstest.Processors(m.t).Busy-all) / float64(time.Since(start))
+	m.idle = float64(m.busy()-all) / float64(time.Since(start))
 }
 
 // TestSpent: what this process does is not counted, what the bed's processes do is.
