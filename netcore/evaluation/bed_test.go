@@ -59,6 +59,7 @@ type bed struct {
 	machines []*machine
 	servers  []*machine
 	content  string // folder of what is served (www) and the servers' certificate
+	gauge    *gauge
 	target   string
 	configs  map[string]string
 	built    time.Time     // when a machine started last
@@ -69,9 +70,9 @@ type bed struct {
 // missing is what this machine lacks for a set-up.
 type missing struct{ error }
 
-func newBed(t *testing.T, p Plan, s Setup, content, detect string) (*bed, error) {
+func newBed(t *testing.T, p Plan, s Setup, content content, detect string) (*bed, error) {
 	t.Helper()
-	b := &bed{t: t, plan: p, groups: newCgroups(t), content: content, target: vip, configs: map[string]string{}, threads: true}
+	b := &bed{t: t, plan: p, groups: newCgroups(t), content: content.folder, gauge: content.gauge, target: vip, configs: map[string]string{}, threads: true}
 	b.current.Store(math.Float64bits(p.Quota))
 	b.net, b.awake = netnstest.NewUnwatched(t), netnstest.KeepAwake(t)
 	b.client = b.net.Host("client", "", gateway+"/24")

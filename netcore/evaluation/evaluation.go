@@ -156,21 +156,35 @@ type Measured struct {
 	// were taken by what has nothing to do with it.
 	Idle   float64 `json:"idle"`
 	Others float64 `json:"others"`
+	// Pace is how fast the slowest processor was right before and right after, at worst, in what it was
+	// at its best; 0: not known.
+	Pace float64 `json:"pace,omitempty"`
+}
+
+// robbed reports whether somebody else took a part of the processors: another program, or another machine on
+// the same hardware.
+func (m *Measured) robbed() bool {
+	return m.Others > mostOthers || m.Pace > 0 && m.Pace < leastPace
 }
 
 // Disturbed reports whether the figures are those of the real machine rather than of the bed:
 // it had nothing left, or others had a large part of it, or in a closed loop without errors
 // not all clients had a request under way.
 func (m *Measured) Disturbed() bool {
-	if m.Idle < 0.1 || m.Others > mostOthers {
+	if m.Idle < leastIdle || m.robbed() {
 		return true
 	}
 	t := m.Result.Total()
 	return m.Share == 0 && t.Failed() == 0 && t.Load() < 0.9*float64(m.Clients)
 }
 
-// mostOthers is how many processors others may take of a run.
-const mostOthers = 0.3
+// leastIdle is how many processors have to be left of a run, mostOthers how many others may take, and leastPace
+// what has to be left of their pace.
+const (
+	leastIdle  = 0.1
+	mostOthers = 0.3
+	leastPace  = 0.88
+)
 
 // Failover is how long a way to serve was away when its machine was lost, per trial.
 type Failover struct {
@@ -195,6 +209,8 @@ type Report struct {
 	Missing    map[string]string `json:"missing,omitempty"` // set-ups, and what this machine lacks for them
 	Failovers  []Failover        `json:"failovers,omitempty"`
 	Configs    map[string]string `json:"configs,omitempty"` // as the dispatchers were given them
+	// Best is the pace of the processors at their best, in signatures a second.
+	Best float64 `json:"best,omitempty"`
 	// Complete reports whether all of the plan was measured.
 	Complete bool `json:"complete"`
 }

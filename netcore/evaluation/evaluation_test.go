@@ -201,6 +201,29 @@ func TestFewClients(t *testing.T) {
 	}
 }
 
+// TestDisturbed: what others took, or another machine, is not held against anybody.
+func TestDisturbed(t *testing.T) {
+	result := func(clients float64) *webstone.Result {
+		return &webstone.Result{Windows: []*webstone.Window{window(clients, time.Second)}}
+	}
+	for name, tt := range map[string]struct {
+		m    Measured
+		want bool
+	}{
+		"quiet":                     {Measured{Run: Run{Clients: 10}, Result: result(10), Idle: 1, Pace: 0.95}, false},
+		"its pace is not known":     {Measured{Run: Run{Clients: 10}, Result: result(10), Idle: 1}, false},
+		"others":                    {Measured{Run: Run{Clients: 10}, Result: result(10), Idle: 1, Pace: 0.95, Others: 0.4}, true},
+		"another machine":           {Measured{Run: Run{Clients: 10}, Result: result(10), Idle: 1, Pace: 0.7}, true},
+		"nothing left":              {Measured{Run: Run{Clients: 10}, Result: result(10), Idle: 0.05, Pace: 0.95}, true},
+		"not all clients ask":       {Measured{Run: Run{Clients: 10}, Result: result(8), Idle: 1, Pace: 0.95}, true},
+		"nor are they to at a rate": {Measured{Run: Run{Clients: 10, Share: 2}, Result: result(8), Idle: 1, Pace: 0.95}, false},
+	} {
+		if got := tt.m.Disturbed(); got != tt.want {
+			t.Errorf("%s: %v; want %v", name, got, tt.want)
+		}
+	}
+}
+
 // TestMiddle: the median stands beside the worst of several, which judges.
 func TestMiddle(t *testing.T) {
 	quiet := func(v float64) ratio { return ratio{v, false, 3} }

@@ -96,8 +96,9 @@ func (r *Report) markdown(files map[string][]byte) []byte {
 	say("- The load of a node, which byLoad goes by, is that of its quota: its engine sees a /proc/stat of its own, as in a container")
 	say("  with lxcfs. That of the real machine says nothing about one of its namespaces.")
 	say("- The clients are one program (`clonectl bench`) with no quota. Its share of the processors is in the tables, as is what the")
-	say("  machine had left (*idle*): where that is less than 0.10 processors, or others took more than 0.30, or where by Little's law")
-	say("  not all clients had a request under way, the run is marked † and judges nothing.")
+	say("  machine had left (*idle*): where that is less than %.2f processors, or others took more than %.2f, or where by Little's law", leastIdle, mostOthers)
+	say("  not all clients had a request under way, the run is marked † and judges nothing. So it is where a processor was slower right before or right after")
+	say("  than %.0f %% of what it was at its best (in signatures of RSA): others share the hardware below a virtual machine.", 100*leastPace)
 	say("- A cluster is that of config/demo.yaml, with `detect: relaxed` as for emulated machines (a beacon each third of a second, which takes a machine")
 	say("  with so small a part of a processor as much as ten a second take a real one), the policy that is named, and a health check by TCP. The datapath is bpf.")
 	say("  For fail-over it is `detect: normal` or what is named, and each machine has a quarter of a processor.")
@@ -106,8 +107,7 @@ func (r *Report) markdown(files map[string][]byte) []byte {
 	if p.Settle > 0 {
 		say("- Of uneven nodes byLoad has %.0f s of requests at a rate before it is measured. *At a rate* comes first, then the closed loops.", p.Settle)
 	}
-	say("- Programs of the lowest priority keep the processors from sleeping meanwhile: where a virtual machine's processor sleeps between two slices of a quota, the same")
-	say("  work took from one to one and a half times as long, for a minute or two; so the figures of a server differed by 15 %% from run to run, and now by 2 %%. What they take counts as *idle*.")
+	say("- Programs of the lowest priority keep the processors from sleeping meanwhile: a virtual machine's would be given away between two slices of a quota. What they take counts as *idle*.")
 	say("- Each run is %.3g s of warm-up, and %.3g s that count (over TLS the warm-up is twice as long or more; with 2000 clients three times, and half as much again counts), in %d rounds. Figures are medians", p.WarmUp, p.Window, p.Rounds)
 	say("  of the rounds, percentiles are those of all requests. A request that takes longer than %.0f s has failed.", p.Timeout)
 	say("- What was published was measured on other machines, with an unknown file mix: its runs have about 2 kB for a request. Compare")
