@@ -183,7 +183,7 @@ func (m *Measured) Disturbed() bool {
 const (
 	leastIdle  = 0.1
 	mostOthers = 0.3
-	leastPace  = 0.88
+	leastPace  = 0.8
 )
 
 // Failover is how long a way to serve was away when its machine was lost, per trial.

@@ -626,7 +626,7 @@ type gauge struct {
 }
 
 func newGauge(t *testing.T, key *rsa.PrivateKey) *gauge {
-	g := &gauge{key: key, patience: 12 * time.Minute}
+	g := &gauge{key: key, patience: 6 * time.Minute}
 	for range 10 {
 		g.pace()
 	}
@@ -659,12 +659,15 @@ func (g *gauge) paces() (all []float64) {
 		}
 		all = append(all, 0)
 		go func() {
-			runtime.LockOSThread() // and that thread ends with it
+			// The thread has to outlive this, as with it would go the programs that it has started.
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
 			var one unix.CPUSet
 			one.Set(i)
 			if err := unix.SchedSetaffinity(0, &one); err != nil {
 				panic(err)
 			}
+			defer unix.SchedSetaffinity(0, &usable)
 			now := func() time.Duration {
 				var ts unix.Timespec
 				_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts)

@@ -19,7 +19,10 @@ import (
 // machine's processor that goes to sleep is given away, and where and when it goes on is another's choice: programs
 // that run for some milliseconds at a time then take up to one and a half times as long for the same work, for
 // minutes, and then do not. On real hardware it keeps the frequency up.
-type Awake struct{ pid int }
+type Awake struct {
+	cmd   *exec.Cmd
+	ended chan struct{}
+}
 
 // KeepAwake does so until the test ends.
 func KeepAwake(tb testing.TB) *Awake {
@@ -39,24 +42,39 @@ func KeepAwake(tb testing.TB) *Awake {
 	if err != nil {
 		tb.Fatal(err)
 	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	a := &Awake{cmd, make(chan struct{})}
+	go func() {
+		_ = cmd.Wait()
+		close(a.ended)
+	}()
 	tb.Cleanup(func() {
 		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		<-a.ended
 	})
-	if line, err := bufio.NewReader(out).ReadString('\n'); line != "awake\n" {
+	if line != "awake\n" {
 		tb.Fatalf("keeping the processors awake: %s%v", line, err)
 	}
-	return &Awake{cmd.Process.Pid}
+	return a
 }
 
 // CPU is what it has taken: what nobody else wanted.
 func (a *Awake) CPU(tb testing.TB) time.Duration {
 	tb.Helper()
-	d, err := CPUOf(a.pid)
+	d, err := a.taken()
 	if err != nil {
-		tb.Fatalf("what keeps the processors awake has ended: %v", err)
+		tb.Fatalf("what keeps the processors awake: %v", err)
 	}
 	return d
+}
+
+func (a *Awake) taken() (time.Duration, error) {
+	select {
+	case <-a.ended:
+		return 0, os.ErrProcessDone
+	default:
+		return CPUOf(a.cmd.Process.Pid)
+	}
 }
 
 const awakeProgram = "netnstest-awake"

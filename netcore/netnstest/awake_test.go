@@ -26,4 +26,9 @@ func TestKeepAwake(t *testing.T) {
 	if own -= before; err != nil || again != nil || own < while/2 {
 		t.Errorf("who wants a processor for %v has one for %v (%v, %v)", while, own, err, again)
 	}
+	_ = a.cmd.Process.Kill()
+	<-a.ended
+	if d, err := a.taken(); err == nil {
+		t.Errorf("after its end it has taken %v", d)
+	}
 }
