@@ -3,6 +3,7 @@ package evaluation
 import (
 	"container/heap"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 
@@ -51,10 +52,18 @@ const enoughRounds = 2
 // Holds reports whether the value keeps the limit.
 func (c Claim) Holds() bool { return c.AtLeast == (c.Value >= c.Limit) || c.Value == c.Limit }
 
-// OutOfReach reports whether it was judged, does not hold, and could not for anybody.
-func (c Claim) OutOfReach() bool {
-	return !c.Disturbed && c.Rounds >= enoughRounds && !c.Holds() && c.Most > 0 && c.Most < c.Limit
+// slack is how far a bound has to be from a limit, and a value from a bound, to be told apart: what is measured
+// differs by some percent.
+const slack = 0.05
+
+// Bounded reports whether it was judged, does not hold, and could not for anybody, and was not itself better
+// than the bound, which then is none.
+func (c Claim) Bounded() bool {
+	return !c.Disturbed && c.Rounds >= enoughRounds && !c.Holds() && c.Most > 0 && c.Most < (1-slack)*c.Limit && c.Value <= (1+slack)*c.Most
 }
+
+// OutOfReach reports whether that is all that is missing: it is as good as anybody could be.
+func (c Claim) OutOfReach() bool { return c.Bounded() && c.Value >= (1-2*slack)*c.Most }
 
 // Verdict is what the report says of it.
 func (c Claim) Verdict() string {
@@ -67,15 +76,18 @@ func (c Claim) Verdict() string {
 		return "holds"
 	case c.OutOfReach():
 		return fmt.Sprintf("out of reach: %.2f at most, %s", c.Most, c.Proof)
+	case c.Bounded():
+		return fmt.Sprintf("%s; %.2f at most, %s", doesNotHold, c.Most, c.Proof)
 	}
-	return "**does not hold**"
+	return doesNotHold
 }
+
+const doesNotHold = "**does not hold**"
 
 // Claims are those of which something was measured.
 func (r *Report) Claims() (claims []Claim) {
-	reach := ceilings{}
 	for _, w := range r.workloads() {
-		claims = append(claims, r.scaleClaims(w, reach)...)
+		claims = append(claims, r.scaleClaims(w)...)
 		for _, s := range r.setups() {
 			if s.Way != HAProxy && s.Way != NGINX {
 				continue
@@ -86,7 +98,7 @@ func (r *Report) Claims() (claims []Claim) {
 			what := fmt.Sprintf("%d nodes ÷ %s, %s: requests/s with the most clients", s.Machines, s, w)
 			claims = add(claims, ratios(most(clone), most(other), always), what, 1.5, true, requests)
 			if len(other) > 0 && rate(most(other)[0]) > 0 {
-				claims = bounded(claims, what, float64(s.Machines)*r.best(w)/rate(most(other)[0]), fmt.Sprintf("which is %d times one server's best", s.Machines))
+				claims = bounded(claims, what, float64(s.Machines)*r.sureBest(w)/rate(most(other)[0]), fmt.Sprintf("which is %d times one server's best", s.Machines))
 			}
 			claims = add(claims, compare(most(clone), most(other), always, p99), fmt.Sprintf("%d nodes ÷ %s, %s: p99 with the most clients", s.Machines, s, w), 1, false, latency)
 		}
@@ -112,48 +124,62 @@ func (r *Report) Claims() (claims []Claim) {
 }
 
 // scaleClaims are those of more and more nodes against one server.
-func (r *Report) scaleClaims(w string, reach ceilings) (claims []Claim) {
+func (r *Report) scaleClaims(w string) (claims []Claim) {
 	single := r.points(Setup{Way: Plain, Machines: 1}, w, false)
 	full := saturation(single)
+	alone := r.alone(w)
+	reach := map[int]float64{}
 	for _, nodes := range []struct {
 		machines int
 		least    float64
 	}{{2, 1.9}, {4, 3.7}, {8, 7}} {
-		able := func(clients int) bool { return reach.of(nodes.machines, clients) >= 0.99*nodes.least }
-		flooded := r.flooded(nodes.machines, w)
+		clear(reach)
+		ceiling := func(clients int) float64 {
+			if _, known := reach[clients]; !known && alone > 0 && r.Plan.quota(w) > 0 && r.Plan.PeriodMS > 0 {
+				reach[clients] = attainable(nodes.machines, clients, alone, r.Plan.quota(w), r.Plan.PeriodMS/1e3)
+			}
+			return reach[clients]
+		}
+		able := func(clients int) bool { return ceiling(clients) == 0 || ceiling(clients) >= (1-slack)*nodes.least }
+		flooded := r.flooded(nodes.machines, w, alone)
 		for _, policy := range []string{"byLoad", "byRandom"} {
 			s := Setup{Way: Clone, Machines: nodes.machines, Policy: policy}
 			cluster := r.points(s, w, false)
 			if nodes.machines == 2 {
 				claims = add(claims, ratios(cluster, single, func(n int) bool { return n < full }), fmt.Sprintf("%s, %s: throughput ÷ one server below its saturation, worst", s, w), 0.98, true, below)
 			}
-			beside := func(all []ratio, where string, most float64, proof string) {
+			beside := func(all []ratio, where string, clients int) {
+				if len(all) == 0 {
+					return
+				}
 				what := fmt.Sprintf("%s, %s: throughput ÷ one server %s", s, w, where)
-				claims = bounded(add(claims, all, what, nodes.least, true, beyond), what, most, proof)
+				claims = add(claims, all, what, nodes.least, true, beyond)
+				if few := ceiling(clients); few > 0 && (flooded == 0 || few < flooded) {
+					claims = bounded(claims, what, few, "as so few clients do not keep all servers busy")
+				} else {
+					claims = bounded(claims, what, flooded, "by what others' requests take a bystander")
+				}
 			}
-			const proof = "by what others' requests take a bystander"
-			beside(ratios(most(cluster), most(single), always), "with the most clients", flooded, proof)
-			reached := ratios(cluster, single, func(n int) bool { return n >= full && able(n) })
-			beside(reached, "from its saturation on, worst"+middle(reached), flooded, proof)
+			if last := most(cluster); len(last) > 0 {
+				beside(ratios(last, most(single), always), "with the most clients", last[0].Clients)
+			}
+			fewest := 0
+			reached := ratios(cluster, single, func(n int) bool {
+				in := n >= full && able(n)
+				if in && fewest == 0 {
+					fewest = n
+				}
+				return in
+			})
+			beside(reached, "from its saturation on, worst"+middle(reached), fewest)
 			for _, p := range cluster {
 				if p.Clients >= full && !able(p.Clients) {
-					beside(ratios([]*Point{p}, single, always), fmt.Sprintf("with %d clients", p.Clients), reach.of(nodes.machines, p.Clients), "as so few clients do not keep all servers busy")
+					beside(ratios([]*Point{p}, single, always), fmt.Sprintf("with %d clients", p.Clients), p.Clients)
 				}
 			}
 		}
 	}
 	return claims
-}
-
-// ceilings are what attainable says of servers and clients; it is asked once of each.
-type ceilings map[[2]int]float64
-
-func (c ceilings) of(servers, clients int) float64 {
-	key := [2]int{servers, clients}
-	if c[key] == 0 {
-		c[key] = attainable(servers, clients)
-	}
-	return c[key]
 }
 
 func (r *Report) failoverClaims() (claims []Claim) {
@@ -169,17 +195,54 @@ func (r *Report) failoverClaims() (claims []Claim) {
 	return claims
 }
 
-// flooded is what machines that get each other's frames can do, in what one does alone, if they need
-// for each other's requests no more than one that has nothing to do with them; 0 if that was not measured.
-func (r *Report) flooded(machines int, workload string) float64 {
-	clients := slices.Max(webstone.PublishedClients())
-	alone := r.point(Run{Setup: Setup{Way: Plain, Machines: 1}, Workload: workload, Clients: clients})
-	beside := r.point(Run{Setup: Setup{Way: Clone, Machines: machines, Policy: "byRandom", Bystander: true}, Workload: workload, Clients: clients})
-	if alone == nil || beside == nil || alone.Disturbed || beside.Disturbed || alone.Request == 0 || beside.Bystander == 0 {
+// alone is what a request takes one plain server of a processor, in seconds, where it always has work; 0
+// if that was not measured often enough.
+func (r *Report) alone(workload string) float64 {
+	p := r.point(Run{Setup: Setup{Way: Plain, Machines: 1}, Workload: workload, Clients: slices.Max(webstone.PublishedClients())})
+	if p == nil || p.Disturbed || p.Rounds < enoughRounds {
 		return 0
 	}
+	return p.Request
+}
+
+// sureBest is best where all that it is the best of was measured; otherwise 0.
+func (r *Report) sureBest(workload string) float64 {
+	for _, p := range r.points(Setup{Way: Plain, Machines: 1}, workload, false) {
+		if p.Disturbed || p.Rounds < enoughRounds {
+			return 0
+		}
+	}
+	return r.best(workload)
+}
+
+// flooded is what machines that get each other's frames can do, in what one does alone that needs so much for
+// a request, if another's request takes them no more than a bystander; 0 if that was not measured. What a
+// bystander takes anyway to be woken, however many frames come, a server takes for its own. So it is by how much
+// more it takes beside many nodes, which are asked more, than beside few.
+func (r *Report) flooded(machines int, workload string, alone float64) float64 {
+	var least, greatest *Point
+	for _, s := range r.setups() {
+		if !s.Bystander {
+			continue
+		}
+		for _, p := range r.points(s, workload, false) {
+			if p.Disturbed || p.Rounds < enoughRounds || p.Aside == 0 {
+				return 0
+			}
+			if least == nil || p.Rate < least.Rate {
+				least = p
+			}
+			if greatest == nil || p.Rate > greatest.Rate {
+				greatest = p
+			}
+		}
+	}
+	if alone == 0 || least == nil || greatest.Rate < 1.3*least.Rate {
+		return 0
+	}
+	another := (greatest.Aside*greatest.Rate - least.Aside*least.Rate) / (greatest.Rate - least.Rate)
 	m := float64(machines)
-	return m / (1 + (m-1)*beside.Bystander/alone.Request)
+	return m / (1 + (m-1)*max(another, 0)/alone)
 }
 
 // bounded notes in the claim of that name, if it is there, what is possible at all.
@@ -194,26 +257,56 @@ func bounded(claims []Claim, what string, most float64, proof string) []Claim {
 
 // attainable is what equal servers do together, divided by what one does that always has work,
 // when so many clients wait for each answer before they ask again, each request goes to any of
-// the servers by chance, and nothing else takes time. It is that of requests which all
-// take the same time, in the order in which they come; the more they differ, the less it is: of m servers
-// and n clients mn/(n+m−1) where they are exponential, or served all at once. By a simulation that is the same
-// each time, to less than a hundredth.
-func attainable(servers, clients int) float64 {
+// the servers by chance, and nothing else takes time. A request takes a server so much of its processor, of which
+// it may have a part in each period, all in seconds: what it does not use while nobody asks it can use in the rest of the period. It is that of
+// requests which all take the same, in the order in which they come; of others it is less: without
+// a quota, of m servers and n clients, mn/(n+m−1) where they are exponential. By a simulation that is the same each time, to about a hundredth.
+func attainable(servers, clients int, request, quota, period float64) float64 {
 	const early, requests = 5_000, 55_000
 	chance := rand.New(rand.NewPCG(1, 2))
-	free := make([]float64, servers) // when each has done all that it was asked
-	asks := make(times, clients)     // when each client asks next
+	all := make([]server, servers)
+	for i := range all {
+		all[i] = server{phase: chance.Float64() * period, may: quota * period, period: period}
+	}
+	asks := make(times, clients) // when each client asks next
 	start, now := 0., 0.
 	for i := range requests {
 		if now = asks[0]; i == early {
 			start = now
 		}
-		s := chance.IntN(servers)
-		free[s] = max(free[s], now) + 1
-		asks[0] = free[s]
+		asks[0] = all[chance.IntN(servers)].serve(now, request)
 		heap.Fix(&asks, 0)
 	}
-	return (requests - early) / (now - start)
+	return (requests - early) / (now - start) * request / quota
+}
+
+// A server works in the order in which it is asked, and has so much of a processor in each period.
+type server struct {
+	phase, may, period float64 // when a period begins, what it may take in one, and how long one is
+	free               float64 // when it has done all that it was asked
+	current, taken     float64 // the number of a period, and what was taken in it
+}
+
+// serve gives the time when a request is answered that takes so much and came at a time.
+func (s *server) serve(at, takes float64) float64 {
+	const nothing = 1e-12
+	at = max(at, s.free)
+	for takes > nothing {
+		n := math.Floor((at + s.phase) / s.period)
+		if n > s.current {
+			s.current, s.taken = n, 0
+		}
+		next := (s.current+1)*s.period - s.phase
+		run := min(takes, s.may-s.taken, next-at)
+		if run <= nothing {
+			at = next
+			s.current, s.taken = s.current+1, 0
+			continue
+		}
+		at, takes, s.taken = at+run, takes-run, s.taken+run
+	}
+	s.free = at
+	return at
 }
 
 // times is a heap of points in time, the earliest first.

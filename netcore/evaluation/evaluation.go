@@ -241,9 +241,9 @@ type Point struct {
 	Disturbed         bool             // all of the rounds were
 	Generator, Idle   float64          // processors, the worst of the rounds
 	Full              int              // nodes that were, in most rounds
-	// Request is what all machines together take of a processor for one, in seconds, and Bystander what
-	// it takes one that has nothing to do with it; 0 if none was answered, or there is none.
-	Request, Bystander float64
+	// Request is what all machines together take of a processor for one, in seconds, and Aside what
+	// it takes a bystander; 0 if none was answered, or there is none.
+	Request, Aside float64
 }
 
 // bystander is the name of a machine that has nothing to do with what is asked.
@@ -283,7 +283,7 @@ func (r *Report) point(run Run) *Point {
 		merged.Windows = append(merged.Windows, m.Result.Windows...)
 		p.Idle = min(p.Idle, m.Idle)
 		for _, n := range m.Nodes {
-			if n.Full() {
+			if n.Name != bystander && n.Full() {
 				full++
 			}
 		}
@@ -291,7 +291,7 @@ func (r *Report) point(run Run) *Point {
 	p.Full = (full + len(all)/2) / len(all)
 	p.Rounds = len(all)
 	if answered > 0 {
-		p.Request, p.Bystander = taken/answered, aside/answered
+		p.Request, p.Aside = taken/answered, aside/answered
 	}
 	p.Total = merged.Total()
 	p.Mbit = merged.Median((*webstone.Window).Throughput)

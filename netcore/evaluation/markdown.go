@@ -131,18 +131,17 @@ func (r *Report) markdown(files map[string][]byte) []byte {
 				sign = "≥"
 			}
 			say("| %s | %.2f | %s %.2f | %s |", c.What, c.Value, sign, c.Limit, c.Verdict())
-			if c.Verdict() == "**does not hold**" && !slices.Contains(lost, c.kind) {
+			if strings.HasPrefix(c.Verdict(), doesNotHold) && !slices.Contains(lost, c.kind) {
 				lost = append(lost, c.kind)
 			}
 		}
-		if slices.ContainsFunc(claims, Claim.OutOfReach) {
+		if slices.ContainsFunc(claims, Claim.Bounded) {
 			say("")
-			say("*Out of reach* is what nobody can have who goes that way. Where each request goes to one of m servers by chance and n clients wait")
-			say("for their answers, some servers have nothing to do meanwhile: the most that remains is what a simulation gives of requests that all take")
-			say("the same time, and no engine or network any; where they differ in length it is less, down to mn/(n+m−1), which is 3.08 of four servers with 10 clients, 4.71 of eight.")
-			say("A machine to which the switch floods the others' frames has less left for its own: if a request takes a server alone s and *a bystander* u, see below, m servers")
-			say("have m/(1+(m−1)u/s) at most, though they discard for nothing what the kernel has received.")
-			say("And who has as many machines as others have servers and a dispatcher cannot do more than as many times one server's best.")
+			say("*At most* is what nobody can have who goes that way, *out of reach* what does not hold and comes to nine tenths of that or more. So few clients: where each request goes to one of the servers by")
+			say("chance, and clients wait for their answers, some servers have nothing to do. It is what a simulation gives of servers on these quotas, of requests that all take as much as a plain server's,")
+			say("and no engine and no network any; where requests differ it is less. A bystander: whoever is on a switch that floods receives the others' frames, and has less left for its")
+			say("own. If another's request takes u more of *a bystander*, see below, and one of its own takes a server alone s, m servers have m/(1+(m−1)u/s), though they throw away for nothing what the kernel has")
+			say("received. And as many machines as the others have, the dispatcher included, cannot do more than that many times one server's best.")
 		}
 		if len(lost) > 0 {
 			say("")
@@ -214,8 +213,8 @@ func (r *Report) sayRequests(say func(string, ...any)) {
 				say("")
 				say("Of the processors, in microseconds, with %d clients: of all machines together, at rest and in the kernel included, and of the clients, the", p.Clients)
 				say("switch's copies of their frames included. *Another's* is what a node does for a request that another node answers: what a request takes beyond that of a")
-				say("plain server, divided by the other nodes. In it is what an engine does at rest. For *a bystander* it is what the request takes a machine that has nothing to do with")
-				say("the cluster, and no engine, by being on the same switch.")
+				say("plain server, divided by the other nodes. In it is what an engine does at rest. For *a bystander* it is what each request takes a machine that has nothing to do with")
+				say("the cluster, and no engine, by being on the same switch; what it takes to be woken at all is in it.")
 				say("")
 				say("| set-up | workload | machines | clients | another's |")
 				say("|---|---|--:|--:|--:|")
@@ -227,8 +226,8 @@ func (r *Report) sayRequests(say func(string, ...any)) {
 			if (s.Way == Clone || s.Way == XtCluster) && s.Machines > 1 && alone > 0 {
 				another = fmt.Sprintf("%.0f", 1e6*(p.Request-alone)/float64(s.Machines-1))
 			}
-			if s.Bystander {
-				another = fmt.Sprintf("%.1f", 1e6*p.Bystander)
+			if s.Bystander && p.Aside > 0 {
+				another = fmt.Sprintf("%.1f", 1e6*p.Aside)
 			}
 			say("| %s%s | %s | %.0f | %.0f | %s |", s, dagger(p.Disturbed), w, 1e6*p.Request, 1e6*p.Generator/p.Rate, another)
 		}
