@@ -626,7 +626,7 @@ type gauge struct {
 }
 
 func newGauge(t *testing.T, key *rsa.PrivateKey) *gauge {
-	g := &gauge{key: key, patience: 6 * time.Minute}
+	g := &gauge{key: key, patience: 25 * time.Minute}
 	for range 10 {
 		g.pace()
 	}

@@ -3,11 +3,11 @@ package netnstest
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"runtime"
 	"runtime/debug"
-	"syscall"
 	"testing"
 	"time"
 	"unsafe"
@@ -34,7 +34,12 @@ func KeepAwake(tb testing.TB) *Awake {
 	cmd := exec.Command(self)
 	// The signals of Go's scheduler would be all that happens in there.
 	cmd.Env = append(os.Environ(), ProgramEnv+"="+awakeProgram, "GODEBUG=asyncpreemptoff=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	// It ends with this pipe. A signal at the death of its parent (PR_SET_PDEATHSIG) would come at that of the
+	// thread which has started it, and threads that enter namespaces end.
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		tb.Fatal(err)
+	}
 	out, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
@@ -49,7 +54,7 @@ func KeepAwake(tb testing.TB) *Awake {
 		close(a.ended)
 	}()
 	tb.Cleanup(func() {
-		_ = cmd.Process.Kill()
+		_ = in.Close()
 		<-a.ended
 	})
 	if line != "awake\n" {
@@ -114,5 +119,6 @@ func awake([]string) int {
 		}
 	}
 	fmt.Println("awake")
-	select {}
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	return 0
 }

@@ -2,6 +2,7 @@ package netnstest
 
 import (
 	"os"
+	"runtime"
 	"testing"
 	"time"
 )
@@ -11,7 +12,14 @@ func TestKeepAwake(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds: not with -short")
 	}
-	a := KeepAwake(t)
+	var a *Awake
+	started := make(chan bool)
+	go func() { // on a thread that ends
+		defer close(started)
+		runtime.LockOSThread()
+		a = KeepAwake(t)
+	}()
+	<-started
 	const while = 500 * time.Millisecond
 	idle, taken := Processors(t).Idle, a.CPU(t)
 	time.Sleep(while)
