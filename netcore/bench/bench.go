@@ -102,7 +102,7 @@ func reference(work string) string {
 	return Plain
 }
 
-// The floors: ways that do nothing of what a cluster has to do.
+// The floors: ways that do nothing of what a cluster has to do, or only a part.
 const (
 	TwoPlain      = "two plain servers"
 	CopyFloor     = "a process that only copies"
@@ -235,6 +235,8 @@ type Claim struct {
 	// Bounds are the same figure of floors: whoever keeps the promise takes no less than the
 	// least of them. Empty: none was measured.
 	Bounds []Bound
+	// Going is the way that the floors go, where others are conceivable.
+	Going string
 }
 
 // A Bound is the figure of a floor.
@@ -296,14 +298,14 @@ func claim(claims []Claim, f Figure, limit float64, unit string, bounds []Bound,
 	if !f.OK {
 		return claims
 	}
-	return append(claims, Claim{fmt.Sprintf(what, args...), f.Median, limit, unit, f.Quiet, bounds})
+	return append(claims, Claim{What: fmt.Sprintf(what, args...), Value: f.Median, Limit: limit, Unit: unit, Rounds: f.Quiet, Bounds: bounds})
 }
 
 // claimsOf are those of one node with that datapath against the plain host.
 func (r *Report) claimsOf(way string) (claims []Claim) {
-	floors := []string{HashedMacvlan}
+	floors, going := []string{HashedMacvlan}, "with a macvlan"
 	if way == "raw" {
-		floors = []string{CopyFloor, RingFloor}
+		floors, going = []string{CopyFloor, RingFloor}, "by a process"
 	}
 	for _, work := range []string{KeepAlive, Connection, Download, Upload} {
 		limit := 1.05
@@ -315,6 +317,9 @@ func (r *Report) claimsOf(way string) (claims []Claim) {
 		}
 		against := func(way string) Figure { return r.Ratio(way, Plain, work, cpu) }
 		claims = claim(claims, against(way), limit, "", bounds(against, floors...), "CPU ÷ plain host: %s, %s", way, work)
+	}
+	for i := range claims {
+		claims[i].Going = going
 	}
 	return claims
 }

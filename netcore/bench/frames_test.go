@@ -174,7 +174,6 @@ const (
 	xdpDrop   = 1
 	xdpPass   = 2
 	noVerdict = -1 // of tcx: the next program decides
-	tcPass    = 0
 	tcDrop    = 2
 )
 

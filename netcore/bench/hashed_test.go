@@ -19,23 +19,22 @@ import (
 	"clonecluster/netcore/filter"
 )
 
-// hashes is a program that does with a frame what no filter of this kind can leave out, and
-// nothing else: it hashes the flow of a TCP segment by IPv4, looks into the table, and counts. It trusts
+// hashes is a program that does with a frame what a filter with this hash cannot leave out, and
+// nothing else: it hashes the flow of a TCP segment by IPv4 with SipHash-1-3, looks into the table, and counts. It trusts
 // that the frame is one for the VIP, without options, and that a port has no rules of its own.
-// An octet of the table that is 0 is another's.
-func hashes(t ebpf.ProgramType, key [16]byte, table *[filter.Buckets]byte, mine, another int32) (*ebpf.Program, error) {
+// An octet of the table that is 0 is another's. The map has the count, of each processor.
+func hashes(t ebpf.ProgramType, key [16]byte, table *[filter.Buckets]byte, mine, another int32) (*ebpf.Program, *ebpf.Map, error) {
 	octets, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: filter.Buckets, MaxEntries: 1})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer octets.Close() // the program has it, too
+	if err := octets.Put(uint32(0), table[:]); err != nil {
+		return nil, nil, err
+	}
 	counts, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: 8, MaxEntries: 1})
 	if err != nil {
-		return nil, err
-	}
-	defer counts.Close()
-	if err := octets.Put(uint32(0), table[:]); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 
 	const proto, addresses, ports = 14 + 9, 14 + 12, 14 + 20 // where they are in the frame
@@ -110,7 +109,22 @@ func hashes(t ebpf.ProgramType, key [16]byte, table *[filter.Buckets]byte, mine,
 		asm.Mov.Imm(asm.R0, mine).WithSymbol("mine"),
 		asm.Return(),
 	)
-	return ebpf.NewProgram(&ebpf.ProgramSpec{Type: t, License: "GPL", Instructions: code})
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: t, License: "GPL", Instructions: code})
+	if err != nil {
+		counts.Close()
+		return nil, nil, err
+	}
+	return p, counts, nil
+}
+
+// counted is the sum of such a count.
+func counted(counts *ebpf.Map) (sum int, err error) {
+	var each []uint64
+	err = counts.Lookup(uint32(0), &each)
+	for _, n := range each {
+		sum += int(n)
+	}
+	return sum, err
 }
 
 // TestHashes: the floor hashes as the filter does.
@@ -131,7 +145,7 @@ func TestHashes(t *testing.T) {
 	for _, hook := range []struct {
 		t             ebpf.ProgramType
 		mine, another int32
-	}{{ebpf.XDP, xdpPass, xdpDrop}, {ebpf.SchedCLS, tcPass, tcDrop}} {
+	}{{ebpf.XDP, xdpPass, xdpDrop}, {ebpf.SchedCLS, noVerdict, tcDrop}} {
 		for port := range uint16(8) {
 			binary.BigEndian.PutUint16(segment[14+20:], firstPort+port)
 			bucket := f.Bucket(filter.Tuple{Proto: filter.ProtoTCP, Client: netip.AddrPortFrom(netip.MustParseAddr("10.77.0.1"), firstPort+port), VIP: netip.AddrPortFrom(netip.MustParseAddr(vip), 80)})
@@ -141,12 +155,16 @@ func TestHashes(t *testing.T) {
 					table[i] = others
 				}
 				table[bucket] = 1 - others
-				p, err := hashes(hook.t, key, table, hook.mine, hook.another)
+				p, counts, err := hashes(hook.t, key, table, hook.mine, hook.another)
 				if err != nil {
 					t.Fatal(err)
 				}
 				got, err := p.Run(&ebpf.RunOptions{Data: slices.Clone(segment)})
+				if n, failed := counted(counts); n != 1 || failed != nil {
+					t.Errorf("of one frame it counts %d (%v)", n, failed)
+				}
 				p.Close()
+				counts.Close()
 				want := hook.mine
 				if table[bucket] == 0 {
 					want = hook.another
@@ -163,9 +181,17 @@ func TestHashes(t *testing.T) {
 func (m *measurer) onlyHashes(r *receiver) error {
 	m.cable(r)
 	r.mac, r.ip = net.HardwareAddr(cloneMAC[:]).String(), vip
-	p, err := hashes(ebpf.XDP, [16]byte{}, new([filter.Buckets]byte), xdpPass, xdpDrop)
+	p, counts, err := hashes(ebpf.XDP, [16]byte{}, new([filter.Buckets]byte), xdpPass, xdpDrop)
 	if err != nil {
 		return err
+	}
+	m.t.Cleanup(func() { counts.Close() })
+	r.seen = func() int {
+		n, err := counted(counts)
+		if err != nil {
+			m.t.Error(err)
+		}
+		return n
 	}
 	return m.attach(r.host, "eth0", p, func(ifindex int) (io.Closer, error) {
 		return link.AttachXDP(link.XDPOptions{Program: p, Interface: ifindex, Flags: link.XDPDriverMode})
@@ -181,10 +207,11 @@ func (m *measurer) hashedMacvlan(w *way, f files) error {
 	for i := range table {
 		table[i] = 1
 	}
-	judge, err := hashes(ebpf.SchedCLS, [16]byte{}, table, noVerdict, tcDrop)
+	judge, counts, err := hashes(ebpf.SchedCLS, [16]byte{}, table, noVerdict, tcDrop)
 	if err != nil {
 		return err
 	}
+	counts.Close()
 	nothing, err := always(ebpf.SchedCLS, noVerdict)
 	if err != nil {
 		return err

@@ -91,7 +91,11 @@ func (r *Report) Markdown(native, virtio *Report) []byte {
 		say("")
 		if of := func(way string) float64 { return native.Ratio(way, Plain, Connection, cpu).Median }; of(NoEngine) > 0 {
 			say("The floors are those of above, here with the wire address. Of a connection per request, *%s* takes %.2f, which is the", MacvlanFloor, of(MacvlanFloor))
-			say("second device and its routes; with programs that only hash it is %.2f, with a node's programs, but without its engine, %.2f, and *native* is %.2f.", of(HashedMacvlan), of(NoEngine), of("native"))
+			hashed := ""
+			if f := of(HashedMacvlan); f > 0 {
+				hashed = fmt.Sprintf("with programs that only hash it is %.2f, ", f)
+			}
+			say("second device and its routes; %swith a node's programs, but without its engine, it is %.2f, and *native* is %.2f.", hashed, of(NoEngine), of("native"))
 			say("*%s* takes %.2f, and with a node's programs %.2f.", OneDevice, of(OneDevice), of(OneJudged))
 			say("")
 		}
@@ -101,7 +105,7 @@ func (r *Report) Markdown(native, virtio *Report) []byte {
 	say("What one costs its receiver: nanoseconds of processor time more than when it is lost at the sender. They come in batches, as by a")
 	say("NIC whose driver polls (NAPI, GRO). Discarded are small TCP segments for the VIP whose flows are another node's; an *uninvolved host* is one to which the switch floods them and")
 	say("that has nothing to do with the VIP. Accepted are datagrams, as far as a socket whose queue is full. All have come across a cable,")
-	say("which by itself takes what a program takes that only drops. One that only hashes does what a keyed filter cannot leave out: it hashes the flow,")
+	say("which by itself takes what a program takes that only drops. One that only hashes does what a filter with this hash (SipHash-1-3) cannot leave out: it hashes the flow,")
 	say("looks into the table, counts, and drops; it checks nothing.")
 	columns := []string{"discarded, ns", "÷ xt_cluster", "accepted, ns", "÷ plain host"}
 	table("", columns, r.ways(Discard, Accept), func(way string, i int) string {
@@ -156,7 +160,7 @@ func (r *Report) Markdown(native, virtio *Report) []byte {
 		case !c.Judged():
 			holds = fmt.Sprintf("not judged: %d of the %d quiet rounds that it takes", c.Rounds, enough)
 		case c.OutOfReach():
-			holds = "out of reach: " + c.proof()
+			holds = strings.TrimSpace("out of reach "+c.Going) + ": " + c.proof()
 		case !c.Holds():
 			holds = strings.TrimSuffix("**does not hold**; "+c.proof(), "; ")
 		}
@@ -165,7 +169,8 @@ func (r *Report) Markdown(native, virtio *Report) []byte {
 	}
 	say("")
 	if slices.ContainsFunc(claims, Claim.OutOfReach) {
-		say("*Out of reach* is what floors do not keep either, in any quiet round: so on such a bed nobody can who goes that way.")
+		say("*Out of reach* is what floors do not keep either, in any quiet round: so on such a bed nobody can who goes that way. *One device with the filter* is another way than a macvlan,")
+		say("and [decision 17](decisions/0017-in-the-kernel.md) says what it would take.")
 		say("")
 	}
 	say("Where *raw* is dear: a process handles each frame, which takes two system calls and two copies each way, where nginx takes %.0f µs for all of", r.Of(Plain, KeepAlive, cpu).Median/1e3)

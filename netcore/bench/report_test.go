@@ -126,13 +126,13 @@ func TestOutOfReach(t *testing.T) {
 		want   string // what the report says of raw, whose promise is 1.35
 	}{
 		{"no floor", nil, "**does not hold** |"},
-		{"a floor above it", map[string][]Run{CopyFloor: {{CPU: 15}, {CPU: 14}, {CPU: 16}}}, "out of reach: a process that only copies takes 1.50 (1.40–1.60) |"},
+		{"a floor above it", map[string][]Run{CopyFloor: {{CPU: 15}, {CPU: 14}, {CPU: 16}}}, "out of reach by a process: a process that only copies takes 1.50 (1.40–1.60) |"},
 		{"a floor that once was not", map[string][]Run{CopyFloor: {{CPU: 15}, {CPU: 13.5}, {CPU: 16}}}, "**does not hold**; a process that only copies takes 1.50 (1.35–1.60) |"},
 		{"a floor below it", map[string][]Run{CopyFloor: {{CPU: 11}, {CPU: 11}, {CPU: 11}}}, "**does not hold**; a process that only copies takes 1.10 (1.10–1.10) |"},
 		{"one of two below it", map[string][]Run{CopyFloor: {{CPU: 15}, {CPU: 15}, {CPU: 15}}, RingFloor: {{CPU: 12}, {CPU: 12}, {CPU: 12}}},
 			"**does not hold**; a process that only copies takes 1.50 (1.50–1.50), a process that only copies from a ring takes 1.20 (1.20–1.20) |"},
 		{"both above it", map[string][]Run{CopyFloor: {{CPU: 15}, {CPU: 15}, {CPU: 15}}, RingFloor: {{CPU: 14}, {CPU: 14}, {CPU: 14}}},
-			"out of reach: a process that only copies takes 1.50 (1.50–1.50), a process that only copies from a ring takes 1.40 (1.40–1.40) |"},
+			"out of reach by a process: a process that only copies takes 1.50 (1.50–1.50), a process that only copies from a ring takes 1.40 (1.40–1.40) |"},
 		{"too few quiet rounds", map[string][]Run{CopyFloor: {{CPU: 15}, {CPU: 15}, {CPU: 15, Others: 0.9}}}, "**does not hold**; a process that only copies takes 1.50 (1.50–1.50) |"},
 	}
 	for _, tt := range tests {
@@ -174,7 +174,7 @@ func TestOutOfReachOfHashing(t *testing.T) {
 		}
 		text := string(r.Markdown(nil, nil))
 		for _, line := range []string{"| discarded frame ÷ xt_cluster: bpf, XDP | 0.150 | ≤ 0.125 | " + want,
-			"| CPU ÷ plain host: native, connection per request | 1.08 | ≤ 1.05 | out of reach: a macvlan with programs that only hash takes 1.06 (1.06–1.06) |"} {
+			"| CPU ÷ plain host: native, connection per request | 1.08 | ≤ 1.05 | out of reach with a macvlan: a macvlan with programs that only hash takes 1.06 (1.06–1.06) |"} {
 			if !strings.Contains(text, line) {
 				t.Errorf("the report lacks %q:\n%s", line, text)
 			}
