@@ -108,7 +108,7 @@ func awake([]string) int {
 				err = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0)
 			}
 			ready <- err
-			for {
+			for n := 0; ; n++ {
 			}
 		}()
 	}
