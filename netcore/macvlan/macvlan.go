@@ -159,6 +159,9 @@ func (d *Datapath) attach(link netlink.Link) error {
 	if _, err := d.filter.AttachClone(link.Attrs().Index); err != nil {
 		return err
 	}
+	if err := d.filter.AttachCopies(link.Attrs().Index); err != nil {
+		return err
+	}
 	return d.judgeAt(d.cfg.XDP)
 }
 
