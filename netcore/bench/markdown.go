@@ -86,8 +86,8 @@ func (r *Report) Markdown(native, virtio *Report) []byte {
 		ratios(native, cpu)
 		say("With a connection for each request *native* costs more than the plain host by what lies in the way of each frame, of which a connection has")
 		say("some ten and a request on a connection that is kept two: the filter, a second device, the guard. To that come routes: a node has")
-		say("rules for what the VIP sends, and with any rules the kernel asks its tables one after the other: for a SYN, for the answer to it, and for the")
-		say("ACK to that.")
+		say("rules for what the VIP sends, and with any rules the kernel asks its tables one after the other, also for where a SYN or the ACK to it")
+		say("comes from.")
 		say("")
 		if of := func(way string) float64 { return native.Ratio(way, Plain, Connection, cpu).Median }; of(NoEngine) > 0 {
 			say("The floors are those of above, here with the wire address. Of a connection per request, *%s* takes %.2f, which is the", MacvlanFloor, of(MacvlanFloor))

@@ -98,7 +98,6 @@ const (
 	ingressXDP = "ingress_xdp"
 	ingressTC  = "ingress_tc"
 	egressTC   = "egress_tc"
-	cloneTC    = "clone_tc"
 	guardTC    = "guard_tc"
 
 	directedIn  = "directed_in"
@@ -138,17 +137,10 @@ func (f *Filter) AttachClone(ifindex int) (Hook, error) {
 	return f.attachTC(egressTC, ifindex, f.objects.EgressTc, true)
 }
 
-// AttachCopies has the IPv4 packets dropped that come to clone0 past the filter: its copies of what
-// the NIC hears of groups.
-func (f *Filter) AttachCopies(ifindex int) error {
-	_, err := f.attachTC(cloneTC, ifindex, f.objects.CloneTc, false)
-	return err
-}
-
 // Detach takes the programs off the NIC, and forgets the table. Clone0 has to be gone.
 func (f *Filter) Detach() error {
 	errs := []error{DetachClsact(0)}
-	for _, name := range []string{ingressXDP, ingressTC, egressTC, cloneTC, guardTC, directedIn, directedOut} {
+	for _, name := range []string{ingressXDP, ingressTC, egressTC, guardTC, directedIn, directedOut} {
 		errs = append(errs, f.end(name))
 	}
 	if f.pins != "" {

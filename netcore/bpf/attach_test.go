@@ -57,7 +57,7 @@ func TestClsact(t *testing.T) {
 				t.Errorf("attached to %s", hook)
 			}
 			_, err2 := f.AttachClone(clone)
-			return errors.Join(err, err2, f.AttachCopies(clone))
+			return errors.Join(err, err2)
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -71,9 +71,6 @@ func TestClsact(t *testing.T) {
 	}
 	if got := h.Run("tc", "filter", "show", "dev", "clone0", "egress"); !strings.Contains(got, "clonecluster_egress_tc") {
 		t.Errorf("at clone0's egress: %s", got)
-	}
-	if got := h.Run("tc", "filter", "show", "dev", "clone0", "ingress"); strings.Count(got, "clonecluster_clone_tc") != 1 {
-		t.Errorf("at clone0's ingress: %s", got)
 	}
 	if err := h.Do(func() error { return DetachClsact(nic) }); err != nil {
 		t.Error(err)

@@ -23,7 +23,6 @@ const (
 	objectsMapScratch     = "scratch"
 	objectsMapShared      = "shared"
 	objectsMapSyns        = "syns"
-	objectsProgCloneTc    = "clone_tc"
 	objectsProgEgressTc   = "egress_tc"
 	objectsProgGuardTc    = "guard_tc"
 	objectsProgIngressTc  = "ingress_tc"
@@ -83,7 +82,6 @@ type objectsSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type objectsProgramSpecs struct {
-	CloneTc    *ebpf.ProgramSpec `ebpf:"clone_tc"`
 	EgressTc   *ebpf.ProgramSpec `ebpf:"egress_tc"`
 	GuardTc    *ebpf.ProgramSpec `ebpf:"guard_tc"`
 	IngressTc  *ebpf.ProgramSpec `ebpf:"ingress_tc"`
@@ -182,7 +180,6 @@ type objectsVariables struct {
 //
 // It can be passed to loadObjectsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type objectsPrograms struct {
-	CloneTc    *ebpf.Program `ebpf:"clone_tc"`
 	EgressTc   *ebpf.Program `ebpf:"egress_tc"`
 	GuardTc    *ebpf.Program `ebpf:"guard_tc"`
 	IngressTc  *ebpf.Program `ebpf:"ingress_tc"`
@@ -191,7 +188,6 @@ type objectsPrograms struct {
 
 func (p *objectsPrograms) Close() error {
 	return _ObjectsClose(
-		p.CloneTc,
 		p.EgressTc,
 		p.GuardTc,
 		p.IngressTc,

@@ -141,10 +141,10 @@ func cloneSettings(kind Kind, v6 bool) [][3]string {
 	if kind == TAP {
 		s = append(s, [3]string{"ipv4", "rp_filter", "2"})
 	} else {
-		// Whether a source's reverse path is clone0 would be asked for each packet without a
-		// socket, and with rules for routes that takes as much as all of the filter. What comes to
-		// clone0 has passed the filter or a program of its own.
-		s = append(s, [3]string{"ipv4", "rp_filter", "0"}, [3]string{"ipv4", "accept_local", "1"},
+		// It hears every broadcast frame that the NIC does, past the filter. The reverse path
+		// of what is for the VIP is clone0, that of a broadcast is not: so a service that
+		// listens for broadcasts has them once, from the NIC.
+		s = append(s, [3]string{"ipv4", "rp_filter", "1"},
 			[3]string{"ipv4", "drop_unicast_in_l2_multicast", "1"}, [3]string{"ipv6", "drop_unicast_in_l2_multicast", "1"})
 	}
 	if !v6 {

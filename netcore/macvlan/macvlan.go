@@ -159,9 +159,6 @@ func (d *Datapath) attach(link netlink.Link) error {
 	if _, err := d.filter.AttachClone(link.Attrs().Index); err != nil {
 		return err
 	}
-	if err := d.filter.AttachCopies(link.Attrs().Index); err != nil {
-		return err
-	}
 	return d.judgeAt(d.cfg.XDP)
 }
 

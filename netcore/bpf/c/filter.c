@@ -4,7 +4,6 @@
 // filter's Go, that says why. It needs no BTF in the kernel, only UAPI headers here.
 
 #include <linux/bpf.h>
-#include <linux/if_packet.h>
 #include <linux/pkt_cls.h>
 
 #include "constants.h"
@@ -1216,14 +1215,6 @@ SEC("tc") int egress_tc(struct __sk_buff *skb)
 	if (v != SEND && v != SEND_OPEN)
 		return TC_ACT_SHOT;
 	return rewrite ? set_source(skb, f.shared->wire_mac) : TC_ACT_UNSPEC;
-}
-
-// clone_tc is where clone0 receives. A macvlan has its own copy of what comes to a group, past the filter. A service
-// that listens for IPv4 broadcasts has them from the NIC; those of ARP and IPv6's groups are for clone0.
-SEC("tc") int clone_tc(struct __sk_buff *skb)
-{
-	bool group = skb->pkt_type == PACKET_BROADCAST || skb->pkt_type == PACKET_MULTICAST;
-	return group && skb->protocol == __builtin_bswap16(ETHER_IPV4) ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }
 
 // guard_tc is on the NIC: what leaves with the clone MAC as its source in spite of all
