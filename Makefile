@@ -118,7 +118,7 @@ churn: deps-test ## cables, kills, restarts and drains under load, five minutes 
 bench: ## WebStone on 1 to 4 nodes and on haproxy, nginx, xt_cluster, too few rounds to judge: into build/evaluation-short (as root; less than ten minutes)
 	@EVALUATION_PLAN=short $(MAKE) --no-print-directory evaluation EVALUATION_RESULTS=$(OUT)/evaluation-short.json EVALUATION_OUT=$(OUT)/evaluation-short
 
-evaluation: deps-test $(CLONECTL) ## the same in full, on up to 8 nodes: docs/evaluation.md (as root, on a quiet machine; an hour and a half, and interrupted it goes on where it was)
+evaluation: deps-test $(CLONECTL) ## the same in full, on up to 8 nodes: docs/evaluation.md (as root, on a quiet machine; less than two hours, and interrupted it goes on where it was)
 	@mkdir -p $(OUT)/bin
 	$(GO) test -c -o $(OUT)/bin/evaluation.test ./netcore/evaluation
 	CLONECLUSTER_EVALUATION=$(CURDIR)/$(EVALUATION_RESULTS) $(OUT)/bin/evaluation.test -test.timeout 4h -test.v -test.run '^TestEvaluation$$'

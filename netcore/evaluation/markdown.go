@@ -113,7 +113,7 @@ func (r *Report) markdown(files map[string][]byte) []byte {
 	say("- What was published was measured on other machines, with an unknown file mix: its runs have about 2 kB for a request. Compare")
 	say("  the shapes of the curves, not their heights. Where a published figure is not known, nothing is drawn.")
 	say("")
-	say("`make evaluation` measures all of it, in an hour and a half; interrupted, it goes on where it was when it is called again.")
+	say("`make evaluation` measures all of it, in less than two hours; interrupted, it goes on where it was when it is called again.")
 	say("`EVALUATION_ONLY='2 nodes, byLoad' make evaluation` measures those set-ups anew whose names match that regular expression, which is")
 	say("how to repeat the figures of a table or a drawing: the names are in them. `make bench` does a few of them in some minutes. A drawing like these of any web server:")
 	say("`clonectl bench URL --workload 2k --svg FILE`.")

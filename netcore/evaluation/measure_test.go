@@ -40,7 +40,7 @@ import (
 func TestEvaluation(t *testing.T) {
 	results := os.Getenv("CLONECLUSTER_EVALUATION")
 	if results == "" {
-		t.Skip("takes an hour and a half, and a machine with nothing else to do: make evaluation")
+		t.Skip("takes almost two hours, and a machine with nothing else to do: make evaluation")
 	}
 	plan := planOf(t, os.Getenv("EVALUATION_PLAN"))
 	only, err := regexp.Compile(os.Getenv("EVALUATION_ONLY"))

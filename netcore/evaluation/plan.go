@@ -23,7 +23,7 @@ var (
 // CertificateBits is of the key of RSA that the servers sign with in a handshake.
 const CertificateBits = 4096
 
-// Full is the plan of "make evaluation": an hour and some minutes (TestPlans adds it up), and another fifteen for what is built and repeated.
+// Full is the plan of "make evaluation": an hour and some minutes (TestPlans adds it up), another fifteen for what is built and repeated, and as much or more of waiting where others share the hardware.
 //
 // A request of the 2 kB file takes about 60 µs of a server and 100 µs of the clients, with
 // eight machines 170 µs, as the switch's copies of each frame are made in the clients' time. So
