@@ -106,7 +106,7 @@ func workload(name string) (w webstone.Workload, tls bool, err error) {
 // Short is that of "make bench": some minutes, and too few rounds to judge.
 func Short() Plan {
 	p := Full()
-	p.Rounds, p.Failovers = 1, 2
+	p.Rounds, p.Failovers, p.Window = 1, 2, 1.4
 	var few []Run
 	for _, r := range p.Runs {
 		if r.Bystander { // which never judges
