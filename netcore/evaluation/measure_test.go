@@ -27,7 +27,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -651,26 +650,20 @@ func (g *gauge) pace() (most float64) {
 // paces are how many signatures as for a workload over TLS each processor makes in a second of its time.
 func (g *gauge) paces() (all []float64) {
 	const signatures = 6
-	var usable unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &usable); err != nil {
+	usable, err := netnstest.UsableProcessors()
+	if err != nil {
 		panic(err)
 	}
 	paces := make(chan float64)
-	for i := range 8 * int(unsafe.Sizeof(usable)) {
-		if !usable.IsSet(i) {
-			continue
-		}
-		all = append(all, 0)
+	for _, i := range usable {
 		go func() {
 			// The thread has to outlive this, as with it would go the programs that it has started.
 			runtime.LockOSThread()
 			defer runtime.UnlockOSThread()
-			var one unix.CPUSet
-			one.Set(i)
-			if err := unix.SchedSetaffinity(0, &one); err != nil {
+			if err := netnstest.Pin(i); err != nil {
 				panic(err)
 			}
-			defer unix.SchedSetaffinity(0, &usable)
+			defer netnstest.Pin(usable...)
 			now := func() time.Duration {
 				var ts unix.Timespec
 				_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts)
@@ -685,8 +678,8 @@ func (g *gauge) paces() (all []float64) {
 			paces <- signatures / (now() - start).Seconds()
 		}()
 	}
-	for i := range all {
-		all[i] = <-paces
+	for range usable {
+		all = append(all, <-paces)
 	}
 	return all
 }

@@ -10,7 +10,6 @@ import (
 	"runtime/debug"
 	"testing"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -87,23 +86,18 @@ const awakeProgram = "netnstest-awake"
 func init() { Register(awakeProgram, awake) }
 
 func awake([]string) int {
-	var usable unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &usable); err != nil {
+	usable, err := UsableProcessors()
+	if err != nil {
 		fmt.Println(err)
 		return 1
 	}
 	debug.SetGCPercent(-1)
-	runtime.GOMAXPROCS(usable.Count() + 1)
+	runtime.GOMAXPROCS(len(usable) + 1)
 	ready := make(chan error)
-	for i := range 8 * int(unsafe.Sizeof(usable)) {
-		if !usable.IsSet(i) {
-			continue
-		}
+	for _, i := range usable {
 		go func() {
 			runtime.LockOSThread()
-			var one unix.CPUSet
-			one.Set(i)
-			err := unix.SchedSetaffinity(0, &one)
+			err := Pin(i)
 			if err == nil {
 				err = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0)
 			}
@@ -112,7 +106,7 @@ func awake([]string) int {
 			}
 		}()
 	}
-	for range usable.Count() {
+	for range usable {
 		if err := <-ready; err != nil {
 			fmt.Println(err)
 			return 1

@@ -23,7 +23,9 @@ func TestKeepAwake(t *testing.T) {
 		runtime.LockOSThread()
 		a = KeepAwake(t)
 	}()
-	<-started
+	if <-started; a == nil {
+		t.FailNow() // it has said why
+	}
 	const while = 500 * time.Millisecond
 	idle := Processors(t).Idle
 	time.Sleep(while)

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -64,6 +65,29 @@ func Processor(tb testing.TB) string {
 		return ""
 	}
 	return strings.TrimSpace(string(name[1]))
+}
+
+// UsableProcessors are the numbers of those that this process may run on.
+func UsableProcessors() (all []int, err error) {
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		return nil, err
+	}
+	for i := range 8 * int(unsafe.Sizeof(set)) {
+		if set.IsSet(i) {
+			all = append(all, i)
+		}
+	}
+	return all, nil
+}
+
+// Pin keeps the calling thread on some of them; it has to be locked (runtime.LockOSThread).
+func Pin(processors ...int) error {
+	var set unix.CPUSet
+	for _, i := range processors {
+		set.Set(i)
+	}
+	return unix.SchedSetaffinity(0, &set)
 }
 
 // Times are what the processors of this machine have done since it booted, with the
