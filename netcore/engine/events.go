@@ -31,6 +31,7 @@ type telling struct {
 	build     atomic.Pointer[string]
 	addresses atomic.Pointer[[]netip.Addr] // of the NIC
 	met       chan struct{}                // somebody new is there, who has no card yet
+	recorded  time.Time                    // of the last event; of record alone
 
 	// Of the beacon thread alone.
 	lastView *membership.View
@@ -78,14 +79,25 @@ func (e *engine) record(ctx context.Context) {
 			return
 		case o := <-e.occurred:
 			ev := o.tell()
-			ev.Time, ev.Node = o.at, e.self()
-			e.events.Add(ev)
+			ev.Node = e.self()
+			e.write(o.at, ev)
 			e.metrics.events.WithLabelValues(ev.Kind).Inc()
 			if n := e.missed.Swap(0); n > 0 {
-				e.events.Add(api.Event{Time: o.at, Node: ev.Node, Kind: "state", Text: fmt.Sprintf("%d events were lost: there were too many at once", n)})
+				e.write(o.at, api.Event{Node: ev.Node, Kind: "state", Text: fmt.Sprintf("%d events were lost: there were too many at once", n)})
 			}
 		}
 	}
+}
+
+// write puts an event into the record, of which the times never go back: a thread that
+// notes something looks at the clock before it gets its place in the queue, and another
+// may look later and be there first. It then has the time of the one before it.
+func (t *telling) write(at time.Time, ev api.Event) {
+	if at.Before(t.recorded) {
+		at = t.recorded
+	}
+	t.recorded, ev.Time = at, at
+	t.events.Add(ev)
 }
 
 // kinds are the kinds of events for what the protocol notes. What is not here
