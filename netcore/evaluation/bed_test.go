@@ -60,6 +60,7 @@ type bed struct {
 	servers  []*machine
 	content  string // folder of what is served (www) and the servers' certificate
 	gauge    *gauge
+	on       []int // the processors that the machines are kept on
 	target   string
 	configs  map[string]string
 	built    time.Time     // when a machine started last

@@ -11,6 +11,10 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"clonecluster/netcore/netnstest"
 )
 
 // A cgroup is what a machine of the bed may take of the processors: cgroup v2 where the
@@ -130,6 +134,41 @@ func (c *cgroup) take(pid int) error {
 	return nil
 }
 
+// keep keeps all its threads, and those that they start, on one processor.
+func (c *cgroup) keep(processor int) error {
+	name := "tasks"
+	if c.v2 {
+		name = "cgroup.threads"
+	}
+	var set unix.CPUSet
+	set.Set(processor)
+	// While one is looked at another may start a third.
+	for moved := true; moved; {
+		moved = false
+		data, err := os.ReadFile(filepath.Join(c.dirs[0], name))
+		if err != nil {
+			return err
+		}
+		for _, field := range strings.Fields(string(data)) {
+			tid, err := strconv.Atoi(field)
+			if err != nil {
+				return err
+			}
+			var is unix.CPUSet
+			if err = unix.SchedGetaffinity(tid, &is); err == nil && is != set {
+				if err = unix.SchedSetaffinity(tid, &set); err == nil {
+					moved = true
+				}
+			}
+			// It may have ended meanwhile. One with deadlines (SCHED_DEADLINE), as an engine's for beacons, may not be kept anywhere.
+			if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.EBUSY) {
+				return fmt.Errorf("thread %d: %w", tid, err)
+			}
+		}
+	}
+	return nil
+}
+
 // used is what a cgroup has taken so far.
 type used struct {
 	cpu                time.Duration
@@ -173,7 +212,7 @@ func (c *cgroup) use(name string, before, after used, wall time.Duration) NodeUs
 	return n
 }
 
-// TestQuota: a program that wants all takes its quota and no more, and it is seen.
+// TestQuota: a program that wants all takes its quota and no more, and it is seen; it stays where it is kept.
 func TestQuota(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds: not with -short")
@@ -196,5 +235,19 @@ func TestQuota(t *testing.T) {
 	n := c.use("spin", before, c.used(t), time.Since(at))
 	if n.CPU > 1.3*quota || n.CPU < 0.5*quota || !n.Full() {
 		t.Errorf("of a quota of %v it took %+v", quota, n)
+	}
+	usable, err := netnstest.UsableProcessors()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, processor := range usable {
+		if err := c.keep(processor); err != nil {
+			t.Fatal(err)
+		}
+		var is, want unix.CPUSet
+		want.Set(processor)
+		if err := unix.SchedGetaffinity(cmd.Process.Pid, &is); err != nil || is != want {
+			t.Errorf("what is kept on processor %d may run on %v: %v", processor, is, err)
+		}
 	}
 }

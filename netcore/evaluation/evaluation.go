@@ -11,6 +11,7 @@ package evaluation
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -105,6 +106,38 @@ func (p *Plan) quota(workload string) float64 {
 	return p.Quota
 }
 
+// parts are how many machines of a whole quota a set-up has.
+func (s Setup) parts() float64 {
+	if s.Uneven {
+		return float64(s.Machines) - 0.5
+	}
+	return float64(s.Machines)
+}
+
+// onePart is what of a processor machines may take that are kept on one together, and mostOnOne how many they
+// may be: with them grows what their clients and the switch take.
+const (
+	onePart   = 0.8
+	mostOnOne = 4
+)
+
+// processors are how many processors the machines of a run are kept on: one if they fit into it, else all. It has
+// to be a fast one only, where a virtual machine has not two that are fast at once all the time.
+func (p *Plan) processors(r Run) int {
+	if r.parts()*p.quota(r.Workload) <= onePart && r.Machines <= mostOnOne {
+		return 1
+	}
+	return math.MaxInt
+}
+
+// next gives the index of the set-up that is to be measured next: where all processors are fast the first that needs them
+// all, otherwise the first that does not; of the others the first.
+func (p *Plan) next(setups []Setup, allFast bool) int {
+	return max(0, slices.IndexFunc(setups, func(s Setup) bool {
+		return allFast == slices.ContainsFunc(p.Runs, func(r Run) bool { return r.Setup == s && p.processors(r) > 1 })
+	}))
+}
+
 // Times are the warm-up and the measured time of a run. With very many clients each of them
 // waits for seconds, and there are to be many answers to each.
 func (p *Plan) Times(r Run) (warmUp, window time.Duration) {
@@ -156,8 +189,8 @@ type Measured struct {
 	// were taken by what has nothing to do with it.
 	Idle   float64 `json:"idle"`
 	Others float64 `json:"others"`
-	// Pace is how fast the slowest processor was right before and right after, at worst, in what it was
-	// at its best; 0: not known.
+	// Pace is how fast the slowest processor of those that the machines were on was right before and right
+	// after, at worst, in what one was at its best; 0: not known.
 	Pace float64 `json:"pace,omitempty"`
 }
 
@@ -209,7 +242,7 @@ type Report struct {
 	Missing    map[string]string `json:"missing,omitempty"` // set-ups, and what this machine lacks for them
 	Failovers  []Failover        `json:"failovers,omitempty"`
 	Configs    map[string]string `json:"configs,omitempty"` // as the dispatchers were given them
-	// Best is the pace of the processors at their best, in signatures a second.
+	// Best is the pace of a processor at its best, in signatures a second.
 	Best float64 `json:"best,omitempty"`
 	// Complete reports whether all of the plan was measured.
 	Complete bool `json:"complete"`

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -379,5 +380,37 @@ func TestPlans(t *testing.T) {
 			t.Errorf("%s: %d runs take %v", name, len(p.Runs), took)
 		}
 		t.Logf("%s: %d runs, %v", name, len(p.Runs), took)
+	}
+}
+
+// TestProcessors: eight machines of the plan need all processors, four fit into one, and what needs all comes
+// when all are fast.
+func TestProcessors(t *testing.T) {
+	p := Full()
+	for _, r := range p.Runs {
+		n := 1
+		if r.Machines > 4 {
+			n = math.MaxInt
+		}
+		if got := p.processors(r); got != n {
+			t.Errorf("%s, %s: kept on %d processors; want %d", r.Setup, r.Workload, got, n)
+		}
+	}
+	small := Setup{Way: Clone, Machines: 4, Policy: "byRandom", Uneven: true}
+	if large := (Run{Setup: small, Workload: standardTLS}); p.processors(large) != 1 || (&Plan{Quota: 0.25}).processors(large) == 1 {
+		t.Error("what machines may take together does not matter")
+	}
+	setups := (&Report{Runs: []*Measured{{Run: Run{Setup: small}}, {Run: Run{Setup: Setup{Way: Clone, Machines: 8, Policy: "byLoad"}}}, {Run: Run{Setup: Setup{Way: Plain, Machines: 1}}}}}).setups()
+	if len(setups) != 3 {
+		t.Fatal(setups)
+	}
+	for i, tt := range []struct {
+		left []Setup
+		fast bool
+		want int
+	}{{setups, true, 1}, {setups, false, 0}, {setups[1:], false, 1}, {setups[1:2], false, 0}, {setups[2:], true, 0}} {
+		if got := p.next(tt.left, tt.fast); got != tt.want {
+			t.Errorf("%d: of %v number %d comes next; want %d", i, tt.left, got, tt.want)
+		}
 	}
 }

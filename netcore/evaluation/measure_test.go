@@ -24,6 +24,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -182,7 +183,13 @@ func measure(t *testing.T, p Plan, r *Report, only *regexp.Regexp, save func()) 
 		if round > 0 {
 			slices.Reverse(setups)
 		}
-		for _, s := range setups {
+		for left := slices.Clone(setups); len(left) > 0; {
+			i := 0
+			if r.best(smallTLS) > 0 { // what is at a rate goes by it
+				i = p.next(left, content.gauge.allFast())
+			}
+			s := left[i]
+			left = slices.Delete(left, i, i+1)
 			lacking := slices.DeleteFunc(slices.Clone(p.Runs), func(run Run) bool { return run.Setup != s || r.has(run, round) })
 			if !only.MatchString(s.String()) || r.Missing[s.String()] != "" || ctx.Err() != nil || len(lacking) == 0 {
 				continue
@@ -332,7 +339,8 @@ func (b *bed) measure(ctx context.Context, run Run, rate float64, warmUp, window
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	pace := b.gauge.await(ctx)
+	on, pace := b.gauge.await(ctx, p.processors(run))
+	b.keep(on)
 	process := b.client.Start("clients", in, out)
 	if err := b.clients.take(process.PID()); err != nil {
 		b.t.Fatal(err)
@@ -357,7 +365,7 @@ func (b *bed) measure(ctx context.Context, run Run, rate float64, warmUp, window
 	if window == 0 {
 		return nil
 	}
-	m := &Measured{Run: run, Pace: min(pace, b.gauge.pace())}
+	m := &Measured{Run: run, Pace: min(pace, b.gauge.pace(on))}
 	if data, err = os.ReadFile(out); err == nil {
 		err = json.Unmarshal(data, &m.Result)
 	}
@@ -455,6 +463,18 @@ func (b *bed) kill(ctx context.Context, while time.Duration) {
 	b.built = time.Now()
 	b.wire(m)
 	m.start()
+	b.keep(b.on)
+}
+
+// keep keeps the machines on some of the processors, each on one.
+func (b *bed) keep(on []int) {
+	b.t.Helper()
+	b.on = on
+	for i, m := range b.machines {
+		if err := m.group.keep(on[i%len(on)]); err != nil {
+			b.t.Fatalf("keeping %s on a processor: %v", m.Name, err)
+		}
+	}
 }
 
 func sleep(ctx context.Context, d time.Duration) {
@@ -619,51 +639,72 @@ func (b *bed) keepalived(way string, configs map[string]string) {
 	time.Sleep(1500 * time.Millisecond)
 }
 
-// A gauge tells whether all processors are as fast as they can be: where others share the hardware
+// A gauge tells which processors are as fast as they can be: where others share the hardware
 // below this machine, one may be slower by a third for minutes.
 type gauge struct {
 	key      *rsa.PrivateKey
-	best     float64       // signatures a second that the slowest processor has made when that was most
-	patience time.Duration // with those who make it slow, in all
+	usable   []int         // numbers of the processors
+	best     float64       // signatures a second that a processor has made at most
+	patience time.Duration // with those who make them slow, in all
 }
 
 func newGauge(t *testing.T, key *rsa.PrivateKey) *gauge {
-	g := &gauge{key: key, patience: 20 * time.Second}
+	usable, err := netnstest.UsableProcessors()
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &gauge{key: key, usable: usable, patience: 20 * time.Second}
 	for range 10 {
-		g.pace()
+		g.look()
 	}
 	return g
 }
 
-// pace is that of the slowest processor, in what it was at best.
-func (g *gauge) pace() (most float64) {
+// look gives the pace of each usable processor, in what one was at best.
+func (g *gauge) look() []float64 {
+	most := make([]float64, len(g.usable))
 	for range 3 { // what lasts for a moment does not matter
-		slowest := slices.Min(g.paces())
-		g.best = max(g.best, slowest)
-		if most = max(most, slowest/g.best); most >= leastPace {
+		for i, pace := range g.paces() {
+			most[i] = max(most[i], pace)
+		}
+		if g.best = max(g.best, slices.Max(most)); slices.Min(most) >= leastPace*g.best {
 			break
 		}
+	}
+	for i := range most {
+		most[i] /= g.best
 	}
 	return most
 }
 
-// paces are how many signatures as for a workload over TLS each processor makes in a second of its time.
-func (g *gauge) paces() (all []float64) {
-	const signatures = 6
-	usable, err := netnstest.UsableProcessors()
-	if err != nil {
-		panic(err)
+// pace is that of the slowest of some processors.
+func (g *gauge) pace(of []int) float64 {
+	least := 1.
+	for i, pace := range g.look() {
+		if slices.Contains(of, g.usable[i]) {
+			least = min(least, pace)
+		}
 	}
-	paces := make(chan float64)
-	for _, i := range usable {
-		go func() {
+	return least
+}
+
+// allFast reports whether all processors are as fast as they can be.
+func (g *gauge) allFast() bool { return g.pace(g.usable) >= leastPace }
+
+// paces are how many signatures as for a workload over TLS each processor makes in a second of its time.
+func (g *gauge) paces() []float64 {
+	const signatures = 6
+	all := make([]float64, len(g.usable))
+	var group sync.WaitGroup
+	for i, processor := range g.usable {
+		group.Go(func() {
 			// The thread has to outlive this, as with it would go the programs that it has started.
 			runtime.LockOSThread()
 			defer runtime.UnlockOSThread()
-			if err := netnstest.Pin(i); err != nil {
+			if err := netnstest.Pin(processor); err != nil {
 				panic(err)
 			}
-			defer netnstest.Pin(usable...)
+			defer netnstest.Pin(g.usable...)
 			now := func() time.Duration {
 				var ts unix.Timespec
 				_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts)
@@ -675,28 +716,42 @@ func (g *gauge) paces() (all []float64) {
 					panic(err)
 				}
 			}
-			paces <- signatures / (now() - start).Seconds()
-		}()
+			all[i] = signatures / (now() - start).Seconds()
+		})
 	}
-	for range usable {
-		all = append(all, <-paces)
-	}
+	group.Wait()
 	return all
 }
 
-// await waits until all processors are fast, as long as there is patience left.
-func (g *gauge) await(ctx context.Context) (pace float64) {
-	for {
+// await gives the fastest so many processors, and the pace of the slowest of those. It waits until that is
+// what it can be, as long as there is patience left.
+func (g *gauge) await(ctx context.Context, n int) (on []int, pace float64) {
+	n = min(n, len(g.usable))
+	for waited := time.Duration(0); ; {
 		start := time.Now()
-		if pace = g.pace(); pace >= leastPace || g.patience <= 0 || ctx.Err() != nil {
-			return pace
+		paces := g.look()
+		order := make([]int, len(paces))
+		for i := range order {
+			order[i] = i
+		}
+		slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(paces[b], paces[a]) })
+		on = nil
+		for _, i := range order[:n] {
+			on, pace = append(on, g.usable[i]), paces[i]
+		}
+		if pace >= leastPace || g.patience <= 0 || ctx.Err() != nil {
+			return on, pace
+		}
+		if waited > 10*time.Second {
+			netnstest.Progress("others make a processor slow, at %.0f %% of its pace: waiting, for %s at most", 100*pace, g.patience.Round(time.Second))
 		}
 		sleep(ctx, 2*time.Second)
+		waited += time.Since(start)
 		g.patience -= time.Since(start)
 	}
 }
 
-// TestGauge: it knows of each processor, and who has no patience does not wait.
+// TestGauge: it knows of each processor, takes the fastest, and who has no patience does not wait.
 func TestGauge(t *testing.T) {
 	key, err := rsa.GenerateKey(rand.Reader, CertificateBits)
 	if err != nil {
@@ -706,8 +761,17 @@ func TestGauge(t *testing.T) {
 	if all := g.paces(); len(all) != runtime.NumCPU() || slices.Min(all) <= 0 {
 		t.Errorf("the paces of %d processors are %v", runtime.NumCPU(), all)
 	}
+	for n := 1; n <= len(g.usable)+1; n++ {
+		if on, pace := g.await(t.Context(), n); len(on) != min(n, len(g.usable)) || len(slices.Compact(slices.Sorted(slices.Values(on)))) != len(on) || pace <= 0 {
+			t.Errorf("the fastest %d processors of %v are %v, with a pace of %v", n, g.usable, on, pace)
+		}
+	}
 	g.best, g.patience = 1e9, 0
-	if start, pace := time.Now(), g.await(t.Context()); pace <= 0 || pace >= leastPace || time.Since(start) > 5*time.Second {
+	if g.allFast() {
+		t.Error("processors that were a thousand times as fast are fast")
+	}
+	start := time.Now()
+	if _, pace := g.await(t.Context(), 1); pace <= 0 || pace >= leastPace || time.Since(start) > 5*time.Second {
 		t.Errorf("of a processor that was a thousand times as fast the pace is %v", pace)
 	}
 }
