@@ -172,7 +172,7 @@ func measure(t *testing.T, p Plan, r *Report, only *regexp.Regexp, save func()) 
 	}
 	content := newContent(t)
 	say := p.progress(r, only)
-	content.gauge.best = r.Best
+	content.gauge.best = max(content.gauge.best, r.Best)
 	again := 10       // runs that others disturb
 	if p.Rounds > 1 { // "make bench" has no time for it
 		again, content.gauge.patience = 60, 25*time.Minute
