@@ -133,9 +133,12 @@ func (p *Plan) processors(r Run) int {
 // next gives the index of the set-up that is to be measured next: where all processors are fast the first that needs them
 // all, otherwise the first that does not; of the others the first.
 func (p *Plan) next(setups []Setup, allFast bool) int {
-	return max(0, slices.IndexFunc(setups, func(s Setup) bool {
-		return allFast == slices.ContainsFunc(p.Runs, func(r Run) bool { return r.Setup == s && p.processors(r) > 1 })
-	}))
+	return max(0, slices.IndexFunc(setups, func(s Setup) bool { return allFast == p.needsAll(s) }))
+}
+
+// needsAll reports whether a set-up has to have all processors for some of its runs.
+func (p *Plan) needsAll(s Setup) bool {
+	return slices.ContainsFunc(p.Runs, func(r Run) bool { return r.Setup == s && p.processors(r) > 1 })
 }
 
 // Times are the warm-up and the measured time of a run. With very many clients each of them
