@@ -481,3 +481,34 @@ func TestLoadSettles(t *testing.T) {
 		t.Errorf("%d maps in 120 s; want 15 at most\n%v", maps, f.trace)
 	}
 }
+
+// TestLoadBursts: clients come and go at once. Nodes that are alike stay so, though who has fewer of them when they
+// go is idle before the others are; one that is slower has less nevertheless.
+func TestLoadBursts(t *testing.T) {
+	for _, pause := range []time.Duration{2 * time.Second, 5 * time.Second, 9 * time.Second} {
+		for _, clients := range []int{20, 60, 200} {
+			for _, last := range []float64{38, 19} {
+				t.Run(fmt.Sprintf("%d clients, pauses of %v, last has %g", clients, pause, last), func(t *testing.T) {
+					f := newFarm(t, 38, 38, 38, last)
+					for range 30 {
+						f.clients = clients
+						f.pass(5 * time.Second)
+						f.clients = 0
+						f.pass(pause)
+					}
+					if last == 38 {
+						f.wantWithin(0, 0.15, f.ideal())
+						return
+					}
+					sum := 0
+					for _, shares := range f.trace[60:] {
+						sum += shares[3]
+					}
+					if mean := sum / len(f.trace[60:]); mean > 220 || float64(mean) < 0.85*f.ideal()[3] {
+						t.Errorf("a node of half the speed has %d buckets in the mean; want more than %.0f, and fewer than 220\n%s", mean, 0.85*f.ideal()[3], f)
+					}
+				})
+			}
+		}
+	}
+}

@@ -19,6 +19,7 @@ type mapMaker struct {
 	// of the map sharesOf. Of any other map they are what it says.
 	shares   []float64
 	sharesOf MapID
+	meanLoad float64 // of the members, when the shares were last looked at
 }
 
 // candidate is a node that a map may give buckets to.
@@ -217,7 +218,7 @@ func (m *Machine) wanted(chosen []candidate, now int64) (quotas []int, why strin
 		m.shares, m.sharesOf = have, m.cur.MapID
 	}
 	var idle bool
-	m.shares, idle = rebalance(chosen, m.shares, fair, elapsed)
+	m.shares, m.meanLoad, idle = rebalance(chosen, m.shares, fair, m.meanLoad, elapsed)
 	if quotas = towards(m.shares, have, m.cfg.Policy.Moves, idle); quotas == nil {
 		return nil, ""
 	}
@@ -325,6 +326,7 @@ const (
 	loadBand = 0.02  // relative differences below that are none
 	loadIdle = 0.05  // with a mean load below that the shares go back to the static ones,
 	loadBack = 0.2   // by that part of the distance each second
+	loadEbb  = 0.7   // with less than that part of the last mean the load goes away
 	loadMost = 8.0   // a node has at least this part of its static share
 	loadFull = 0.95  // what is busier than that is saturated
 	loadWait = 0.05  // the most that connections count then
@@ -333,11 +335,12 @@ const (
 )
 
 // rebalance moves shares from nodes that are busier than the mean to those that
-// are less busy, as much as the loads ask for in so many seconds. Where all are idle they go
-// back to the static ones.
-func rebalance(chosen []candidate, shares, fair []float64, elapsed float64) (_ []float64, idle bool) {
+// are less busy, as much as the loads ask for in so many seconds, and gives the mean load, of which
+// it is told the last. Where all are idle they go back to the static ones. Where the load goes away they stay as
+// they are: whoever had less left to do is idle before the others, and what is damped, too, tells of the past.
+func rebalance(chosen []candidate, shares, fair []float64, last, elapsed float64) (_ []float64, mean float64, idle bool) {
 	load := loads(chosen, shares)
-	mean, sumFair := 0.0, 0.0
+	sumFair := 0.0
 	for i := range chosen {
 		mean += load[i] / float64(len(chosen))
 		sumFair += fair[i]
@@ -350,6 +353,8 @@ func rebalance(chosen []candidate, shares, fair []float64, elapsed float64) (_ [
 			next[i] = static
 		case mean < loadIdle:
 			next[i] = share + back*loadBack*elapsed
+		case mean < loadEbb*last:
+			next[i] = share
 		default:
 			off := 1 - load[i]/mean
 			off = math.Copysign(max(0, math.Abs(off)-loadBand), off)
@@ -360,7 +365,7 @@ func rebalance(chosen []candidate, shares, fair []float64, elapsed float64) (_ [
 	for i := range next {
 		next[i] *= filter.Buckets / total
 	}
-	return next, mean < loadIdle
+	return next, mean, mean < loadIdle
 }
 
 // loads gives the busy share of each node's processors. When those of all are
