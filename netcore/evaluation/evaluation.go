@@ -203,6 +203,11 @@ func (m *Measured) robbed() bool {
 	return m.Others > mostOthers || m.Pace > 0 && m.Pace < leastPace
 }
 
+// sounder reports whether nobody took a part, or less than of another run.
+func (m *Measured) sounder(than *Measured) bool {
+	return !m.robbed() || m.Pace-m.Others > than.Pace-than.Others
+}
+
 // Disturbed reports whether the figures are those of the real machine rather than of the bed:
 // it had nothing left, or others had a large part of it, or in a closed loop without errors
 // not all clients had a request under way.
@@ -251,18 +256,19 @@ type Report struct {
 	Complete bool `json:"complete"`
 }
 
-// has reports whether a run was made.
-func (r *Report) has(run Run, round int) bool {
-	return slices.ContainsFunc(r.Runs, func(m *Measured) bool { return m.Run == run && m.Round == round })
+// at gives a run as it went in a round; nil if it was not made.
+func (r *Report) at(run Run, round int) *Measured {
+	if i := slices.IndexFunc(r.Runs, func(m *Measured) bool { return m.Run == run && m.Round == round }); i >= 0 {
+		return r.Runs[i]
+	}
+	return nil
 }
 
 // Enter adds a run, instead of the same one of before if there is one.
 func (r *Report) Enter(m *Measured) {
-	for i, old := range r.Runs {
-		if old.Run == m.Run && old.Round == m.Round {
-			r.Runs[i] = m
-			return
-		}
+	if old := r.at(m.Run, m.Round); old != nil {
+		*old = *m
+		return
 	}
 	r.Runs = append(r.Runs, m)
 }

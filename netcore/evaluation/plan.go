@@ -132,7 +132,7 @@ func (p *Plan) Takes(r *Report) (all time.Duration) {
 	for round := range p.Rounds {
 		built := map[Setup]bool{}
 		for _, run := range p.Runs {
-			if r.Missing[run.Setup.String()] != "" || r.has(run, round) {
+			if r.Missing[run.Setup.String()] != "" || r.at(run, round) != nil {
 				continue
 			}
 			if !built[run.Setup] {
