@@ -177,8 +177,8 @@ func measure(t *testing.T, p Plan, r *Report, only *regexp.Regexp, save func()) 
 	if p.Rounds > 1 { // "make bench" has no time for it
 		again, content.gauge.patience = 60, 25*time.Minute
 	}
-	// A set-up is built once in a round; in the next one they come the other way round. After the rounds
-	// come those once more of which others have disturbed something.
+	// A set-up is built once in a round; in the next one they come the other way round, but for the first, with which
+	// all others are compared. After the rounds come those once more of which others have disturbed something.
 	setups := (&Report{Runs: runsOf(p)}).setups()
 	rounds := p.Rounds
 	if p.Rounds > 1 {
@@ -187,7 +187,7 @@ func measure(t *testing.T, p Plan, r *Report, only *regexp.Regexp, save func()) 
 	for turn := range rounds {
 		round, once := turn%p.Rounds, turn < p.Rounds
 		if turn > 0 {
-			slices.Reverse(setups)
+			slices.Reverse(setups[1:])
 		}
 		for left := slices.Clone(setups); len(left) > 0; {
 			i := 0
