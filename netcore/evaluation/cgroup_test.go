@@ -134,26 +134,38 @@ func (c *cgroup) take(pid int) error {
 	return nil
 }
 
-// keep keeps all its threads, and those that they start, on one processor.
-func (c *cgroup) keep(processor int) error {
+// tasks are its threads.
+func (c *cgroup) tasks() (tids []int, err error) {
 	name := "tasks"
 	if c.v2 {
 		name = "cgroup.threads"
 	}
+	data, err := os.ReadFile(filepath.Join(c.dirs[0], name))
+	if err != nil {
+		return nil, err
+	}
+	for _, field := range strings.Fields(string(data)) {
+		tid, err := strconv.Atoi(field)
+		if err != nil {
+			return nil, err
+		}
+		tids = append(tids, tid)
+	}
+	return tids, nil
+}
+
+// keep keeps all its threads, and those that they start, on one processor.
+func (c *cgroup) keep(processor int) error {
 	var set unix.CPUSet
 	set.Set(processor)
 	// While one is looked at another may start a third.
 	for moved := true; moved; {
 		moved = false
-		data, err := os.ReadFile(filepath.Join(c.dirs[0], name))
+		tids, err := c.tasks()
 		if err != nil {
 			return err
 		}
-		for _, field := range strings.Fields(string(data)) {
-			tid, err := strconv.Atoi(field)
-			if err != nil {
-				return err
-			}
+		for _, tid := range tids {
 			var is unix.CPUSet
 			if err = unix.SchedGetaffinity(tid, &is); err == nil && is != set {
 				if err = unix.SchedSetaffinity(tid, &set); err == nil {
@@ -219,14 +231,21 @@ func TestQuota(t *testing.T) {
 	}
 	const quota = 0.1
 	c := newCgroups(t).add("spin", quota, 20*time.Millisecond)
-	cmd := exec.Command("sh", "-c", "while :; do :; done")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd := exec.Command("sh", "-c", "read go; (while :; do :; done) & while :; do :; done")
+	begin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	defer cmd.Wait()
-	defer cmd.Process.Kill()
+	defer syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 	if err := c.take(cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := begin.Write([]byte("\n")); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(100 * time.Millisecond)
@@ -244,10 +263,16 @@ func TestQuota(t *testing.T) {
 		if err := c.keep(processor); err != nil {
 			t.Fatal(err)
 		}
+		tids, err := c.tasks()
+		if err != nil || len(tids) != 2 {
+			t.Fatalf("two loops are %v, %v", tids, err)
+		}
 		var is, want unix.CPUSet
 		want.Set(processor)
-		if err := unix.SchedGetaffinity(cmd.Process.Pid, &is); err != nil || is != want {
-			t.Errorf("what is kept on processor %d may run on %v: %v", processor, is, err)
+		for _, tid := range tids {
+			if err := unix.SchedGetaffinity(tid, &is); err != nil || is != want {
+				t.Errorf("what is kept on processor %d may run on %v: %v", processor, is, err)
+			}
 		}
 	}
 }

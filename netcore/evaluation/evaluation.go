@@ -11,7 +11,6 @@ package evaluation
 import (
 	"cmp"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 	"time"
@@ -121,24 +120,35 @@ const (
 	mostOnOne = 4
 )
 
-// processors are how many processors the machines of a run are kept on: one if they fit into it, else all. It has
-// to be a fast one only, where a virtual machine has not two that are fast at once all the time.
+// processors are how many processors the machines of a run are kept on: one if they fit into it, else as many as there
+// are machines or processors. It has to be a fast one only, where a virtual machine has not all fast at once all the time.
 func (p *Plan) processors(r Run) int {
 	if r.parts()*p.quota(r.Workload) <= onePart && r.Machines <= mostOnOne {
 		return 1
 	}
-	return math.MaxInt
+	return r.Machines
 }
 
-// next gives the index of the set-up that is to be measured next: where all processors are fast the first that needs them
-// all, otherwise the first that does not; of the others the first.
-func (p *Plan) next(setups []Setup, allFast bool) int {
-	return max(0, slices.IndexFunc(setups, func(s Setup) bool { return allFast == p.needsAll(s) }))
+// needs is how many of so many processors a set-up has to have for its runs.
+func (p *Plan) needs(s Setup, usable int) (n int) {
+	for _, r := range p.Runs {
+		if r.Setup == s {
+			n = max(n, min(p.processors(r), usable))
+		}
+	}
+	return n
 }
 
-// needsAll reports whether a set-up has to have all processors for some of its runs.
-func (p *Plan) needsAll(s Setup) bool {
-	return slices.ContainsFunc(p.Runs, func(r Run) bool { return r.Setup == s && p.processors(r) > 1 })
+// next gives the index of the set-up that is to be measured next, where so many of the processors are fast: the first
+// of those that need the most of them and no more; if there is none, the first.
+func (p *Plan) next(setups []Setup, fast, usable int) (next int) {
+	most := 0
+	for i, s := range setups {
+		if n := p.needs(s, usable); n <= fast && n > most {
+			next, most = i, n
+		}
+	}
+	return next
 }
 
 // Times are the warm-up and the measured time of a run. With very many clients each of them

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"flag"
 	"io"
-	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -383,34 +382,47 @@ func TestPlans(t *testing.T) {
 	}
 }
 
-// TestProcessors: eight machines of the plan need all processors, four fit into one, and what needs all comes
-// when all are fast.
+// TestProcessors: eight machines of the plan need more than one processor, four fit into one, and what needs more
+// comes when more are fast.
 func TestProcessors(t *testing.T) {
 	p := Full()
 	for _, r := range p.Runs {
 		n := 1
 		if r.Machines > 4 {
-			n = math.MaxInt
+			n = 8
 		}
 		if got := p.processors(r); got != n {
 			t.Errorf("%s, %s: kept on %d processors; want %d", r.Setup, r.Workload, got, n)
 		}
 	}
-	small := Setup{Way: Clone, Machines: 4, Policy: "byRandom", Uneven: true}
-	if large := (Run{Setup: small, Workload: standardTLS}); p.processors(large) != 1 || (&Plan{Quota: 0.25}).processors(large) == 1 {
+	small, large := Setup{Way: Clone, Machines: 4, Policy: "byRandom", Uneven: true}, Setup{Way: Clone, Machines: 8, Policy: "byLoad"}
+	if run := (Run{Setup: small, Workload: standardTLS}); p.processors(run) != 1 || (&Plan{Quota: 0.25}).processors(run) == 1 {
 		t.Error("what machines may take together does not matter")
 	}
-	setups := (&Report{Runs: []*Measured{{Run: Run{Setup: small}}, {Run: Run{Setup: Setup{Way: Clone, Machines: 8, Policy: "byLoad"}}}, {Run: Run{Setup: Setup{Way: Plain, Machines: 1}}}}}).setups()
-	if len(setups) != 3 {
-		t.Fatal(setups)
-	}
+	setups := []Setup{small, large, {Way: Plain, Machines: 1}}
 	for i, tt := range []struct {
-		left []Setup
-		fast bool
-		want int
-	}{{setups, true, 1}, {setups, false, 0}, {setups[1:], false, 1}, {setups[1:2], false, 0}, {setups[2:], true, 0}} {
-		if got := p.next(tt.left, tt.fast); got != tt.want {
+		left         []Setup
+		fast, usable int
+		want         int
+	}{
+		{setups, 2, 2, 1}, {setups, 1, 2, 0}, {setups, 0, 2, 0}, {setups[1:], 1, 2, 1}, {setups[1:2], 1, 2, 0}, {setups[2:], 2, 2, 0},
+		{setups, 1, 1, 0}, {setups, 7, 16, 0}, {setups, 8, 16, 1},
+	} {
+		if got := p.next(tt.left, tt.fast, tt.usable); got != tt.want {
 			t.Errorf("%d: of %v number %d comes next; want %d", i, tt.left, got, tt.want)
+		}
+	}
+}
+
+// TestSounder: what nobody disturbed is the better one, and of two that were disturbed the less disturbed.
+func TestSounder(t *testing.T) {
+	well, slow, robbed := &Measured{Pace: 0.9}, &Measured{Pace: 0.6}, &Measured{Pace: 1, Others: 0.9}
+	for i, tt := range []struct {
+		m, than *Measured
+		want    bool
+	}{{well, slow, true}, {well, well, true}, {slow, well, false}, {slow, robbed, true}, {robbed, slow, false}, {slow, slow, false}} {
+		if got := tt.m.sounder(tt.than); got != tt.want {
+			t.Errorf("%d: sounder %v; want %v", i, got, tt.want)
 		}
 	}
 }

@@ -173,12 +173,12 @@ func measure(t *testing.T, p Plan, r *Report, only *regexp.Regexp, save func()) 
 	content := newContent(t)
 	say := p.progress(r, only)
 	content.gauge.best = max(content.gauge.best, r.Best)
-	again := 10       // runs that others disturb
-	if p.Rounds > 1 { // "make bench" has no time for it
-		again, content.gauge.patience = 60, 25*time.Minute
+	again, mend := 10, 0 // runs that others disturb, and those that are made again in the end
+	if p.Rounds > 1 {    // "make bench" has no time for it
+		again, mend, content.gauge.patience = 60, 60, 25*time.Minute
 	}
-	// A set-up is built once in a round; in the next one they come the other way round, but for the first, with which
-	// all others are compared. After the rounds come those once more of which others have disturbed something.
+	// In a round all set-ups take turns, in the next one the other way round, but for the first, with which all others are
+	// compared. After the rounds come those once more of which others have disturbed something.
 	setups := (&Report{Runs: runsOf(p)}).setups()
 	rounds := p.Rounds
 	if p.Rounds > 1 {
@@ -187,22 +187,25 @@ func measure(t *testing.T, p Plan, r *Report, only *regexp.Regexp, save func()) 
 	for turn := range rounds {
 		round, once := turn%p.Rounds, turn < p.Rounds
 		if turn > 0 {
-			slices.Reverse(setups[1:])
+			slices.Reverse(setups[min(1, len(setups)):])
 		}
-		for left := slices.Clone(setups); len(left) > 0; {
+		lacks := func(s Setup) []Run {
+			return slices.DeleteFunc(slices.Clone(p.Runs), func(run Run) bool {
+				had := r.at(run, round)
+				return run.Setup != s || had != nil && (once || !had.robbed())
+			})
+		}
+		left := slices.DeleteFunc(slices.Clone(setups), func(s Setup) bool {
+			return !only.MatchString(s.String()) || r.Missing[s.String()] != "" || len(lacks(s)) == 0
+		})
+		for first := true; len(left) > 0 && ctx.Err() == nil; first = false {
 			i := 0
-			if r.best(smallTLS) > 0 { // what is at a rate goes by it
-				i = p.next(left, content.gauge.allFast())
+			if !first || left[0] != setups[0] {
+				i = p.next(left, content.gauge.fast(), len(content.gauge.usable))
 			}
 			s := left[i]
 			left = slices.Delete(left, i, i+1)
-			lacking := slices.DeleteFunc(slices.Clone(p.Runs), func(run Run) bool {
-				had := r.at(run, round)
-				return run.Setup != s || had != nil && (once || again == 0 || !had.robbed())
-			})
-			if !only.MatchString(s.String()) || r.Missing[s.String()] != "" || ctx.Err() != nil || len(lacking) == 0 {
-				continue
-			}
+			lacking := lacks(s)
 			t.Run(fmt.Sprintf("%s/%d", s, round+1), func(t *testing.T) {
 				b, err := newBed(t, p, s, content, "relaxed")
 				if errors.As(err, new(missing)) {
@@ -229,8 +232,12 @@ func measure(t *testing.T, p Plan, r *Report, only *regexp.Regexp, save func()) 
 					if ctx.Err() != nil {
 						return
 					}
-					if p.needsAll(s) && slices.ContainsFunc(left, func(other Setup) bool { return !p.needsAll(other) }) && !content.gauge.soon(ctx) {
-						left = append(left, s) // what one processor is enough for comes first
+					if !once && mend == 0 {
+						return
+					}
+					needs := func(s Setup) int { return p.needs(s, len(content.gauge.usable)) }
+					if slices.ContainsFunc(left, func(other Setup) bool { return needs(other) < needs(s) }) && !content.gauge.soon(ctx, needs(s)) {
+						left = append(left, s) // those that need fewer processors come first
 						return
 					}
 					say("%s, %s, %d clients", s, run.Workload, run.Clients)
@@ -249,7 +256,7 @@ func measure(t *testing.T, p Plan, r *Report, only *regexp.Regexp, save func()) 
 					}
 					if ctx.Err() == nil {
 						if !once {
-							again = max(again-1, 0)
+							mend--
 						}
 						m.Round, r.Best = round, content.gauge.best
 						if had := r.at(run, round); had == nil || m.sounder(had) {
@@ -706,13 +713,20 @@ func (g *gauge) pace(of []int) float64 {
 	return least
 }
 
-// allFast reports whether all processors are as fast as they can be.
-func (g *gauge) allFast() bool { return g.pace(g.usable) >= leastPace }
+// fast is how many processors are as fast as they can be.
+func (g *gauge) fast() (n int) {
+	for _, pace := range g.look() {
+		if pace >= leastPace {
+			n++
+		}
+	}
+	return n
+}
 
-// soon reports whether they are so within some seconds.
-func (g *gauge) soon(ctx context.Context) bool {
+// soon reports whether so many are within some seconds.
+func (g *gauge) soon(ctx context.Context, n int) bool {
 	for range 8 {
-		if g.allFast() {
+		if g.fast() >= n {
 			return true
 		}
 		sleep(ctx, 2*time.Second)
@@ -759,13 +773,8 @@ func (g *gauge) await(ctx context.Context, n int) (on []int, pace float64) {
 	for waited := time.Duration(0); ; {
 		start := time.Now()
 		paces := g.look()
-		order := make([]int, len(paces))
-		for i := range order {
-			order[i] = i
-		}
-		slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(paces[b], paces[a]) })
 		on = nil
-		for _, i := range order[:n] {
+		for _, i := range fastest(paces, n) {
 			on, pace = append(on, g.usable[i]), paces[i]
 		}
 		if pace >= leastPace || g.patience <= 0 || ctx.Err() != nil {
@@ -778,6 +787,16 @@ func (g *gauge) await(ctx context.Context, n int) (on []int, pace float64) {
 		waited += time.Since(start)
 		g.patience -= time.Since(start)
 	}
+}
+
+// fastest are the indexes of the n greatest, the greatest first.
+func fastest(paces []float64, n int) []int {
+	order := make([]int, len(paces))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(paces[b], paces[a]) })
+	return order[:n]
 }
 
 // TestGauge: it knows of each processor, takes the fastest, and who has no patience does not wait.
@@ -795,9 +814,12 @@ func TestGauge(t *testing.T) {
 			t.Errorf("the fastest %d processors of %v are %v, with a pace of %v", n, g.usable, on, pace)
 		}
 	}
+	if got := fastest([]float64{0.6, 1, 0.8, 1}, 3); !slices.Equal(got, []int{1, 3, 2}) {
+		t.Errorf("the fastest three are %v", got)
+	}
 	g.best, g.patience = 1e9, 0
-	if g.allFast() {
-		t.Error("processors that were a thousand times as fast are fast")
+	if n := g.fast(); n > 0 {
+		t.Errorf("%d processors that were a thousand times as fast are fast", n)
 	}
 	start := time.Now()
 	if _, pace := g.await(t.Context(), 1); pace <= 0 || pace >= leastPace || time.Since(start) > 5*time.Second {

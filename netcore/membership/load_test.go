@@ -504,8 +504,12 @@ func TestLoadBursts(t *testing.T) {
 					for _, shares := range f.trace[60:] {
 						sum += shares[3]
 					}
-					if mean := sum / len(f.trace[60:]); mean > 220 || float64(mean) < 0.85*f.ideal()[3] {
-						t.Errorf("a node of half the speed has %d buckets in the mean; want more than %.0f, and fewer than 220\n%s", mean, 0.85*f.ideal()[3], f)
+					most := 165 // after a while without clients the shares go back
+					if pause > 5*time.Second {
+						most = 220
+					}
+					if mean := sum / len(f.trace[60:]); mean > most || float64(mean) < 0.85*f.ideal()[3] {
+						t.Errorf("a node of half the speed has %d buckets in the mean; want more than %.0f, and at most %d\n%s", mean, 0.85*f.ideal()[3], most, f)
 					}
 				})
 			}

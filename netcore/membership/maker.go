@@ -215,7 +215,7 @@ func (m *Machine) wanted(chosen []candidate, now int64) (quotas []int, why strin
 	m.balancedAt = now
 	m.nextLook = now + int64(time.Second)
 	if m.sharesOf != m.cur.MapID || len(m.shares) != len(have) { // two maps may have one id
-		m.shares, m.sharesOf = have, m.cur.MapID
+		m.shares, m.sharesOf, m.meanLoad = have, m.cur.MapID, 0
 	}
 	var idle bool
 	m.shares, m.meanLoad, idle = rebalance(chosen, m.shares, fair, m.meanLoad, elapsed)
