@@ -198,7 +198,7 @@ func measure(t *testing.T, p Plan, r *Report, only *regexp.Regexp, save func()) 
 		left := slices.DeleteFunc(slices.Clone(setups), func(s Setup) bool {
 			return !only.MatchString(s.String()) || r.Missing[s.String()] != "" || len(lacks(s)) == 0
 		})
-		for first := true; len(left) > 0 && ctx.Err() == nil; first = false {
+		for first := true; len(left) > 0 && ctx.Err() == nil && (once || mend > 0); first = false {
 			i := 0
 			if !first || left[0] != setups[0] {
 				i = p.next(left, content.gauge.fast(), len(content.gauge.usable))
