@@ -89,9 +89,10 @@ func (e *engine) record(ctx context.Context) {
 	}
 }
 
-// write puts an event into the record, of which the times do not go back unless somebody sets the clock: a thread that
-// notes something looks at the clock before it gets its place in the queue, and another
-// may look later and be there first. It then has the time of the one before it.
+// write puts an event into the record, of which the times do not go back unless somebody
+// sets the clock: a thread that notes something looks at the clock before it gets its place
+// in the queue, and another may look later and be there first. The event then has the time
+// of the one before it.
 func (t *telling) write(at time.Time, ev api.Event) {
 	if at.Before(t.recorded) {
 		at = t.recorded
